@@ -1,0 +1,269 @@
+"""A scenario as frozen data: how rollouts are made, which skew is injected, how they are learned from.
+
+Engine settings carry vLLM's argument names and values, trainer settings TRL's and verl's, so that what is
+learned here is typed there unchanged. The sentence under each field is its help text on the command line
+and in the terminal UI. Nothing here imports torch.
+
+A scenario is immutable: a toggle is a new scenario (`Scenario.with_values`), and two scenarios with equal
+settings are the same experiment.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from skewsim.errors import UserError
+
+DType = Literal["float32", "bfloat16", "float16"]
+SCHEMA_VERSION = 1
+
+
+def _top_k(value: int) -> int:
+    if value < -1:
+        raise ValueError("must be -1 or 0 (off), or at least 1")
+    return max(value, 0)
+
+
+class Settings(BaseModel):
+    """Base of all settings: immutable, and no key that is not known."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+class TaskSettings(Settings):
+    """The verifiable token task and its finite pool of prompts."""
+
+    name: Literal["reverse", "reverse_until_zero"] = "reverse"
+    """reverse: write the prompt's digits backwards. reverse_until_zero: the same, but stop with EOS at the first zero, so that lengths vary."""
+    response_length: int = Field(12, ge=4, le=64)
+    """Digits in the prompt, and most tokens in the response (reverse_until_zero: one more for EOS)."""
+    pool_size: int = Field(64, ge=1, le=1_000_000)
+    """Distinct prompts; the smaller, the more often a prefix is reused."""
+    pool_seed: int = Field(0, ge=0)
+    """Seed of the prompt pool."""
+    reward: Literal["exact", "partial"] = "exact"
+    """What the trainer is rewarded for: the exact answer (0 or 1), or the share of right positions."""
+
+
+class EngineSettings(Settings):
+    """How rollouts are made: vLLM's names and values."""
+
+    dtype: DType = "float32"
+    """vLLM `dtype`: the precision of the engine's body."""
+    head_dtype: DType = "float32"
+    """vLLM `hf_overrides={"head_dtype": ...}`: the precision of lm_head; vLLM's own default is the body's dtype."""
+    kv_cache_dtype: Literal["auto", "fp8"] = "auto"
+    """vLLM `kv_cache_dtype`: auto keeps the body's dtype, fp8 stores keys and values as e4m3."""
+    quantization: Literal["int8", "fp8"] | None = None
+    """Weights of the body, rounded per output channel."""
+    logprobs_mode: Literal["raw_logprobs", "processed_logprobs"] = "processed_logprobs"
+    """vLLM `logprobs_mode`: report before or after temperature, top-p, top-k and min-p. V1's default is raw."""
+    temperature: float = Field(0.8, gt=0, le=10)
+    """vLLM `SamplingParams.temperature`."""
+    top_p: float = Field(1.0, gt=0, le=1)
+    """vLLM `SamplingParams.top_p`."""
+    top_k: Annotated[int, AfterValidator(_top_k)] = 0
+    """vLLM `SamplingParams.top_k`; 0 or -1: off."""
+    min_p: float = Field(0.0, ge=0, le=1)
+    """vLLM `SamplingParams.min_p`."""
+    enable_prefix_caching: bool = False
+    """vLLM `enable_prefix_caching`: a prompt's keys and values are kept for the next request. V1's default is on."""
+    async_scheduling: bool = False
+    """vLLM `async_scheduling`: the next step is already scheduled when an update arrives, which so takes effect a token later. V1's default is on."""
+    mode: Literal["keep", "wait", "abort"] = "keep"
+    """vLLM `pause_generation(mode=...)`: what a weight update does to requests in flight. vLLM's default is abort."""
+    clear_cache: bool = False
+    """vLLM `pause_generation(clear_cache=...)`: drop keys and values made under the old weights. vLLM's default is true."""
+    lag: int = Field(1, ge=0, le=64)
+    """How many weight versions the engine is behind the trainer when a rollout starts."""
+    update_at_token: int | None = Field(6, ge=1, le=64)
+    """The token boundary at which the next weight version arrives in mid-rollout; none: only between rollouts."""
+
+
+class SkewSettings(Settings):
+    """Skew injected on top of what the engine computes: invented, or measured on a real engine."""
+
+    noise: Literal["none", "normal", "student_t", "profile"] = "none"
+    """Shape of the per-logit noise; profile: drawn from a measured profile."""
+    scale: float = Field(0.0, ge=0, le=100)
+    """Standard deviation of the noise on each logit (normal, student_t)."""
+    df: float = Field(4.0, gt=2, le=1000)
+    """Degrees of freedom of student_t."""
+    sequence_scale: float = Field(0.0, ge=0, le=100)
+    """Standard deviation of a noise on each logit that a whole sequence shares."""
+    bias: float = Field(0.0, ge=-100, le=100)
+    """A constant added to every reported logprob (target reported only: a distribution has no constant bias)."""
+    drift: float = Field(0.0, ge=-1, le=10)
+    """Relative growth of all of the above with each training step."""
+    profile: str | None = None
+    """A shipped profile's name or a path to one."""
+    multiplier: float = Field(1.0, ge=0, le=1000)
+    """Factor on the profile's noise."""
+    target: Literal["sampled", "reported"] = "sampled"
+    """sampled: the engine samples from the disturbed distribution and reports it truthfully. reported: only the reported number is wrong."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.bias != 0 and self.target == "sampled":
+            raise ValueError('bias needs target="reported": a sampled distribution sums to one and has no constant bias')
+        if self.noise == "profile" and self.profile is None:
+            raise ValueError('noise="profile" needs profile: a shipped profile\'s name or a path')
+        if self.profile is not None and self.noise != "profile":
+            raise ValueError(f'profile is set, but noise is "{self.noise}"; allowed with a profile: noise="profile"')
+        if self.noise in ("none", "profile") and self.scale != 0:
+            raise ValueError(f'scale is set, but noise is "{self.noise}"; scale goes with normal and student_t')
+        return self
+
+    @property
+    def active(self) -> bool:
+        return self.noise != "none" or self.sequence_scale != 0 or self.bias != 0
+
+
+class CorrectionSettings(Settings):
+    """What the trainer does about skew after the fact; defaults as published (None: the method's own default)."""
+
+    weight: Literal["none", "token_tis", "token_mis", "sequence_tis", "sequence_mis"] = "none"
+    """Importance weight: truncated (TIS) or masked (MIS, IcePop), per token or per sequence (verl `rollout_is`)."""
+    weight_low: float | None = Field(None, ge=0)
+    """Lower bound of the ratio (token_mis 0.5; token_tis none, OpenRLHF 0.5)."""
+    weight_high: float | None = Field(None, gt=0)
+    """Upper bound C of the ratio (token_tis 2, token_mis 5, sequence_tis 2, sequence_mis 2; TRL 3) (verl `rollout_is_threshold`)."""
+    reject: Literal["none", "geometric", "k3"] = "none"
+    """Rejection of whole sequences by their geometric mean ratio or mean k3 (verl `rollout_rs`)."""
+    reject_low: float | None = Field(None, ge=0)
+    """Lower bound of the geometric mean ratio (verl 0.999)."""
+    reject_high: float | None = Field(None, ge=0)
+    """Upper bound of the geometric mean ratio (verl 1.001), or of the mean k3 (0.01)."""
+    veto: float | None = Field(None, gt=0, lt=1)
+    """Reject a sequence if any token's ratio is below this (slime 1e-4)."""
+    off_policy_mask: float | None = Field(None, ge=0)
+    """Drop a sequence with negative advantage whose mean(engine - trainer) logprob exceeds this (slime 1e-4; DeepSeek-V3.2)."""
+    batch_normalize: bool = False
+    """Divide the weights by their mean (verl `rollout_is_batch_normalize`; on in slime's mis.yaml)."""
+    masking: Literal["remove", "zero"] = "remove"
+    """What rejection does: remove from numerator and denominator (verl, slime), or only zero the weight (TRL)."""
+    keep_sampling_mask: bool = False
+    """The trainer's softmax is restricted to the engine's top-p/top-k support (DeepSeek-V3.2)."""
+
+
+class TrainerSettings(Settings):
+    """How rollouts are learned from: TRL's and verl's names."""
+
+    objective: Literal[
+        "reinforce", "rloo", "reinforce_pp", "ppo", "grpo", "dr_grpo", "dapo", "gspo", "cispo", "dppo"
+    ] = "grpo"
+    """The loss."""
+    epsilon: float | None = Field(None, gt=0)
+    """Lower clip bound (TRL `epsilon`); none: the objective's own default."""
+    epsilon_high: float | None = Field(None, gt=0)
+    """Upper clip bound (TRL `epsilon_high`); none: the objective's own default."""
+    delta: float | None = Field(None, gt=1)
+    """Dual clip: upper bound of the ratio where the advantage is negative (TRL `delta`; PPO dual clip 3)."""
+    gspo_form: Literal["paper", "pipelinerl"] = "pipelinerl"
+    """paper: bounds 3e-4/4e-4; pipelinerl: 2e-2/2e-2, length-proportional weights, leave-one-out baseline."""
+    old_logprobs: Literal["rollout", "recompute"] = "rollout"
+    """rollout (bypass): the engine's logprobs are old. recompute (decoupled): the trainer computes them itself."""
+    correction: CorrectionSettings = CorrectionSettings()
+    """Importance weights and rejection."""
+    dtype: DType = "float32"
+    """Precision of the trainer's body (master weights stay float32)."""
+    head_dtype: DType = "float32"
+    """Precision of the trainer's lm_head."""
+    temperature: float | None = Field(None, gt=0, le=10)
+    """Temperature of the trainer's softmax; none: the engine's."""
+    learning_rate: float = Field(3e-4, ge=0, le=1)
+    """Adam's step size."""
+    adam_beta1: float = Field(0.9, ge=0, lt=1)
+    """Adam's first decay rate."""
+    adam_beta2: float = Field(0.95, ge=0, lt=1)
+    """Adam's second decay rate."""
+    adam_epsilon: float = Field(1e-8, gt=0)
+    """Adam's denominator offset."""
+    weight_decay: float = Field(0.0, ge=0, lt=1)
+    """AdamW's decoupled weight decay."""
+    max_grad_norm: float = Field(1.0, gt=0)
+    """Gradient clipping, by the norm over all parameters of a member."""
+    num_prompts: int = Field(8, ge=1, le=4096)
+    """Prompts per rollout (B)."""
+    num_generations: int = Field(8, ge=1, le=1024)
+    """Responses per prompt (G), TRL's name."""
+    num_minibatches: int = Field(2, ge=1, le=64)
+    """Optimiser steps per pass over a rollout."""
+    num_iterations: int = Field(1, ge=1, le=64)
+    """Passes over each rollout (TRL `num_iterations`)."""
+    mask_truncated_completions: bool = False
+    """Leave aborted or cut-off responses out of the loss (TRL's name)."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.num_prompts % self.num_minibatches:
+            raise ValueError(f"num_minibatches={self.num_minibatches} must divide num_prompts={self.num_prompts}")
+        if self.objective in ("rloo", "grpo", "dr_grpo", "dapo", "gspo") and self.num_generations < 2:
+            raise ValueError(f"num_generations=1 leaves {self.objective} without a group; allowed: at least 2")
+        return self
+
+
+class Scenario(Settings):
+    """One experiment: task, engine, injected skew, trainer, length and seed."""
+
+    schema_version: int = SCHEMA_VERSION
+    """Version of this file's layout."""
+    name: str = Field("custom", min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_.+-]+$")
+    """A name for tables and legends; it does not enter the computation."""
+    steps: int = Field(100, ge=1, le=10_000_000)
+    """Rollouts to train on."""
+    seed: int = Field(0, ge=0, lt=2**31)
+    """Seed of prompts, sampling and noise."""
+    policy: str = "base"
+    """Where training starts: base (shipped for the task), random, or a Hugging Face folder."""
+    device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?)$")
+    """cpu or cuda."""
+    task: TaskSettings = TaskSettings()
+    """Task."""
+    engine: EngineSettings = EngineSettings()
+    """Rollout engine."""
+    skew: SkewSettings = SkewSettings()
+    """Injected skew."""
+    trainer: TrainerSettings = TrainerSettings()
+    """Trainer."""
+
+    @model_validator(mode="after")
+    def _known_schema(self) -> Self:
+        if self.schema_version != SCHEMA_VERSION:
+            raise ValueError(f"schema_version={self.schema_version} is not known; this program reads {SCHEMA_VERSION}")
+        return self
+
+    def with_values(self, values: dict[str, Any]) -> Scenario:
+        """A new scenario with dotted paths replaced: ``{"engine.temperature": 1.0}``. Raises UserError."""
+        data = self.model_dump()
+        for path, value in values.items():
+            *parents, leaf = path.split(".")
+            node = data
+            for key in parents:
+                node = node.get(key) if isinstance(node, dict) else None  # type: ignore[assignment]
+            if not isinstance(node, dict) or leaf not in node:
+                raise UserError(f"unknown setting {path}; see `skewsim scenarios --settings`")
+            node[leaf] = value
+        return parse_scenario(data)
+
+
+def parse_scenario(data: dict[str, Any]) -> Scenario:
+    """A validated scenario from plain data. Raises UserError with one line: setting, value, what is allowed."""
+    try:
+        return Scenario.model_validate(data)
+    except ValidationError as error:
+        raise UserError(one_line(error)) from None
+
+
+def one_line(error: ValidationError) -> str:
+    """The first mistake of a pydantic error as one line."""
+    first = error.errors(include_url=False)[0]
+    where = ".".join(str(part) for part in first["loc"]) or "settings"
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden":
+        return f"unknown setting {where}"
+    if isinstance(first["input"], dict):
+        return f"{where}: {message}"
+    return f"{where}={first['input']!r}: {message}"

@@ -1,0 +1,1 @@
+"""The terminal UI: toggle a fix, watch the reward curve respond."""
