@@ -1,0 +1,342 @@
+"""TokenTable: one row per sampled token, as numpy columns, on disk as .npz or .parquet.
+
+The table is what a measurement leaves behind: which token of which sequence was sampled, what the engine and
+the trainer each say its log-probability is, and under which weights it was drawn. Everything else (profiles,
+diagnoses, figures) is computed from it. Sign: ``skew = trainer_logprob - engine_logprob``.
+
+Files carry a schema version and are read without pickle; one that is missing, cut off, foreign or from a later
+version is a `FileFormatError` of one line. `TokenTableWriter` takes rows as they arrive from an engine and
+keeps those already received when the engine, or this process, dies.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import zipfile
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from skewsim.errors import FileFormatError, UserError
+from skewsim.files import atomic_writer
+
+SCHEMA_VERSION = 1
+FORMAT = "skewsim-token-table"
+HEADER = "header"
+
+TYPE_OF_COLUMN: dict[str, type[np.generic]] = {
+    "sequence": np.int64,
+    "position": np.int64,
+    "token": np.int64,
+    "engine_logprob": np.float64,
+    "trainer_logprob": np.float64,
+    "weight_version": np.int64,
+    "sampler_logprob": np.float64,
+    "kept_mass": np.float64,
+    "prompt": np.int64,
+    "square_mass": np.float64,
+}
+OPTIONAL = ("sampler_logprob", "kept_mass", "prompt", "square_mass")
+
+Column = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, eq=False)
+class TokenTable:
+    """One row per sampled token; every column is a 1-D array of one length, log-probabilities in nats.
+
+    Unknown values are NaN (float columns) or -1 (integer columns); an optional column nobody filled is None.
+    Rows need no order. `meta` is provenance as plain JSON: engine, version, dtype, model, temperature, ...
+    """
+
+    sequence: Column
+    """Which sequence the token belongs to."""
+    position: Column
+    """Response position, from 0."""
+    token: Column
+    """The sampled token's id."""
+    engine_logprob: Column
+    """What the engine reported for it."""
+    trainer_logprob: Column
+    """What the trainer computes for it."""
+    weight_version: Column
+    """Version of the weights that sampled it; -1: unknown."""
+    meta: dict[str, Any] = field(default_factory=dict)
+    """Provenance, plain JSON."""
+    sampler_logprob: Column | None = None
+    """True log-probability under the distribution that was sampled from, where the engine can know it."""
+    kept_mass: Column | None = None
+    """Probability mass kept by top-p, top-k and min-p."""
+    prompt: Column | None = None
+    """Id of the sequence's prompt."""
+    square_mass: Column | None = None
+    """Sum over the vocabulary of the trainer's squared probabilities at this position (the logit-noise law needs it)."""
+
+    def __post_init__(self) -> None:
+        for name, dtype in TYPE_OF_COLUMN.items():
+            value = getattr(self, name)
+            if value is not None:
+                object.__setattr__(self, name, _column(name, value, dtype=dtype))
+        for name, column in self.columns().items():
+            if len(column) != len(self.sequence):
+                raise UserError(f"token table: {name} has {len(column)} rows, sequence has {len(self.sequence)}")
+
+    def __len__(self) -> int:
+        return len(self.sequence)
+
+    @property
+    def skew(self) -> npt.NDArray[np.float64]:
+        """Trainer minus engine log-probability, nats; NaN where either is unknown."""
+        with np.errstate(invalid="ignore"):  # -inf minus -inf is unknown, not an error
+            difference: npt.NDArray[np.float64] = self.trainer_logprob - self.engine_logprob
+        return difference
+
+    def columns(self) -> dict[str, Column]:
+        """The columns that are present, by name."""
+        present = {name: getattr(self, name) for name in TYPE_OF_COLUMN}
+        return {name: column for name, column in present.items() if column is not None}
+
+    def select(self, mask: Column) -> TokenTable:
+        """The rows chosen by a boolean mask, an index array or a slice."""
+        return TokenTable(**{name: column[mask] for name, column in self.columns().items()}, meta=dict(self.meta))
+
+    def with_meta(self, **values: Any) -> TokenTable:
+        """The same rows with entries of `meta` added or replaced."""
+        return TokenTable(**self.columns(), meta={**self.meta, **values})
+
+    @classmethod
+    def empty(cls, meta: Mapping[str, Any] | None = None) -> TokenTable:
+        """A table without rows."""
+        required = [name for name in TYPE_OF_COLUMN if name not in OPTIONAL]
+        return cls(**{name: np.empty(0) for name in required}, meta=dict(meta or {}))
+
+    @classmethod
+    def concat(cls, tables: Sequence[TokenTable], *, renumber: bool = False) -> TokenTable:
+        """The rows of several tables. `renumber` gives every table's sequences ids of their own.
+
+        An optional column that only some have is filled with "unknown"; entries of `meta` on which the tables
+        disagree are listed under ``meta["mixed"]``.
+        """
+        if not tables:
+            return cls.empty()
+        names = [name for name in TYPE_OF_COLUMN if any(getattr(table, name) is not None for table in tables)]
+        columns = {name: np.concatenate([_or_unknown(table, name) for table in tables]) for name in names}
+        if renumber:
+            owner = np.repeat(np.arange(len(tables)), [len(table) for table in tables])
+            pairs = np.stack([owner, columns["sequence"]], axis=1)
+            columns["sequence"] = np.unique(pairs, axis=0, return_inverse=True)[1].reshape(-1)
+        return cls(**columns, meta=_merged_meta([table.meta for table in tables]))
+
+    @classmethod
+    def from_rollouts(
+        cls,
+        *,
+        tokens: Column,
+        mask: Column,
+        engine_logprobs: Column,
+        trainer_logprobs: Column | None = None,
+        weight_versions: Column | None = None,
+        sampler_logprobs: Column | None = None,
+        kept_mass: Column | None = None,
+        prompt_ids: Column | None = None,
+        square_mass: Column | None = None,
+        meta: Mapping[str, Any] | None = None,
+    ) -> TokenTable:
+        """A table from arrays of shape (..., N, T), and (..., N) prompts; a row for every position with mask > 0."""
+        kept = np.asarray(mask) > 0
+        sequence = np.arange(int(np.prod(kept.shape[:-1]))).reshape(*kept.shape[:-1], 1)
+
+        def rows(values: Column | None, unknown: float | None = None) -> Column | None:
+            if values is None:
+                return None if unknown is None else np.full(int(kept.sum()), unknown)
+            return np.broadcast_to(np.asarray(values), kept.shape)[kept]
+
+        columns = {
+            "sequence": rows(sequence),
+            "position": rows(np.arange(kept.shape[-1])),
+            "token": rows(tokens),
+            "engine_logprob": rows(engine_logprobs),
+            "trainer_logprob": rows(trainer_logprobs, np.nan),
+            "weight_version": rows(weight_versions, -1),
+            "sampler_logprob": rows(sampler_logprobs),
+            "kept_mass": rows(kept_mass),
+            "prompt": rows(None if prompt_ids is None else np.asarray(prompt_ids)[..., None]),
+            "square_mass": rows(square_mass),
+        }
+        return cls(**columns, meta=dict(meta or {}))  # type: ignore[arg-type]
+
+    def save(self, path: Path | str) -> None:
+        """Write .npz or .parquet, by suffix; the file is whole or absent."""
+        path = Path(path)
+        write = {".npz": _write_npz, ".parquet": _write_parquet}.get(path.suffix)
+        if write is None:
+            raise UserError(f"token table {path}: suffix {path.suffix!r} is not known; allowed: .npz, .parquet")
+        with atomic_writer(path) as handle:
+            write(self, handle)
+
+    @classmethod
+    def load(cls, path: Path | str) -> TokenTable:
+        """Read a .npz or .parquet table, or the folder of parts of an unfinished `TokenTableWriter`."""
+        path = Path(path)
+        if path.is_dir() and path.suffix == ".parts":
+            return cls.concat([cls.load(part) for part in sorted(path.glob("*.npz"))])
+        if not path.is_file():
+            raise FileFormatError(f"token table {path}: no such file")
+        read = {".npz": _read_npz, ".parquet": _read_parquet}.get(path.suffix)
+        if read is None:
+            raise FileFormatError(f"token table {path}: suffix {path.suffix!r} is not known; allowed: .npz, .parquet")
+        try:
+            header, columns = read(path)
+        except PermissionError as error:
+            raise FileFormatError(f"token table {path}: {error.strerror}") from None
+        except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, RuntimeError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise FileFormatError(f"token table {path}: truncated or no token table ({reason[:120]})") from None
+        _check_header(path, header)
+        missing = [name for name in TYPE_OF_COLUMN if name not in OPTIONAL and name not in columns]
+        if missing:
+            raise FileFormatError(f"token table {path}: column {missing[0]} is missing")
+        try:
+            return cls(**{name: columns[name] for name in TYPE_OF_COLUMN if name in columns}, meta=header["meta"])
+        except UserError as error:
+            raise FileFormatError(f"{path}: {error}") from None
+
+
+class TokenTableWriter:
+    """Appends tables as they arrive and turns them into one file at the end.
+
+    Each part is written to the folder ``<path>.parts`` as it comes, so a killed process loses none of them
+    (``TokenTable.load`` reads the folder); leaving the ``with`` block, also by an exception, joins the parts
+    into `path`. Without a row nothing is written.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        if self.path.suffix not in (".npz", ".parquet"):
+            raise UserError(f"token table {path}: suffix {self.path.suffix!r} is not known; allowed: .npz, .parquet")
+        self.folder = self.path.with_name(self.path.name + ".parts")
+        if self.folder.exists():
+            raise UserError(f"{self.folder} holds the rows of an unfinished measurement; use or remove it first")
+        self.rows = 0
+        self._parts = 0
+
+    def append(self, table: TokenTable) -> None:
+        """Put a table's rows on disk."""
+        if len(table) == 0:
+            return
+        if not self.folder.is_dir():
+            try:
+                self.folder.mkdir(parents=True)
+            except OSError as error:
+                raise UserError(f"{self.folder} cannot be made: {error.strerror}") from None
+        table.save(self.folder / f"{self._parts:06d}.npz")
+        self._parts += 1
+        self.rows += len(table)
+
+    def finish(self) -> None:
+        """Join the parts into the final file and remove them."""
+        if self.folder.is_dir():
+            TokenTable.load(self.folder).save(self.path)
+            shutil.rmtree(self.folder)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.finish()
+
+
+def _column(name: str, value: Any, *, dtype: type[np.generic]) -> Column:
+    array = np.asarray(value)
+    if array.ndim != 1:
+        raise UserError(f"token table: {name} has {array.ndim} axes; allowed: 1")
+    if array.dtype.kind not in "biuf":
+        raise UserError(f"token table: {name} has type {array.dtype}; allowed: numbers")
+    if dtype is np.int64 and array.dtype.kind == "f" and not np.all(array == np.rint(array)):
+        raise UserError(f"token table: {name} has values that are no integers")
+    return array.astype(dtype, copy=False)
+
+
+def _or_unknown(table: TokenTable, name: str) -> Column:
+    column: Column | None = getattr(table, name)
+    if column is not None:
+        return column
+    dtype = TYPE_OF_COLUMN[name]
+    return np.full(len(table), -1 if dtype is np.int64 else np.nan, dtype=dtype)
+
+
+def _merged_meta(metas: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    keys = sorted({key for meta in metas for key in meta})
+    agreed = {key: metas[0].get(key) for key in keys if all(meta.get(key) == metas[0].get(key) for meta in metas)}
+    mixed = {key: [meta.get(key) for meta in metas] for key in keys if key not in agreed}
+    return {**agreed, "mixed": mixed} if mixed else agreed
+
+
+def _header(table: TokenTable) -> str:
+    try:
+        return json.dumps({"format": FORMAT, "schema_version": SCHEMA_VERSION, "meta": table.meta}, sort_keys=True)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"token table: meta is no plain JSON ({error})") from None
+
+
+def _check_header(path: Path, header: Any) -> None:
+    if not isinstance(header, dict) or header.get("format") != FORMAT:
+        raise FileFormatError(f"token table {path}: not a token table")
+    version = header.get("schema_version")
+    if not isinstance(version, int) or version < 1:
+        raise FileFormatError(f"token table {path}: schema_version={version!r} is not known")
+    if version > SCHEMA_VERSION:
+        raise FileFormatError(
+            f"token table {path}: schema_version={version} is from a later skewsim; this one reads up to {SCHEMA_VERSION}"
+        )
+    if not isinstance(header.get("meta"), dict):
+        raise FileFormatError(f"token table {path}: meta is missing")
+
+
+def _write_npz(table: TokenTable, handle: BinaryIO) -> None:
+    header = np.frombuffer(_header(table).encode(), dtype=np.uint8)
+    np.savez_compressed(handle, **{HEADER: header, **table.columns()})
+
+
+def _read_npz(path: Path) -> tuple[Any, dict[str, Column]]:
+    with open(path, "rb") as handle:
+        if not zipfile.is_zipfile(handle):
+            raise ValueError("not a zip archive of arrays")
+        handle.seek(0)
+        with np.load(handle, allow_pickle=False) as archive:
+            if HEADER not in archive:
+                raise ValueError("it has no header")
+            header = json.loads(archive[HEADER].tobytes())
+            return header, {name: archive[name] for name in TYPE_OF_COLUMN if name in archive}
+
+
+def _write_parquet(table: TokenTable, handle: BinaryIO) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    arrow = pyarrow.table(table.columns())
+    pyarrow.parquet.write_table(arrow.replace_schema_metadata({FORMAT: _header(table)}), handle)
+
+
+def _read_parquet(path: Path) -> tuple[Any, dict[str, Column]]:
+    import pyarrow.parquet
+
+    # from memory: a table from a half-written file must not keep a map of it open
+    arrow = pyarrow.parquet.read_table(io.BytesIO(path.read_bytes()))
+    raw = (arrow.schema.metadata or {}).get(FORMAT.encode())
+    if raw is None:
+        raise ValueError("it has no header")
+    names = [name for name in arrow.column_names if name in TYPE_OF_COLUMN]
+    if len(set(names)) != len(names):
+        raise ValueError("a column is there twice")
+    return json.loads(raw), {name: arrow.column(name).to_numpy() for name in names}
