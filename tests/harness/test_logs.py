@@ -1,0 +1,253 @@
+"""Importing logs: one small fixture per framework in its own field names, all saying the same two sequences."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+import torch
+
+from harness.logs import formats, import_rollouts, import_sequences
+from skewsim.errors import FileFormatError, UserError
+from skewsim.sequences import load_sequences, write_sequences
+
+PROMPT = [5, 6, 7]
+TOKENS = [[10, 11, 12], [13, 14]]
+ENGINE = [[-0.1, -0.2, -0.3], [-0.4, -0.5]]
+TRAINER = [[-0.15, -0.2, -0.25], [-0.4, -0.6]]
+VERSIONS = [4, 4]
+
+
+def padded(values: list[Any], length: int, filler: Any) -> list[Any]:
+    return values + [filler] * (length - len(values))
+
+
+def lines(path: Path, rows: list[Any]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def verl(folder: Path) -> Path:
+    rows = [
+        {
+            "prompts": [0, *PROMPT],
+            "responses": padded(tokens, 4, 0),
+            "attention_mask": [0, 1, 1, 1, *padded([1] * len(tokens), 4, 0)],
+            "response_mask": padded([1] * len(tokens), 4, 0),
+            "rollout_log_probs": padded(engine, 4, -1.0),
+            "old_log_probs": padded(trainer, 4, 0.0),
+            "uid": "a",
+        }
+        for tokens, engine, trainer in zip(TOKENS, ENGINE, TRAINER, strict=True)
+    ]
+    return lines(folder / "verl.jsonl", rows)
+
+
+def trl(folder: Path) -> Path:
+    table = pyarrow.table(
+        {
+            "step": [1, 1],
+            "prompt": ["p", "p"],
+            "completion": ["x", "y"],
+            "prompt_ids": [PROMPT, PROMPT],
+            "completion_ids": [padded(tokens, 3, 0) for tokens in TOKENS],
+            "completion_mask": [padded([1] * len(tokens), 3, 0) for tokens in TOKENS],
+            "sampling_per_token_logps": [padded(values, 3, 0.0) for values in ENGINE],
+            "old_per_token_logps": [padded(values, 3, 0.0) for values in TRAINER],
+        }
+    )
+    pyarrow.parquet.write_table(table, folder / "completions_00001.parquet")
+    return folder / "completions_00001.parquet"
+
+
+def pipelinerl(folder: Path) -> Path:
+    group = [
+        {
+            "text": "...",
+            "n_predicted": 4,
+            "input_ids": PROMPT + tokens,
+            "labels": [-100] * len(PROMPT) + tokens,
+            "logprobs": engine,
+            "group_id": "7",
+            "metadata": {"model_version": 4},
+        }
+        for tokens, engine in zip(TOKENS, ENGINE, strict=True)
+    ]
+    stream = folder / "streams" / "actor" / "0" / "0"
+    stream.mkdir(parents=True)
+    lines(stream / "0.jsonl", [group])
+    return folder / "streams"
+
+
+def prime_rl(folder: Path) -> Path:
+    rows = [
+        {
+            "task": "t",
+            "reward": 1.0,
+            "trajectory": [{"tokens": {"prompt_ids": PROMPT, "prompt_mask": [0] * 3, "completion_ids": tokens, "completion_mask": [1] * len(tokens), "completion_logprobs": engine}}],
+        }
+        for tokens, engine in zip(TOKENS, ENGINE, strict=True)
+    ]  # fmt: skip
+    return lines(folder / "train_rollouts.jsonl", rows)
+
+
+def prime_rl_trace(folder: Path) -> Path:
+    """A prompt with two answers: two leaves of one message graph."""
+    nodes: list[dict[str, Any]] = [
+        {"parent": None, "sampled": False, "token_ids": PROMPT, "mask": [False] * 3, "logprobs": []}
+    ]
+    nodes += [
+        {"parent": 0, "sampled": True, "token_ids": tokens, "mask": [True] * len(tokens), "logprobs": engine}
+        for tokens, engine in zip(TOKENS, ENGINE, strict=True)
+    ]
+    return lines(folder / "trace.jsonl", [{"nodes": nodes, "reward": 0.0}])
+
+
+def slime(folder: Path) -> Path:
+    samples = [
+        {
+            "tokens": torch.tensor(PROMPT + tokens),
+            "response_lengths": len(tokens),
+            "rollout_log_probs": torch.tensor(engine, dtype=torch.float64),
+            "log_probs": torch.tensor(trainer, dtype=torch.float64),
+            "loss_masks": torch.ones(len(tokens), dtype=torch.int32),
+            "weight_versions": ["4"],
+        }
+        for tokens, engine, trainer in zip(TOKENS, ENGINE, TRAINER, strict=True)
+    ]
+    torch.save({"rollout_id": 0, "samples": samples}, folder / "0.pt")
+    return folder / "0.pt"
+
+
+def nemo_rl(folder: Path) -> Path:
+    rows = [
+        {
+            "content": "...",
+            "token_ids": padded(PROMPT + tokens, 7, 0),
+            "token_loss_mask": padded([0, 0, 0] + [1] * len(tokens), 7, 0),
+            "generation_logprobs": padded([0.0, 0.0, 0.0, *engine], 7, 0.0),
+            "prev_logprobs": padded([0.0, -1.0, -1.0, *trainer], 7, 0.0),
+            "input_lengths": 3 + len(tokens),
+        }
+        for tokens, engine, trainer in zip(TOKENS, ENGINE, TRAINER, strict=True)
+    ]
+    return lines(folder / "train_data_step1.jsonl", rows)
+
+
+@pytest.mark.parametrize(
+    ("write", "name", "trainer", "versions"),
+    [
+        (verl, "verl", True, False),
+        (trl, "trl", True, False),
+        (pipelinerl, "pipelinerl", False, True),
+        (prime_rl, "prime-rl", False, False),
+        (prime_rl_trace, "prime-rl", False, False),
+        (slime, "slime", True, True),
+        (nemo_rl, "nemo-rl", True, False),
+    ],
+)
+def test_every_framework_gives_the_same_tokens(
+    write: Any, name: str, trainer: bool, versions: bool, tmp_path: Path
+) -> None:
+    path = write(tmp_path)
+    table = import_rollouts(path)  # the format is found by itself
+    assert table.meta["imported_from"] == name
+    assert table.token.tolist() == [*TOKENS[0], *TOKENS[1]]
+    assert table.sequence.tolist() == [0, 0, 0, 1, 1]
+    assert table.position.tolist() == [0, 1, 2, 0, 1]
+    np.testing.assert_allclose(table.engine_logprob, [*ENGINE[0], *ENGINE[1]])
+    expected = [*TRAINER[0], *TRAINER[1]] if trainer else [np.nan] * 5
+    np.testing.assert_allclose(table.trainer_logprob, expected)
+    assert table.weight_version.tolist() == ([4] * 5 if versions else [-1] * 5)
+    assert table.prompt is not None
+    assert len(set(table.prompt.tolist())) == 1
+    records = list(import_sequences(path, format=name))
+    assert all(record.prompt_tokens is not None and record.prompt_tokens.tolist() == PROMPT for record in records)
+
+
+def test_a_branch_shared_by_two_leaves_is_counted_once(tmp_path: Path) -> None:
+    nodes = [
+        {"parent": None, "token_ids": [1, 2], "mask": [False, False], "logprobs": []},
+        {"parent": 0, "token_ids": [3, 4], "mask": [False, True], "logprobs": [-1.0]},
+        {"parent": 1, "token_ids": [5, 6], "mask": [False, True], "logprobs": [-2.0]},
+        {"parent": 1, "token_ids": [7, 8], "mask": [False, True], "logprobs": [-3.0]},
+    ]
+    table = import_rollouts(lines(tmp_path / "t.jsonl", [{"nodes": nodes}]))
+    assert sorted(table.engine_logprob.tolist()) == [-3.0, -2.0, -1.0]
+    assert sorted(table.token.tolist()) == [4, 6, 8]
+
+
+def test_a_table_with_a_token_per_row_by_named_columns(tmp_path: Path) -> None:
+    columns = {"engine_logprob": "vllm", "trainer_logprob": "hf", "sequence": "seq"}
+    data = {"seq": [3, 3, 9], "vllm": [-1.0, -2.0, -3.0], "hf": [-1.1, -2.0, -3.5]}
+    pyarrow.parquet.write_table(pyarrow.table(data), tmp_path / "t.parquet")
+    lines(tmp_path / "t.jsonl", [dict(zip(data, row, strict=True)) for row in zip(*data.values(), strict=True)])
+    for name in ("t.parquet", "t.jsonl"):
+        table = import_rollouts(tmp_path / name, columns=columns)
+        assert table.position.tolist() == [0, 1, 0]
+        np.testing.assert_allclose(table.skew, [-0.1, 0.0, -0.5])
+    with pytest.raises(FileFormatError, match="no column nope"):
+        import_rollouts(tmp_path / "t.parquet", columns=columns | {"weight_version": "nope"})
+    with pytest.raises(UserError, match="enginelogprob"):
+        import_rollouts(
+            tmp_path / "t.parquet", format="table", columns={"enginelogprob": "vllm", "engine_logprob": "vllm"}
+        )
+
+
+def test_a_table_with_a_sequence_per_row_by_named_columns(tmp_path: Path) -> None:
+    rows = [{"ids": tokens, "lps": engine, "T": 0.7} for tokens, engine in zip(TOKENS, ENGINE, strict=True)]
+    names = {"token_ids": "ids", "engine_logprobs": "lps", "temperature": "T"}
+    table = import_rollouts(lines(tmp_path / "w.jsonl", rows), columns=names)
+    assert table.meta["temperature"] == 0.7
+    np.testing.assert_allclose(table.engine_logprob, [*ENGINE[0], *ENGINE[1]])
+
+
+def test_sequences_survive_a_round_trip_with_their_prompts(tmp_path: Path) -> None:
+    records = list(import_sequences(slime(tmp_path)))
+    assert write_sequences(records, tmp_path / "s.jsonl") == 2
+    log = load_sequences(tmp_path / "s.jsonl")
+    for before, after in zip(records, log.records, strict=True):
+        assert before.to_json() == after.to_json()
+    assert log.table().skew == pytest.approx(import_rollouts(tmp_path / "0.pt").skew)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"input": "a", "output": "b", "gts": "", "score": 1, "step": 3}\n', "calculate_log_probs"),
+        ('{"token_ids": [1, 2], "engine_logprobs": [-0.1]}\n', "row 1"),
+        ('{"token_ids": [1, 2], "engine_logprobs": [-0.1', "truncated"),
+        ('{"colour": 3}\n', "fit no known format"),
+        ("", "no rows"),
+    ],
+)
+def test_a_log_that_cannot_be_used_is_one_line(content: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_text(content)
+    with pytest.raises(FileFormatError, match=message) as caught:
+        import_rollouts(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path) -> None:
+    class Trap:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return (Path.touch, (tmp_path / "ran",))
+
+    torch.save({"samples": [Trap()]}, tmp_path / "x.pt")
+    with pytest.raises(FileFormatError):
+        import_rollouts(tmp_path / "x.pt")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_wrong_paths_and_formats_are_the_users_mistake(tmp_path: Path) -> None:
+    with pytest.raises(FileFormatError, match="no such file"):
+        import_rollouts(tmp_path / "absent.jsonl")
+    with pytest.raises(UserError, match="format=verlx"):
+        import_rollouts(verl(tmp_path), format="verlx")
+    assert {"verl", "trl", "pipelinerl", "prime-rl", "slime", "nemo-rl", "table"} <= set(formats())
