@@ -305,7 +305,8 @@ def _check_header(path: Path, header: Any) -> None:
 
 def _write_npz(table: TokenTable, handle: BinaryIO) -> None:
     header = np.frombuffer(_header(table).encode(), dtype=np.uint8)
-    np.savez_compressed(handle, **{HEADER: header, **table.columns()})
+    arrays: dict[str, Any] = {HEADER: header, **table.columns()}
+    np.savez_compressed(handle, **arrays)
 
 
 def _read_npz(path: Path) -> tuple[Any, dict[str, Column]]:
