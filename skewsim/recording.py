@@ -15,7 +15,7 @@ import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import IO, TYPE_CHECKING, Any, Protocol, Self
+from typing import IO, TYPE_CHECKING, Any, Self
 
 from filelock import FileLock, Timeout
 
@@ -26,20 +26,11 @@ from skewsim.settings import Scenario
 from skewsim.share import load_toml, to_toml
 
 if TYPE_CHECKING:
-    from skewsim.trainer import StepRecord, TrainState
+    from skewsim.trainer import StepRecord, Trainer, TrainState
 
 SCHEMA_VERSION = 1
 SCENARIO, STEPS, SUMMARY, CHECKPOINT = "scenario.toml", "steps.jsonl", "summary.json", "checkpoint.safetensors"
 LOCK = ".lock"
-_RECORD_FIELDS = ("step", "scenario", "seed", "events", "diverged", "sources")
-
-
-class Trains(Protocol):
-    """What recording needs of a trainer: the next records (none when it is done) and its whole state."""
-
-    def step(self) -> list[StepRecord]: ...
-
-    def state(self) -> TrainState: ...
 
 
 class RunFolder:
@@ -74,9 +65,8 @@ class RunFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._acquire()
-            if not (self.resume and (self.path / SCENARIO).exists()):
-                with atomic_writer(self.path / SCENARIO) as file:
-                    file.write(to_toml(self.scenario).encode())
+            with atomic_writer(self.path / SCENARIO) as file:
+                file.write(to_toml(self.scenario).encode())
             self._steps = (self.path / STEPS).open("ab")
         except OSError as error:
             raise UserError(f"run folder {self.path} cannot be written: {error.strerror}") from None
@@ -119,7 +109,8 @@ class RunFolder:
             self._check_same_run()
 
     def _check_same_run(self) -> None:
-        if load_toml(self.path / SCENARIO) != self.scenario:
+        own = load_toml(self.path / SCENARIO)
+        if own.model_copy(update={"steps": self.scenario.steps}) != self.scenario:  # a run may be made longer
             raise UserError(f"run folder {self.path} is of another scenario; its own is {self.path / SCENARIO}")
         summary = read_summary(self.path)
         for key, value in self._identity.items():
@@ -143,16 +134,23 @@ class RunFolder:
         write_json(self.path / SUMMARY, summary)
 
 
-def record(trainer: Trains, folder: RunFolder, *, checkpoint_every: int = 1) -> Iterator[list[StepRecord]]:
-    """Train to the end inside an open folder, and yield each step's records after they are written."""
-    steps = 0
-    while records := trainer.step():
-        folder.append(records)
-        steps += 1
-        if steps % checkpoint_every == 0:
-            folder.checkpoint(trainer.state())
-        yield records
-    folder.checkpoint(trainer.state())
+def record(trainer: Trainer, folder: RunFolder | None, *, checkpoint_every: int = 1) -> Iterator[list[StepRecord]]:
+    """Train to the end and yield each step's records, which by then are in the folder, if there is one."""
+    if folder is None:
+        yield from _steps(trainer)
+        return
+    with folder:
+        for records in _steps(trainer):
+            folder.append(records)
+            if trainer.step_number % checkpoint_every == 0:
+                folder.checkpoint(trainer.state())
+            yield records
+        folder.checkpoint(trainer.state())
+
+
+def _steps(trainer: Trainer) -> Iterator[list[StepRecord]]:
+    while trainer.alive and trainer.step_number < trainer.scenario.steps:
+        yield trainer.step()
 
 
 def read_records(folder: Path) -> Iterator[StepRecord]:
@@ -237,9 +235,8 @@ def _parse_record(line: bytes, where: str) -> StepRecord:
     try:
         row = json.loads(line)
         version = row.pop("schema_version", SCHEMA_VERSION)
-        named = {key: row.pop(key) for key in _RECORD_FIELDS if key in row}
-        parsed = StepRecord(**{"events": [], "diverged": None, "sources": {}, **named}, metrics=row)
-    except (ValueError, TypeError, AttributeError):
+        parsed = StepRecord.from_json(row)
+    except (ValueError, TypeError, AttributeError, KeyError):
         raise FileFormatError(f"{where} is not a step record") from None
     if version != SCHEMA_VERSION:
         raise FileFormatError(f"{where}: schema_version={version!r} is not known; this program reads {SCHEMA_VERSION}")

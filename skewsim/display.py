@@ -1,0 +1,150 @@
+"""What a command shows while it works and when it is done.
+
+Four ways for one stream of records: a progress bar on a terminal (on stderr), a plain line now and then off a
+terminal (on stderr too), every number as a sentence of plain text (``--plain``, for a screen reader), and JSON
+lines (``--json``, for programs; both on stdout). rich leaves colour out under NO_COLOR.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from skewsim.recording import finite
+
+if TYPE_CHECKING:
+    from skewsim.trainer import StepRecord
+
+Style = Literal["shown", "plain", "json"]
+PLAIN_LINES = 10
+"""Progress lines of a whole run off a terminal."""
+_HEADLINE = {
+    "reward/mean": "reward",
+    "update/clip_rate": "clip rate",
+    "skew/kl_k3": "k3",
+    "skew/logprob_diff_mean": "mean abs skew",
+    "policy/entropy": "entropy",
+    "lag/mean": "lag",
+}
+
+
+@dataclass
+class Display:
+    """Shows steps as they come."""
+
+    style: Style
+    total: int
+    bar: Progress | None
+
+    def show(self, records: Sequence[StepRecord]) -> None:
+        """One step's records, a record per living member."""
+        if not records:
+            return
+        if self.style == "json":
+            for record in records:
+                print_json(record.to_json())
+        elif self.style == "plain":
+            for record in records:
+                print(sentence(record), flush=True)
+        self._progress(records)
+
+    def _progress(self, records: Sequence[StepRecord]) -> None:
+        step = records[0].step
+        if self.bar is not None:
+            self.bar.update(self.bar.task_ids[0], completed=step + 1, description=headline(records))
+        elif self.style == "shown" and _is_milestone(step, self.total):
+            print(f"step {step + 1} of {self.total}: {headline(records)}", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def display(total: int, *, style: Style) -> Iterator[Display]:
+    """A display of ``total`` steps; the bar, if there is one, is taken down at the end."""
+    console = Console(stderr=True)
+    if style != "shown" or not console.is_terminal:
+        yield Display(style, total, None)
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        bar.add_task("", total=total)
+        yield Display(style, total, bar)
+
+
+def headline(records: Sequence[StepRecord]) -> str:
+    """The members' mean reward, clip rate and k3 as a few words."""
+    words = []
+    for key in ("reward/mean", "update/clip_rate", "skew/kl_k3"):
+        values = [value for record in records if (value := record.metrics.get(key)) is not None]
+        if values:
+            words.append(f"{_HEADLINE[key]} {sum(values) / len(values):.3g}")
+    diverged = [record for record in records if record.diverged]
+    return ", ".join([*words, *(f"seed {record.seed} diverged: {record.diverged}" for record in diverged)])
+
+
+def sentence(record: StepRecord) -> str:
+    """Every number of a record as plain words."""
+    numbers = (f"{key} {number(value)}" for key, value in record.metrics.items())
+    tail = [
+        *(f"event {event}" for event in record.events),
+        *([f"diverged: {record.diverged}"] if record.diverged else []),
+    ]
+    return ", ".join([f"step {record.step}", f"scenario {record.scenario}", f"seed {record.seed}", *numbers, *tail])
+
+
+def number(value: float | None) -> str:
+    """A number for people; a dash where there is none."""
+    return "-" if value is None else f"{value:.4g}"
+
+
+def print_json(data: Mapping[str, Any]) -> None:
+    """One object on one line of stdout; what is not finite is null."""
+    print(json.dumps(finite(data), allow_nan=False), flush=True)
+
+
+def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *, plain: bool = False) -> None:
+    """A table on stdout: ruled on a terminal, and where ``plain``, a sentence for each row."""
+    if plain:
+        print(f"{title}.")
+        for row in rows:
+            print(", ".join(f"{column} {cell}" for column, cell in zip(columns, row, strict=True)))
+        return
+    table = Table(title=title, title_justify="left")
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    console = Console()
+    if not console.is_terminal:
+        console.width = 200
+    console.print(table, markup=False)
+
+
+def say(text: str) -> None:
+    """A sentence for the person at the terminal, on stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def print_summary(name: str, members: Iterable[Mapping[str, Any]], *, plain: bool) -> None:
+    """How each member of a run ended: the headline metrics' means over the last tenth of its steps."""
+    rows = [
+        [
+            str(member["seed"]),
+            str(member["steps"]),
+            *(number(member["last_tenth"].get(key)) for key in _HEADLINE),
+            f"diverged: {member['diverged']}" if member["diverged"] else "finished",
+        ]
+        for member in members
+    ]
+    title = f"{name}: means over the last tenth of the steps"
+    print_table(title, ["seed", "steps", *_HEADLINE.values(), "end"], rows, plain=plain)
+
+
+def _is_milestone(step: int, total: int) -> bool:
+    return (step + 1) * PLAIN_LINES // total > step * PLAIN_LINES // total
