@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import optimize, stats
+from scipy import optimize, special, stats
 
 from skewsim.errors import UserError
 from skewsim.profile import Estimate, Fit, Kind, ProbabilityBin, Provenance, SkewProfile
@@ -235,9 +235,12 @@ def _student_fit(size: Floats, count: Floats) -> tuple[float, float]:
     """Degrees of freedom and scale of a Student-t centred at 0, from absolute values with counts."""
     start = max(float(np.sqrt((count * size**2).sum() / count.sum())), 1e-12)
 
+    share, ratio = count / count.sum(), (size / start) ** 2
+
     def loss(parameters: Floats) -> float:
         df, scale = np.exp(parameters)
-        return -float((count * (stats.t.logpdf(size / (start * scale), df) - np.log(scale))).sum() / count.sum())
+        constant = special.gammaln((df + 1) / 2) - special.gammaln(df / 2) - np.log(df) / 2 - np.log(scale)
+        return float((df + 1) / 2 * (share @ np.log1p(ratio / (df * scale**2))) - constant)
 
     bounds = [(np.log(1.01), np.log(MOST_DF)), (-4.0, 2.0)]
     best = optimize.minimize(loss, np.array([np.log(6.0), -0.3]), method="L-BFGS-B", bounds=bounds)

@@ -12,6 +12,7 @@ The laws at the end are what independent Gaussian noise on each logit gives in f
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -100,7 +101,7 @@ def by_probability(logprobs: Array, d: Array, mask: Array | None = None) -> list
         valid &= _tensor(mask) > 0
     probability, skew = lp[valid].exp(), skew[valid]
     table = []
-    for low, high in zip(PROBABILITY_EDGES, PROBABILITY_EDGES[1:], strict=False):
+    for low, high in pairwise(PROBABILITY_EDGES):
         inside = skew[(probability >= low) & (probability < high)]
         table.append(
             ProbabilityBin(

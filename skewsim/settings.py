@@ -70,6 +70,8 @@ class EngineSettings(Settings):
     """vLLM `SamplingParams.min_p`."""
     enable_prefix_caching: bool = False
     """vLLM `enable_prefix_caching`: a prompt's keys and values are kept for the next request. V1's default is on."""
+    block_size: int = Field(1, ge=1, le=256)
+    """vLLM `block_size`: prefixes are kept in whole blocks of so many tokens, the prompt's last token never. vLLM's is 16 or more; 1 lets short prompts be reused."""
     async_scheduling: bool = False
     """vLLM `async_scheduling`: the next step is already scheduled when an update arrives, which so takes effect a token later. V1's default is on."""
     mode: Literal["keep", "wait", "abort"] = "keep"

@@ -1,0 +1,108 @@
+"""Verifiable token tasks: prompts from a finite pool, and a checker for a reward.
+
+`reverse`: the prompt is ``BOS d_1 .. d_n SEP``; the answer is the digits backwards, each written by any of
+four synonym tokens, so that a correct policy keeps up to ``log 4`` nats of entropy per token.
+`reverse_until_zero`: the same, but the answer stops before the first zero (read backwards) and ends with
+EOS, so that answers vary in length.
+
+A response is scored by an exact rule, never by a model. Axes: E member, N sequence, P prompt, T response.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from skewsim.seeding import Purpose, generator
+from skewsim.settings import TaskSettings
+
+PAD, BOS, EOS, SEP = range(4)
+DIGIT = 4  # prompt tokens of the ten digits: DIGIT + d
+ANSWER = 14  # answer tokens: ANSWER + SYNONYMS * d + s
+SYNONYMS = 4
+VOCAB = 64
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Rewards of a rollout, both (E, N) float32 in [0, 1]."""
+
+    exact: Tensor
+    partial: Tensor
+
+
+class Task:
+    """A task with its pool of prompts; a function of its settings alone."""
+
+    vocab_size = VOCAB
+
+    def __init__(self, settings: TaskSettings) -> None:
+        self.settings = settings
+        self.variable = settings.name == "reverse_until_zero"
+        self.digits_per_prompt = settings.response_length
+        self.prompt_length = settings.response_length + 2
+        self.max_tokens = settings.response_length + int(self.variable)
+        self.eos_id = EOS if self.variable else None
+
+    @cached_property
+    def digits(self) -> Tensor:
+        """The pool's digits, (pool_size, n) int64."""
+        rng = np.random.default_rng((self.settings.pool_seed, self.digits_per_prompt))
+        return torch.from_numpy(rng.integers(0, 10, (self.settings.pool_size, self.digits_per_prompt)))
+
+    @cached_property
+    def pool(self) -> Tensor:
+        """The pool's prompts, (pool_size, P) int64."""
+        return prompts_of(self.digits)
+
+    @cached_property
+    def answers(self) -> Tensor:
+        """The right digit at each response position, (pool_size, T) int64; 10 stands for EOS, -1 for past the end."""
+        return answers_of(self.digits, variable=self.variable)
+
+    def sample_prompts(self, seeds: tuple[int, ...], *, step: int, num_prompts: int) -> Tensor:
+        """Indices into the pool, (E, B), drawn with replacement from each member's own stream."""
+        draws = [
+            torch.randint(
+                self.settings.pool_size, (num_prompts,), generator=generator(s, step=step, purpose=Purpose.PROMPTS)
+            )
+            for s in seeds
+        ]
+        return torch.stack(draws)
+
+    def score(self, prompt_ids: Tensor, tokens: Tensor, mask: Tensor) -> Scores:
+        """Check responses: prompt_ids (E, N), tokens and mask (E, N, T)."""
+        want = self.answers.to(tokens.device)[prompt_ids]
+        right = (written(tokens) == want) & (mask > 0)
+        due = want >= 0
+        partial = (right & due).sum(-1) / due.sum(-1)
+        exact = (right == due).all(-1) & ((mask > 0) == due).all(-1)
+        return Scores(exact=exact.float(), partial=partial.float())
+
+
+def prompts_of(digits: Tensor) -> Tensor:
+    """``BOS d_1 .. d_n SEP`` for digits (..., n)."""
+    edge = digits.new_full((*digits.shape[:-1], 1), BOS)
+    return torch.cat([edge, digits + DIGIT, torch.full_like(edge, SEP)], -1)
+
+
+def answers_of(digits: Tensor, *, variable: bool) -> Tensor:
+    """The digit due at each response position for digits (..., n); 10 is EOS, -1 past the end."""
+    backwards = digits.flip(-1)
+    if not variable:
+        return backwards
+    padded = torch.cat([backwards, torch.zeros_like(backwards[..., :1])], -1)
+    zeros_so_far = (padded == 0).cumsum(-1)
+    at_end = (padded == 0) & (zeros_so_far == 1)
+    return torch.where(zeros_so_far == 0, padded, torch.where(at_end, 10, -1))
+
+
+def written(tokens: Tensor) -> Tensor:
+    """The digit that each token writes: 0..9, 10 for EOS, 11 for anything else."""
+    is_answer = (tokens >= ANSWER) & (tokens < ANSWER + 10 * SYNONYMS)
+    digit = torch.div(tokens - ANSWER, SYNONYMS, rounding_mode="floor")
+    return torch.where(is_answer, digit, torch.where(tokens == EOS, 10, 11))
