@@ -288,7 +288,8 @@ def _long_table(files: Iterable[Path], columns: Mapping[str, str], meta: dict[st
     unknown = [ours for ours in columns if ours not in TYPE_OF_COLUMN]
     if unknown:
         raise UserError(f"columns: {unknown[0]} is not known; allowed: {', '.join(TYPE_OF_COLUMN)}")
-    return TokenTable.concat([_long_file(file, columns, meta) for file in files], renumber=True)
+    tables = [_long_file(file, columns, meta) for file in files]
+    return tables[0] if len(tables) == 1 else TokenTable.concat(tables, renumber=True)
 
 
 def _long_file(file: Path, columns: Mapping[str, str], meta: dict[str, Any]) -> TokenTable:

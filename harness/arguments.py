@@ -1,0 +1,101 @@
+"""The one adapter from `EngineSettings` to a version's engine arguments and sampling parameters.
+
+A setting that a version does not have is an error that says so; what a version accepts and then changes by itself is
+found by reading the settings back from the running engine (`overruled`) and reported, never silently dropped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from harness.engines import EngineSpec
+from skewsim.errors import UserError
+from skewsim.settings import EngineSettings
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much one engine must hold at once; everything in one batch, so that all requests advance in lockstep."""
+
+    prompt_tokens: int
+    max_tokens: int
+    sequences: int
+
+
+def engine_arguments(
+    spec: EngineSpec, settings: EngineSettings, *, size: Size, full_logprobs: bool = False
+) -> dict[str, Any]:
+    """Arguments of the version's ``EngineArgs``. Raises UserError for a setting that the version lacks."""
+    _refuse_missing(spec, settings)
+    length = size.prompt_tokens + size.max_tokens
+    arguments: dict[str, Any] = {
+        "dtype": settings.dtype,
+        "kv_cache_dtype": settings.kv_cache_dtype,
+        "enable_prefix_caching": settings.enable_prefix_caching,
+        "logprobs_mode": settings.logprobs_mode,
+        "async_scheduling": settings.async_scheduling,
+        "skip_tokenizer_init": True,
+        "enforce_eager": True,
+        "disable_log_stats": True,
+        "seed": 0,
+        "max_model_len": length,
+        "max_num_seqs": size.sequences,
+        "max_num_batched_tokens": max(2048, size.sequences * length),
+    }
+    if settings.head_dtype != settings.dtype:
+        arguments["hf_overrides"] = {"head_dtype": settings.head_dtype}
+    if settings.enable_prefix_caching:
+        arguments["block_size"] = spec.block_size
+    if full_logprobs:
+        arguments["max_logprobs"] = -1
+    return arguments | spec.arguments
+
+
+def sampling_parameters(
+    settings: EngineSettings, *, max_tokens: int, stop: list[int], full_logprobs: bool = False
+) -> dict[str, Any]:
+    """Arguments of ``SamplingParams``; the model's own end token stops nothing unless it is listed."""
+    return {
+        "temperature": settings.temperature,
+        "top_p": settings.top_p,
+        "top_k": settings.top_k,
+        "min_p": settings.min_p,
+        "max_tokens": max_tokens,
+        "logprobs": -1 if full_logprobs else 0,
+        "ignore_eos": True,
+        "stop_token_ids": stop,
+    }
+
+
+def _refuse_missing(spec: EngineSpec, settings: EngineSettings) -> None:
+    lacking = {
+        "logprobs_mode": settings.logprobs_mode == "processed_logprobs" and "logprobs_mode" not in spec.features,
+        "head_dtype": settings.head_dtype != settings.dtype and "head_dtype" not in spec.features,
+        "dtype": settings.dtype == "float16" and "float16" not in spec.features,
+        "kv_cache_dtype": settings.kv_cache_dtype == "fp8" and "fp8_kv" not in spec.features,
+        "quantization": settings.quantization is not None and settings.quantization not in spec.features,
+    }
+    for name, missing in lacking.items():
+        if missing:
+            value = getattr(settings, name)
+            raise UserError(f"engine.{name}={value!r}: {spec.name} does not have it; the simulated engine does")
+
+
+def overruled(spec: EngineSpec, settings: EngineSettings, info: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Settings that the engine runs with otherwise than asked. Raises UserError where that is not a known habit of it."""
+    asked: dict[str, Any] = {
+        "dtype": settings.dtype,
+        "head_dtype": settings.head_dtype,
+        "logprobs_mode": settings.logprobs_mode,
+        "enable_prefix_caching": settings.enable_prefix_caching,
+        "async_scheduling": settings.async_scheduling,
+    }
+    if settings.kv_cache_dtype != "auto":
+        asked["kv_cache_dtype"] = settings.kv_cache_dtype
+    different = {k: {"asked": v, "actual": info.get(k)} for k, v in asked.items() if info.get(k) != v}
+    for name, values in different.items():
+        if name not in spec.forced_off:
+            raise UserError(f"engine.{name}={values['asked']!r}: {spec.name} ran with {values['actual']!r} instead")
+    return different

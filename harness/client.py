@@ -1,0 +1,218 @@
+"""Starts a worker, feeds it, and ends it: a dead, hung or babbling one is a clear `EngineError` within seconds.
+
+The worker runs in a session of its own, so that it can be killed together with whatever it started, and is killed
+on every way out: close, error, garbage collection, interpreter exit. (Should this process be killed itself, the
+worker sees its stdin close and ends.) Rows are yielded as they arrive; those received before a failure are the
+caller's.
+
+Two clocks watch it. Silence: the worker says once a second that it lives, so a frozen process is found out in
+`Limits.silence_s`. Progress: the same message counts what it has done, so one that lives and does nothing is found
+out in `Limits.progress_s`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import signal
+import subprocess
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import IO, Any
+
+from skewsim.errors import EngineError
+
+EVENTS = ("hello", "alive", "row", "done", "error")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Seconds after which a worker is given up."""
+
+    init_s: float = 300.0
+    """Start, import and model loading; without heartbeats, since imports may block them."""
+    silence_s: float = 8.0
+    """Without any sign of life, once it is ready."""
+    progress_s: float = float(os.environ.get("SKEWSIM_ENGINE_TIMEOUT", "120"))
+    """Alive, but without a step done or a row sent."""
+
+
+class WorkerClient:
+    """One worker process; one command at a time."""
+
+    def __init__(
+        self, command: Sequence[str], *, env: Mapping[str, str] | None = None, limits: Limits | None = None
+    ) -> None:
+        self._limits = limits or Limits()
+        self._ready = False
+        self._next_id = 0
+        self._doing = "start"
+        try:
+            self._process = subprocess.Popen(
+                list(command),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env=dict(env) if env is not None else None,
+                start_new_session=True,
+                text=True,
+                errors="replace",
+            )
+        except OSError as error:
+            raise EngineError(f"engine worker cannot be started: {command[0]}: {error.strerror}") from None
+        self._kill = weakref.finalize(self, _kill, self._process)  # also runs at interpreter exit
+        self._inbox: queue.Queue[str | None] = queue.Queue()
+        self._last_words: deque[str] = deque(maxlen=40)
+        assert self._process.stdout
+        assert self._process.stderr
+        self._threads = [
+            _start(_pump, self._process.stdout, self._inbox.put, self._inbox.put),
+            _start(_pump, self._process.stderr, self._last_words.append),
+        ]
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def alive(self) -> bool:
+        return self._kill.alive and self._process.poll() is None
+
+    def call(self, command: str, **arguments: Any) -> dict[str, Any]:
+        """Send a command and wait for its result."""
+        stream = self.stream(command, **arguments)
+        while True:
+            try:
+                next(stream)
+            except StopIteration as end:
+                result: dict[str, Any] = end.value
+                return result
+
+    def stream(self, command: str, **arguments: Any) -> Generator[dict[str, Any], None, dict[str, Any]]:
+        """Send a command, yield its rows as they come, return its result. Raises EngineError."""
+        self._doing = command
+        self._next_id += 1
+        rows = 0
+        try:
+            self._send({"id": self._next_id, "command": command, **arguments})
+            for message in self._messages():
+                if message["event"] == "row":
+                    rows += 1
+                    yield message["row"]
+                elif message["event"] == "done":
+                    self._ready = True
+                    return message.get("result") or {}
+                elif message["event"] == "error":
+                    raise EngineError(f"engine worker refused {command}: {message.get('message')}")
+        except (EngineError, GeneratorExit):  # an exit: the caller stopped listening, the worker still talks
+            self.close()
+            raise
+        raise self._failure("stopped")
+
+    def close(self) -> None:
+        """End the worker and all it started; again and again does no harm."""
+        self._kill()
+        for thread in self._threads:
+            thread.join(timeout=2)
+        for stream in (self._process.stdin, self._process.stdout, self._process.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                if stream:
+                    stream.close()
+
+    def _send(self, message: dict[str, Any]) -> None:
+        if not self._kill.alive:
+            raise EngineError(f"engine worker is closed; {self._doing} needs a new one")
+        assert self._process.stdin
+        try:
+            self._process.stdin.write(json.dumps(message) + "\n")
+            self._process.stdin.flush()
+        except (OSError, ValueError):
+            raise self._death() from None
+
+    def _messages(self) -> Iterator[dict[str, Any]]:
+        """Checked messages of the command under way; every other outcome is an EngineError."""
+        now = time.monotonic()
+        heard = moved = now
+        progress = -1
+        silence = self._limits.silence_s if self._ready else self._limits.init_s
+        patience = self._limits.progress_s if self._ready else self._limits.init_s
+        while True:
+            try:
+                line = self._inbox.get(timeout=0.2)
+            except queue.Empty:
+                now = time.monotonic()
+                if now - heard > silence:
+                    raise self._failure(f"gave no sign of life for {silence:g} s") from None
+                if now - moved > patience:
+                    raise self._failure(f"made no progress for {patience:g} s") from None
+                continue
+            if line is None:
+                raise self._death()
+            message = self._parse(line)
+            heard = time.monotonic()
+            if message["event"] == "alive":
+                if message["progress"] != progress:
+                    progress, moved = message["progress"], heard
+                if heard - moved > patience:
+                    raise self._failure(f"made no progress for {patience:g} s")
+            elif message["event"] != "hello" and message.get("id") == self._next_id:
+                moved = heard
+                yield message
+
+    def _parse(self, line: str) -> dict[str, Any]:
+        try:
+            message = json.loads(line)
+        except ValueError:
+            message = None
+        valid = isinstance(message, dict) and message.get("event") in EVENTS
+        if valid and message["event"] == "alive":
+            valid = isinstance(message.get("progress"), int)
+        if valid and message["event"] == "row":
+            valid = isinstance(message.get("row"), dict)
+        if not valid:
+            raise self._failure(f"answered what is no message: {line.strip()[:80]!r}")
+        assert isinstance(message, dict)
+        return message
+
+    def _death(self) -> EngineError:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout=2)
+        code = self._process.poll()
+        if code is None:
+            return self._failure("closed its output")
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        return self._failure(how)
+
+    def _failure(self, what: str) -> EngineError:
+        self._threads[1].join(timeout=0.5)
+        words = [line.strip() for line in self._last_words if line.strip()]
+        said = f"; its last words: {' | '.join(words[-3:])[:400]}" if words else ""
+        return EngineError(f"engine worker {what} during {self._doing}{said}")
+
+
+def _start(target: Any, *args: Any) -> threading.Thread:
+    thread = threading.Thread(target=target, args=args, daemon=True)
+    thread.start()
+    return thread
+
+
+def _pump(stream: IO[str], put: Any, end: Any = None) -> None:
+    """Lines of a pipe to a callback, so that the worker never blocks on a full one; None at the end."""
+    with contextlib.suppress(OSError, ValueError):
+        for line in stream:
+            put(line)
+    if end:
+        end(None)
+
+
+def _kill(process: subprocess.Popen[str]) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(timeout=5)

@@ -1,0 +1,166 @@
+"""One running engine and one model: typed requests in, typed rows out, over a worker process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+from harness.arguments import Size, engine_arguments, overruled, sampling_parameters
+from harness.client import Limits, WorkerClient
+from harness.engines import EngineSpec, find_spec, require, worker_environment
+from skewsim.errors import EngineError
+from skewsim.settings import EngineSettings
+
+WORKER = Path(__file__).with_name("worker.py")
+
+
+@dataclass(frozen=True)
+class Request:
+    """One prompt to answer."""
+
+    id: int
+    prompt: list[int]
+    seed: int | None = None
+    salt: str | None = None
+    """Requests share cached prefixes only with those of the same salt."""
+
+
+@dataclass(frozen=True)
+class Update:
+    """New weights from a folder with model.safetensors, in mid-generation."""
+
+    folder: str
+    version: int
+    at: int
+    """The token boundary: before the step in which the furthest request would sample its token number `at`."""
+    mode: Literal["keep", "wait", "abort"]
+    clear_cache: bool
+
+
+@dataclass(frozen=True)
+class Row:
+    """One response."""
+
+    id: int
+    tokens: list[int]
+    logprobs: list[float]
+    versions: list[int]
+    """Weight version that sampled each token, by the worker's count of steps."""
+    finish: str
+    """stop, length or abort."""
+    support: list[list[int]] | None = None
+    """The tokens that the sampler left, where the whole vocabulary's logprobs were asked for."""
+    spans: list[list[Any]] | None = None
+    """The engine's own record of weight versions, [version, start, end], where it keeps one."""
+    cached: int | None = None
+    """Prompt tokens taken from the prefix cache."""
+
+
+class EngineSession:
+    """Starts on construction; ends with `close`, with its block, or with the interpreter."""
+
+    def __init__(
+        self,
+        engine: EngineSpec | str,
+        model: Path | str,
+        settings: EngineSettings,
+        *,
+        size: Size,
+        version: int = 0,
+        full_logprobs: bool = False,
+        root: Path | str | None = None,
+        limits: Limits | None = None,
+    ) -> None:
+        self.spec = find_spec(engine) if isinstance(engine, str) else engine
+        self.arguments = engine_arguments(self.spec, settings, size=size, full_logprobs=full_logprobs)
+        python = require(self.spec, root=root).python
+        self._full_logprobs = full_logprobs
+        self._client = WorkerClient([str(python), "-u", str(WORKER)], env=worker_environment(self.spec), limits=limits)
+        try:
+            self.info = self._client.call("init", model=str(model), arguments=self.arguments, version=version)
+            self.overruled = overruled(self.spec, settings, self.info)
+        except BaseException:
+            self._client.close()
+            raise
+        self.stats: dict[str, Any] = {}
+
+    @property
+    def pid(self) -> int:
+        return self._client.pid
+
+    @property
+    def alive(self) -> bool:
+        return self._client.alive
+
+    def generate(
+        self,
+        requests: Sequence[Request],
+        settings: EngineSettings,
+        *,
+        max_tokens: int,
+        stop: Iterable[int] = (),
+        update: Update | None = None,
+    ) -> Iterator[Row]:
+        """Rows as they finish. Raises EngineError; the rows yielded before are whole."""
+        full = self._full_logprobs
+        sampling = sampling_parameters(settings, max_tokens=max_tokens, stop=list(stop), full_logprobs=full)
+        stream = self._client.stream(
+            "generate",
+            requests=[asdict(r) for r in requests],
+            sampling=sampling,
+            update=asdict(update) if update else None,
+        )
+        expected = {r.id for r in requests}
+        while True:
+            try:
+                row = _row(next(stream), expected)
+            except StopIteration as end:
+                self.stats = end.value
+                break
+            except EngineError:
+                self.close()
+                raise
+            yield row
+        if expected:
+            self.close()
+            raise EngineError(f"engine worker left {len(expected)} of {len(requests)} requests without an answer")
+
+    def score(self, sequences: Sequence[Sequence[int]], *, temperature: float = 1.0) -> list[list[float]]:
+        """Log-probability of each sequence's tokens from the second on, on the engine's prefill path."""
+        found: list[list[float]] = [[] for _ in sequences]
+        requests = [{"id": i, "tokens": list(s)} for i, s in enumerate(sequences)]
+        for row in self._client.stream("score", sequences=requests, temperature=temperature):
+            found[row["id"]] = row["logprobs"]
+        return found
+
+    def update(self, folder: Path | str, *, version: int, clear_cache: bool) -> float:
+        """New weights between requests; returns seconds."""
+        result = self._client.call("update", folder=str(folder), version=version, clear_cache=clear_cache)
+        return float(result["seconds"])
+
+    def close(self) -> None:
+        self._client.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _row(data: dict[str, Any], expected: set[int]) -> Row:
+    """A checked row; `expected` loses its id."""
+    try:
+        row = Row(**data)
+        lengths = {len(row.tokens), len(row.logprobs), len(row.versions)}
+        if row.id not in expected or len(lengths) != 1 or row.finish not in ("stop", "length", "abort"):
+            raise ValueError("its parts do not fit together")
+    except (TypeError, ValueError) as error:
+        raise EngineError(f"engine worker sent a row that is none: {str(error)[:120]}") from None
+    expected.discard(row.id)
+    return row
