@@ -13,14 +13,15 @@ grpo              the same                                                      
 dr_grpo           the same                                                       sequences x T, constant  2503.20783
 dapo              the same, high .28; groups without reward spread are dropped   mean of tokens           2503.14476
 gspo, paper       the same, s = exp(mean(trainer - old)), 3e-4 / 4e-4            sequences                2507.18071
-gspo, pipelinerl  the same, 2e-2 / 2e-2                                          sequences by length      PipelineRL
+gspo, pipelinerl  the same, 2e-2 / 2e-2, weighted by the sequence's length       sequences                PipelineRL
 cispo             ``-detach(min(r, 5)) A logprob``                               mean of tokens           2506.13585
 dppo              ``-r A`` within .2 of the engine's probability, + 1e-3 d^2     mean of tokens           2602.04879
 ================  =============================================================  =======================  =============
 
-Deviations: PipelineRL divides GSPO's length-weighted sum by sequences, here by tokens, a constant factor; DPPO's
-``r = exp(trainer - engine)``, as in prime-rl. ``epsilon_high`` follows ``epsilon`` where both defaults are equal (as in
-TRL); CISPO's is the cap itself. Every reduction is over the last two axes, so members of an ensemble are independent.
+PipelineRL's GSPO is TRL's ``luspo`` at sequence level; PPO's normaliser is TRL's ``bnpo``. DPPO's ratio is
+``exp(trainer - engine)``, as in prime-rl. ``epsilon_high`` follows ``epsilon`` where both defaults are equal (as in TRL);
+CISPO's is the cap itself, and DPPO's bounds are on probabilities. There is no critic: PPO whitens rewards over the batch.
+Every reduction is over the last two axes, so members of an ensemble are independent.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ import torch
 from torch import Tensor
 
 from skewsim.corrections import compute_weights, has_update_ratio
+from skewsim.errors import UserError
 from skewsim.settings import TrainerSettings
 
 STD_OFFSET = 1e-4  # TRL's, under every standard deviation of rewards
@@ -57,6 +59,15 @@ class LossInputs:
     """(..., N), from ``compute_advantages`` over the whole rollout."""
     group_ids: Tensor
     """(N,) int64: which prompt's group a sequence belongs to."""
+
+    def __post_init__(self) -> None:
+        shape = self.trainer_logprobs.shape
+        expected = {"old_logprobs": shape, "engine_logprobs": shape, "mask": shape}
+        expected |= {"advantages": shape[:-1], "group_ids": shape[-2:-1]}
+        for name, allowed in expected.items():
+            found = getattr(self, name).shape
+            if found != allowed:
+                raise UserError(f"{name} has shape {tuple(found)}; allowed: {tuple(allowed)}")
 
 
 @dataclass(frozen=True)
@@ -315,7 +326,7 @@ OBJECTIVES: dict[str, Objective] = {
     "dr_grpo": Objective(clipped_ratio, "constant", group_centered, 0.2, 0.2),
     "dapo": Objective(clipped_ratio, "token", group_normalised, 0.2, 0.28),
     "gspo/paper": Objective(sequence_mean_ratio, "sequence", group_normalised, 3e-4, 4e-4),
-    "gspo/pipelinerl": Objective(sequence_mean_ratio, "token", leave_one_out, 2e-2, 2e-2),
+    "gspo/pipelinerl": Objective(sequence_mean_ratio, "sequence_sum", leave_one_out, 2e-2, 2e-2),
     "cispo": Objective(capped_weight, "token", group_normalised, None, 5.0),
     "dppo": Objective(trust_region, "token", group_centered, 0.2, 0.2),
 }
