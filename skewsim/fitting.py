@@ -243,7 +243,7 @@ def _student_fit(size: Floats, count: Floats) -> tuple[float, float]:
         return float((df + 1) / 2 * (share @ np.log1p(ratio / (df * scale**2))) - constant)
 
     bounds = [(np.log(1.01), np.log(MOST_DF)), (-4.0, 2.0)]
-    best = optimize.minimize(loss, np.array([np.log(6.0), -0.3]), method="L-BFGS-B", bounds=bounds)
+    best = optimize.minimize(loss, np.array([np.log(6.0), -0.3]), method="Nelder-Mead", bounds=bounds)
     df, scale = np.exp(best.x)
     return float(df), float(start * scale)
 

@@ -19,16 +19,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from skewsim.errors import UserError
 from skewsim.profile import SkewProfile, load_profile
 from skewsim.settings import SkewSettings
 
 CALIBRATION_STEPS = 8
 SMALLEST_VARIANCE = 1e-18  # far below float32's resolution of a log-probability
+LARGEST_EXPONENT = 20.0
 LARGEST_SCALE = 3.0  # of one logit's noise, in units of the profile's largest rms: real engines have no wilder logit
 
 
@@ -44,7 +47,7 @@ class NoiseModel:
         self._correlation = 0.0
         if settings.noise == "profile":
             profile = profile or load_profile(settings.profile or "")
-            self._quantiles = ProfileQuantiles(profile)
+            self._quantiles = ProfileQuantiles(profile, before_sampling=self.sampled)
             self._correlation = min(max(profile.fit.sequence_correlation.value or 0.0, 0.0), 1.0)
 
     def start_rollout(
@@ -117,27 +120,30 @@ class NoiseModel:
 
 
 class ProfileQuantiles:
-    """The inverse distribution functions of a profile's bins, as tensors, standardised to mean 0 and variance 1."""
+    """The inverse distribution functions of a profile's bins, as tensors, standardised to mean 0 and variance 1.
 
-    def __init__(self, profile: SkewProfile) -> None:
+    A profile's tokens were drawn from the engine's distribution, so a token with skew d is there ``exp(-d)`` times too
+    often. To disturb a distribution that is then sampled from, each bin is weighted back by ``exp(d)``: sampling brings
+    the factor in again.
+    """
+
+    def __init__(self, profile: SkewProfile, *, before_sampling: bool) -> None:
         bins = [item for item in profile.by_probability if item.tokens > 0]
-        if not bins:
-            raise UserError(f"profile {profile.name}: by_probability is empty; nothing can be drawn from it")
-        self.levels = torch.tensor(profile.quantile_levels)
-        self.edges = torch.tensor([item.low for item in bins[1:]])
-        self.mean = torch.tensor([item.mean for item in bins])
-        self.rms = torch.tensor([item.rms.value or 0.0 for item in bins])
-        self.std = (self.rms**2 - self.mean**2).clamp(min=0).sqrt()
+        levels = np.array(profile.quantile_levels)
+        tables = [_Moments.of(levels, np.array(item.quantiles)) for item in bins]
+        if before_sampling:
+            tables = [_Moments.of(levels, table.weighted_back(levels)) for table in tables]
+        means = [table.mean if before_sampling else item.mean for table, item in zip(tables, bins, strict=True)]
+        self.mean = torch.tensor(means, dtype=torch.float32)
+        self.std = torch.tensor([table.std for table in tables], dtype=torch.float32)
+        if not before_sampling:  # the bin's own figures, not those of the interpolated quantiles
+            rms = torch.tensor([item.rms.value or 0.0 for item in bins])
+            self.std = (rms**2 - self.mean**2).clamp(min=0).sqrt()
+        self.rms = torch.hypot(self.mean, self.std)
         self.largest = float(self.rms.max())
-        self._table = torch.stack([self._standardise(torch.tensor(item.quantiles)) for item in bins])
-
-    def _standardise(self, quantiles: Tensor) -> Tensor:
-        """Mean and variance of the piecewise linear inverse distribution function are exact, so that draws have the bin's."""
-        width = self.levels.diff().double()
-        left, right = (quantiles[:-1].double(), quantiles[1:].double())
-        mean = (width * (left + right) / 2).sum()
-        variance = (width * (left**2 + left * right + right**2) / 3).sum() - mean**2
-        return ((quantiles - mean) / variance.clamp(min=1e-30).sqrt()).float()
+        self.levels = torch.tensor(levels, dtype=torch.float32)
+        self.edges = torch.tensor([item.low for item in bins[1:]], dtype=torch.float32)
+        self._table = torch.tensor(np.stack([table.standardised() for table in tables]), dtype=torch.float32)
 
     def to(self, device: torch.device) -> None:
         """Move the tables next to the log-probabilities."""
@@ -156,6 +162,31 @@ class ProfileQuantiles:
         right = torch.bucketize(uniform, levels).clamp(1, len(levels) - 1)
         part = (uniform - levels[right - 1]) / (levels[right] - levels[right - 1])
         return torch.lerp(table[bins, right - 1], table[bins, right], part)
+
+
+@dataclass(frozen=True)
+class _Moments:
+    """A piecewise linear inverse distribution function with its exact mean and standard deviation."""
+
+    quantiles: npt.NDArray[np.float64]
+    mean: float
+    std: float
+
+    @classmethod
+    def of(cls, levels: npt.NDArray[np.float64], quantiles: npt.NDArray[np.float64]) -> _Moments:
+        width, left, right = np.diff(levels), quantiles[:-1], quantiles[1:]
+        mean = float(width @ (left + right) / 2)
+        variance = float(width @ (left**2 + left * right + right**2) / 3) - mean**2
+        return cls(quantiles, mean, math.sqrt(max(variance, 0.0)))
+
+    def standardised(self) -> npt.NDArray[np.float64]:
+        return (self.quantiles - self.mean) / max(self.std, 1e-15)
+
+    def weighted_back(self, levels: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """Quantiles at the same levels once each value weighs ``exp(d)``."""
+        middle = np.clip((self.quantiles[:-1] + self.quantiles[1:]) / 2, -LARGEST_EXPONENT, LARGEST_EXPONENT)
+        cumulative = np.concatenate([[0.0], np.cumsum(np.diff(levels) * np.exp(middle))])
+        return np.interp(levels, cumulative / cumulative[-1], self.quantiles)
 
 
 def logit_scale(probabilities: Tensor, target: Tensor, *, largest: float) -> Tensor:

@@ -32,7 +32,8 @@ from skewsim.tokens import TokenTable
 SCHEMA_VERSION = 1
 FORMAT = "skewsim-skew-profile"
 SHIPPED = Path(__file__).parent / "data" / "profiles"
-BAD_FIT = 0.05
+BAD_FIT = 0.05  # Kolmogorov-Smirnov distance
+BAD_LAW = 0.3  # relative deviation of a bin's rms
 
 Kind = Literal["measured", "computed", "invented"]
 
@@ -185,7 +186,7 @@ class SkewProfile(_Part):
         if self.fit.ks_distance is None or self.fit.law_error is None:
             return "no skew to fit a law to"
         figures = f"(distance {self.fit.ks_distance:.3f}, worst bin off by {self.fit.law_error:.0%})"
-        if self.fit.ks_distance > BAD_FIT:
+        if self.fit.ks_distance > BAD_FIT or self.fit.law_error > BAD_LAW:
             return (
                 f"independent logit noise describes it poorly {figures}: trust the table by probability, not the scale"
             )
