@@ -97,11 +97,21 @@ def rloo_loss(inputs, *, epsilon: float) -> TRLAnswer:
     return TRLAnswer(RLOOTrainer._compute_loss(trainer, None, batch), trainer._metrics["eval"])
 
 
-def generation(
+def generation(trainer_class, inputs, rewards: Tensor, **settings) -> dict[str, Tensor]:
+    """What ``_generate_and_score_completions`` makes of old and engine logprobs, mask and rewards: advantages and, for
+    GRPO, the importance sampling ratio."""
+    return _generation(trainer_class, inputs, rewards, **settings)[0]
+
+
+def generation_metrics(inputs, rewards: Tensor, **settings) -> dict[str, float]:
+    """What GRPOTrainer logs about the same rollout."""
+    return {key: values[0] for key, values in _generation(GRPOTrainer, inputs, rewards, **settings)[1].items()}
+
+
+def _generation(
     trainer_class, inputs, rewards: Tensor, *, generations: int, mode="token_truncate", low=None, high=3.0, **settings
 ):
-    """What ``_generate_and_score_completions`` makes of old and engine logprobs, mask and rewards: advantages and, for
-    GRPO, the importance sampling ratio. Every sequence needs a token."""
+    """One rollout as TRL scores it, and what it logs; every sequence needs a token."""
     lengths = [int(n) for n in inputs.mask.sum(-1)]
     completions = [[7] * n for n in lengths]
     sampled = [row[:n].tolist() for row, n in zip(inputs.engine_logprobs, lengths, strict=True)]
@@ -140,4 +150,5 @@ def generation(
     )
     trainer.args.steps_per_generation = 1
     trainer.args.gradient_accumulation_steps = 1
-    return trainer_class._generate_and_score_completions(trainer, [{"prompt": "x"}] * len(lengths))
+    answer = trainer_class._generate_and_score_completions(trainer, [{"prompt": "x"}] * len(lengths))
+    return answer, trainer._metrics["eval"]
