@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 
 from skewsim.advise import RULES, AdviseReport, AdviseRow, Sample, _closed_row, _sampled_row, advise, simulate
 from skewsim.errors import UserError
+from skewsim.profile import fit_profile
+from skewsim.tokens import TokenTable
 
 
 def row(report: AdviseReport, framework: str, rule: str) -> AdviseRow:
@@ -99,3 +101,22 @@ def test_a_value_out_of_range_is_one_line(sigma: float, length: int, tolerance: 
         advise(sigma, length, tolerance=tolerance)
     assert word in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_profile_of_gaussian_skew_gives_the_closed_forms() -> None:
+    """The Monte Carlo from a profile's quantiles against the formula of the same sigma."""
+    rng = np.random.default_rng(0)
+    rows, length, sigma = 400, 100, 0.1
+    shape = (rows, length)
+    engine = -rng.exponential(1.0, shape)
+    table = TokenTable.from_rollouts(
+        tokens=np.zeros(shape),
+        mask=np.ones(shape),
+        engine_logprobs=engine,
+        trainer_logprobs=engine + rng.normal(-(sigma**2) / 2, sigma, shape),
+    )
+    profile = fit_profile(table, name="gaussian", provenance={}, bootstrap=0, kind="invented")
+    drawn, closed = advise(profile, length), advise(sigma, length)
+    assert drawn.sigma == pytest.approx(sigma, rel=0.03)
+    for found, exact in zip(drawn.rows, closed.rows, strict=True):
+        assert found.fired == pytest.approx(exact.fired, abs=0.04), exact.rule

@@ -1,0 +1,81 @@
+"""The gate: limits by any framework's name, one exit code."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from skewsim.errors import UserError
+from skewsim.gate import gate, metric_names, table_metrics
+from skewsim.metrics import skew_metrics
+from skewsim.tokens import TokenTable
+
+
+def table(sigma: float, *, seed: int = 0) -> TokenTable:
+    rng = np.random.default_rng(seed)
+    shape = (40, 25)
+    engine = -rng.exponential(1.0, shape)
+    return TokenTable.from_rollouts(
+        tokens=np.zeros(shape),
+        mask=rng.random(shape) < 0.9,
+        engine_logprobs=engine,
+        trainer_logprobs=engine + rng.normal(-(sigma**2) / 2, sigma, shape),
+    )
+
+
+def test_a_limit_kept_passes_and_a_limit_broken_fails_with_code_one() -> None:
+    quiet = table(0.03)
+    assert gate(quiet, maximum=["kl_k3=1e-3"], minimum=["ess=0.9"]).exit_code == 0
+    report = gate(table(0.3), maximum=["kl_k3=1e-3", "logprob_diff_max=100"])
+    assert report.exit_code == 1
+    assert [check.passed for check in report.checks] == [False, True]
+
+
+def test_other_frameworks_names_mean_the_same_metric() -> None:
+    rows = table(0.1)
+    names = ["skew/kl_k3", "gen_kl_error", "rollout_corr/k3_kl", "mismatch_kl"]
+    values = {gate(rows, maximum=[f"{name}=1"]).checks[0].value for name in names}
+    assert len(values) == 1
+    assert metric_names()["token_mult_prob_error"] == "mult_prob_error"
+
+
+def test_the_metrics_of_a_table_do_not_depend_on_the_order_of_its_rows() -> None:
+    rows = table(0.2)
+    shuffled = rows.select(np.random.default_rng(1).permutation(len(rows)))
+    for key, value in table_metrics(rows).items():
+        assert table_metrics(shuffled)[key] == pytest.approx(value, abs=1e-12), key
+
+
+def test_the_metrics_are_those_of_the_rollouts_the_table_came_from() -> None:
+    rng = np.random.default_rng(3)
+    engine, trainer, mask = -rng.exponential(1, (8, 5)), -rng.exponential(1, (8, 5)), rng.random((8, 5)) < 0.7
+    rows = TokenTable.from_rollouts(
+        tokens=np.zeros((8, 5)), mask=mask, engine_logprobs=engine, trainer_logprobs=trainer
+    )
+    assert table_metrics(rows) == pytest.approx(skew_metrics(trainer, engine, mask.astype(float)))
+
+
+def test_rows_without_a_number_are_counted_and_left_out() -> None:
+    rows = table(0.1)
+    rows.trainer_logprob[:7] = np.nan
+    report = gate(rows, maximum=["kl_k3=1"])
+    assert report.left_out == 7
+    assert math.isfinite(report.checks[0].value)
+    assert json.loads(json.dumps(report.to_json()))["left_out"] == 7
+
+
+@pytest.mark.parametrize("limit", ["kl_k3", "nope=1", "kl_k3=abc", "kl_k3=nan", "=1"])
+def test_a_wrong_limit_is_the_users_mistake(limit: str) -> None:
+    with pytest.raises(UserError, match="gate"):
+        gate(table(0.1), maximum=[limit])
+
+
+def test_nothing_to_check_is_the_users_mistake() -> None:
+    with pytest.raises(UserError, match="no limit"):
+        gate(table(0.1))
+    empty = TokenTable.empty()
+    with pytest.raises(UserError, match="finite"):
+        gate(empty, maximum=["kl_k3=1"])
