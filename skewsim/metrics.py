@@ -333,7 +333,7 @@ METRICS: dict[str, Metric] = _table(
         "correction/weight_mean",
         "mean w",
         "1",
-        "Mean correction weight of the tokens that count.",
+        "Mean correction weight of the tokens kept.",
         {"verl": "rollout_corr/rollout_is_mean"},
     ),
     Metric(

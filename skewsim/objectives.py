@@ -33,11 +33,19 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from skewsim.corrections import compute_weights, has_update_ratio
+from skewsim.advantages import (
+    batch_centered,
+    batch_normalised,
+    globally_normalised,
+    group_centered,
+    group_normalised,
+    leave_one_out,
+    without_spread,
+)
+from skewsim.corrections import compute_weights, has_update_ratio, is_active
 from skewsim.errors import UserError
 from skewsim.settings import TrainerSettings
 
-STD_OFFSET = 1e-4  # TRL's, under every standard deviation of rewards
 DPPO_PENALTY = 1e-3  # prime-rl's `kl_tau`
 
 Normaliser = Literal["token", "sequence", "sequence_sum", "constant"]
@@ -80,16 +88,26 @@ class LossOutputs:
 
 @dataclass(frozen=True)
 class Batch:
-    """What an objective sees: logprobs and ratios are 0 and 1 where the mask is False."""
+    """What an objective sees: logprobs and log-ratios are 0 where the mask is False, whatever stands there."""
 
-    logprobs: Tensor  # (..., N, T)
-    engine: Tensor  # (..., N, T)
-    log_ratio: Tensor  # (..., N, T) trainer - old
-    mask: Tensor  # (..., N, T) bool
+    inputs: LossInputs
+    mask: Tensor  # (..., N, T) bool: the tokens that count
     advantages: Tensor  # (..., N, 1)
     low: float | None
     high: float | None
     delta: float | None
+
+    @property
+    def logprobs(self) -> Tensor:
+        return torch.where(self.mask, self.inputs.trainer_logprobs, 0.0)
+
+    @property
+    def engine(self) -> Tensor:
+        return torch.where(self.mask, self.inputs.engine_logprobs, 0.0)
+
+    @property
+    def log_ratio(self) -> Tensor:
+        return torch.where(self.mask, self.inputs.trainer_logprobs - self.inputs.old_logprobs, 0.0)
 
 
 @dataclass(frozen=True)
@@ -110,23 +128,24 @@ def compute_loss(inputs: LossInputs, settings: TrainerSettings) -> LossOutputs:
     metrics that are NaN, for there is nothing to measure.
     """
     objective = find_objective(settings)
+    corrected = is_active(settings.correction)
     weights, counted = compute_weights(inputs, settings)
-    sampled, mask = inputs.mask > 0, counted > 0
+    sampled = inputs.mask > 0
+    mask = counted > 0 if corrected else sampled
     if settings.objective == "dapo":
-        mask = mask & ~_without_spread(inputs)
+        mask = mask & ~without_spread(inputs.advantages, inputs.group_ids).unsqueeze(-1)
     batch = _batch(inputs, mask, objective, settings)
     terms = objective.loss(batch)
-    per_token = terms.loss * weights
+    per_token = terms.loss * weights if corrected else terms.loss
     if terms.penalty is not None:
         per_token = per_token + terms.penalty
     loss = _normalise(torch.where(mask, per_token, 0.0), mask, sampled, objective.normaliser)
-    with torch.no_grad():
-        metrics = _ratio_metrics(inputs, sampled)
-        metrics |= _clip_metrics(terms, batch.advantages, sampled)
-        metrics |= _correction_metrics(weights, counted > 0, sampled)
-    if loss.ndim == 0:
-        return LossOutputs(loss, {key: value.item() for key, value in metrics.items()})
-    return LossOutputs(loss, dict(metrics))
+    return LossOutputs(loss, _metrics(inputs, terms, weights, sampled, corrected=corrected))
+
+
+def compute_advantages(rewards: Tensor, group_ids: Tensor, settings: TrainerSettings) -> Tensor:
+    """Advantages ``(..., N)`` of rewards ``(..., N)``: over the whole rollout, before it is cut into minibatches."""
+    return find_objective(settings).advantage(rewards, group_ids)
 
 
 def _batch(inputs: LossInputs, mask: Tensor, objective: Objective, settings: TrainerSettings) -> Batch:
@@ -135,16 +154,7 @@ def _batch(inputs: LossInputs, mask: Tensor, objective: Objective, settings: Tra
     high = settings.epsilon_high
     if high is None:
         high = low if symmetric else objective.high
-    return Batch(
-        logprobs=torch.where(mask, inputs.trainer_logprobs, 0.0),
-        engine=torch.where(mask, inputs.engine_logprobs, 0.0),
-        log_ratio=torch.where(mask, inputs.trainer_logprobs - inputs.old_logprobs, 0.0),
-        mask=mask,
-        advantages=inputs.advantages.unsqueeze(-1),
-        low=low,
-        high=high,
-        delta=settings.delta,
-    )
+    return Batch(inputs, mask, inputs.advantages.unsqueeze(-1), low, high, settings.delta)
 
 
 # Objectives: Batch -> Terms
@@ -193,113 +203,12 @@ def trust_region(batch: Batch) -> Terms:
     """DPPO: a token counts until its probability has moved beyond the bound in the advantage's direction."""
     assert batch.low is not None
     assert batch.high is not None
-    moved = batch.logprobs.detach().exp() - batch.engine.exp()
-    dropped = _beyond(moved, -batch.low, batch.high, batch.advantages)
-    log_ratio = batch.logprobs - batch.engine
+    logprobs, engine = batch.logprobs, batch.engine
+    moved = logprobs.detach().exp() - engine.exp()
+    dropped = ((moved < -batch.low) & (batch.advantages < 0)) | ((moved > batch.high) & (batch.advantages > 0))
+    log_ratio = logprobs - engine
     loss = torch.where(dropped, 0.0, -log_ratio.exp() * batch.advantages)
     return Terms(loss, moved, -batch.low, batch.high, penalty=DPPO_PENALTY * log_ratio.square())
-
-
-def _beyond(value: Tensor, low: float | None, high: float | None, advantages: Tensor) -> Tensor:
-    """Where a bound binds: below low with a negative advantage, or above high with a positive one."""
-    below = value < low if low is not None else torch.zeros_like(value, dtype=torch.bool)
-    above = value > high if high is not None else torch.zeros_like(value, dtype=torch.bool)
-    return (below & (advantages < 0)) | (above & (advantages > 0))
-
-
-# Advantages
-
-
-@dataclass(frozen=True)
-class Groups:
-    """Sequences sorted into groups of any size: ``members`` (K, largest) are positions, valid where ``present``."""
-
-    members: Tensor
-    present: Tensor
-    group_of: Tensor  # (N,) row of each sequence
-
-    @classmethod
-    def of(cls, group_ids: Tensor) -> Groups:
-        """Groups by id; where no two sequences share one, the whole batch is the group."""
-        unique, group_of, counts = torch.unique(group_ids, return_inverse=True, return_counts=True)
-        if len(unique) == len(group_ids):
-            group_of, counts = torch.zeros_like(group_of), counts.sum(0, keepdim=True)
-        place = torch.arange(int(counts.max()), device=counts.device)
-        present = place < counts.unsqueeze(-1)
-        members = torch.zeros_like(present, dtype=torch.int64)
-        members[present] = torch.argsort(group_of, stable=True)
-        return cls(members, present, group_of)
-
-    @classmethod
-    def whole(cls, group_ids: Tensor) -> Groups:
-        """The batch as one group."""
-        return cls.of(torch.zeros_like(group_ids))
-
-    def sum(self, values: Tensor) -> Tensor:
-        """(..., N) -> (..., N): each sequence's group sum."""
-        return torch.where(self.present, values[..., self.members], 0.0).sum(-1)[..., self.group_of]
-
-    def center(self, values: Tensor) -> Tensor:
-        """Values less their group's mean; exactly 0 in a group without spread, whatever the mean's rounding."""
-        first = values[..., self.members[:, 0]][..., self.group_of]
-        differs = self.sum((values != first).to(values.dtype)) > 0
-        return torch.where(differs, values - self.sum(values) / self.size(values), 0.0)
-
-    def size(self, values: Tensor) -> Tensor:
-        """(N,) how many share each sequence's group."""
-        return self.present.sum(-1)[self.group_of].to(values.dtype)
-
-    def std(self, values: Tensor) -> Tensor:
-        """(..., N) unbiased standard deviation of each sequence's group (as in TRL), 0 in a group of one."""
-        variance = self.sum(self.center(values).square()) / (self.size(values) - 1).clamp(min=1)
-        return variance.sqrt()
-
-
-def compute_advantages(rewards: Tensor, group_ids: Tensor, settings: TrainerSettings) -> Tensor:
-    """Advantages ``(..., N)`` of rewards ``(..., N)``: over the whole rollout, before it is cut into minibatches."""
-    return find_objective(settings).advantage(rewards, group_ids)
-
-
-def batch_centered(rewards: Tensor, group_ids: Tensor) -> Tensor:
-    """REINFORCE's baseline: the batch's mean reward."""
-    return Groups.whole(group_ids).center(rewards)
-
-
-def batch_normalised(rewards: Tensor, group_ids: Tensor) -> Tensor:
-    """PPO without a critic: whitened over the batch."""
-    return _normalised(rewards, Groups.whole(group_ids))
-
-
-def group_centered(rewards: Tensor, group_ids: Tensor) -> Tensor:
-    """Dr.GRPO, DPPO: the group's mean taken off, no standard deviation."""
-    return Groups.of(group_ids).center(rewards)
-
-
-def group_normalised(rewards: Tensor, group_ids: Tensor) -> Tensor:
-    """GRPO: ``(R - mean) / (std + 1e-4)`` of the group."""
-    return _normalised(rewards, Groups.of(group_ids))
-
-
-def leave_one_out(rewards: Tensor, group_ids: Tensor) -> Tensor:
-    """RLOO: the mean of the others is the baseline, ``R_i - mean_{j!=i} R_j = (R_i - mean) G / (G - 1)``."""
-    groups = Groups.of(group_ids)
-    size = groups.size(rewards)
-    return groups.center(rewards) * size / (size - 1).clamp(min=1)
-
-
-def globally_normalised(rewards: Tensor, group_ids: Tensor) -> Tensor:
-    """REINFORCE++: the group's mean taken off, then whitened over the batch."""
-    return _normalised(group_centered(rewards, group_ids), Groups.whole(group_ids))
-
-
-def _normalised(rewards: Tensor, groups: Groups) -> Tensor:
-    return groups.center(rewards) / (groups.std(rewards) + STD_OFFSET)
-
-
-def _without_spread(inputs: LossInputs) -> Tensor:
-    """(..., N, 1): DAPO's dropped groups, those whose advantages are all exactly 0."""
-    groups = Groups.of(inputs.group_ids)
-    return (groups.sum((inputs.advantages != 0).to(inputs.mask.dtype)) == 0).unsqueeze(-1)
 
 
 # The registry
@@ -357,27 +266,38 @@ def _normalise(per_token: Tensor, mask: Tensor, sampled: Tensor, normaliser: Nor
 # Metrics
 
 
-def _ratio_metrics(inputs: LossInputs, sampled: Tensor) -> dict[str, Tensor]:
+@torch.no_grad()
+def _metrics(
+    inputs: LossInputs, terms: Terms, weights: Tensor, sampled: Tensor, *, corrected: bool
+) -> dict[str, Tensor | float]:
+    tokens = sampled.to(weights.dtype)
+    metrics = _ratio_metrics(inputs, sampled, tokens)
+    metrics |= _clip_metrics(terms, inputs.advantages.unsqueeze(-1), tokens)
+    metrics |= _correction_metrics(weights, tokens, corrected=corrected)
+    if weights.ndim > 2:
+        return dict(metrics)
+    return dict(zip(metrics, torch.stack(list(metrics.values())).tolist(), strict=True))
+
+
+def _ratio_metrics(inputs: LossInputs, sampled: Tensor, tokens: Tensor) -> dict[str, Tensor]:
     """Mean, spread, least and greatest update ratio of the sampled tokens."""
     ratio = torch.where(sampled, inputs.trainer_logprobs - inputs.old_logprobs, 0.0).exp()
-    mean = _share(ratio, sampled)
-    spread = _share((ratio - mean[..., None, None]).square(), sampled).sqrt()
-    nothing = torch.where(sampled.any(-1).any(-1), 0.0, torch.nan)
+    mean = _share(ratio, tokens)
+    something = _share(tokens, tokens)  # 1, or NaN if no token was sampled
     return {
         "update/ratio_mean": mean,
-        "update/ratio_std": spread,
-        "update/ratio_min": torch.where(sampled, ratio, torch.inf).amin((-2, -1)) + nothing,
-        "update/ratio_max": torch.where(sampled, ratio, -torch.inf).amax((-2, -1)) + nothing,
+        "update/ratio_std": _share((ratio - mean[..., None, None]).square(), tokens).sqrt(),
+        "update/ratio_min": torch.where(sampled, ratio, torch.inf).amin((-2, -1)) * something,
+        "update/ratio_max": torch.where(sampled, ratio, -torch.inf).amax((-2, -1)) * something,
     }
 
 
-def _clip_metrics(terms: Terms, advantages: Tensor, sampled: Tensor) -> dict[str, Tensor]:
+def _clip_metrics(terms: Terms, advantages: Tensor, tokens: Tensor) -> dict[str, Tensor]:
     """Share outside the bounds whatever the advantage (PipelineRL), and where the bound binds (TRL, verl), by side."""
-    value = terms.clipped if terms.clipped is not None else torch.zeros_like(advantages)
-    never = torch.zeros_like(value, dtype=torch.bool)
-    below = value < terms.low if terms.low is not None else never
-    above = value > terms.high if terms.high is not None else never
-    counted = sampled.any(-1, keepdim=True) if value.shape[-1] == 1 else sampled
+    value = advantages if terms.clipped is None else terms.clipped
+    counted = tokens.amax(-1, keepdim=True) if value.shape[-1] == 1 else tokens
+    below = value < (-torch.inf if terms.low is None else terms.low)
+    above = value > (torch.inf if terms.high is None else terms.high)
     return {
         "update/clip_rate": _share(below | above, counted),
         "update/clip_rate_low": _share(below & (advantages < 0), counted),
@@ -385,17 +305,19 @@ def _clip_metrics(terms: Terms, advantages: Tensor, sampled: Tensor) -> dict[str
     }
 
 
-def _correction_metrics(weights: Tensor, mask: Tensor, sampled: Tensor) -> dict[str, Tensor]:
-    """Mean weight of the tokens that count, share of sampled tokens kept, and effective share after weighting."""
-    total, squares = weights.sum((-2, -1)), weights.square().sum((-2, -1))
+def _correction_metrics(weights: Tensor, tokens: Tensor, *, corrected: bool) -> dict[str, Tensor]:
+    """Mean weight of the tokens kept, share of sampled tokens kept, and effective share of the sampled tokens."""
+    if not corrected:
+        something = _share(tokens, tokens)
+        return {f"correction/{name}": something for name in ("weight_mean", "kept", "ess")}
+    kept = (weights != 0).to(tokens.dtype)
     return {
-        "correction/weight_mean": _share(weights, mask),
-        "correction/kept": _share(weights != 0, sampled),
-        "correction/ess": total.square() / (sampled.sum((-2, -1)) * squares),
+        "correction/weight_mean": _share(weights, kept),
+        "correction/kept": _share(kept, tokens),
+        "correction/ess": weights.sum((-2, -1)).square() / (tokens.sum((-2, -1)) * weights.square().sum((-2, -1))),
     }
 
 
 def _share(values: Tensor, counted: Tensor) -> Tensor:
     """Mean over what is counted; NaN if that is nothing."""
-    counted = counted.to(torch.float32) if not values.is_floating_point() else counted.to(values.dtype)
     return (values * counted).sum((-2, -1)) / counted.sum((-2, -1))
