@@ -1,0 +1,194 @@
+"""The trainer's side: what a Hugging Face model itself says about given tokens.
+
+`transformers` computes the logits, at a chosen dtype, head dtype and attention implementation; the sampler's processing
+(temperature, min-p, top-k, top-p) is the simulator's own, so it means the same on both sides. A trainer that does not
+renormalise after truncation takes the plain log-softmax at the temperature: `Processing.renormalize` false. Only
+safetensors are read, and no code that comes with a model is run.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from skewsim.errors import FileFormatError, UserError
+from skewsim.sampling import process
+from skewsim.settings import DType, EngineSettings
+
+LOGITS_AT_ONCE = 2**24  # float32 logits held at once; 64 MB, and as much again for their softmax
+
+
+@dataclass(frozen=True)
+class Processing:
+    """What the trainer does to logits before it takes a log-softmax."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    renormalize: bool = True
+    """Restrict the softmax to the tokens that top-p, top-k and min-p leave."""
+
+    @classmethod
+    def of(cls, settings: EngineSettings, *, renormalize: bool = True) -> Processing:
+        """The same as the engine's."""
+        return cls(settings.temperature, settings.top_p, settings.top_k, settings.min_p, renormalize)
+
+    def settings(self) -> EngineSettings:
+        return EngineSettings(temperature=self.temperature, top_p=self.top_p, top_k=self.top_k, min_p=self.min_p)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The trainer's view of one response; all (T,) float64."""
+
+    logprobs: npt.NDArray[np.float64]
+    """-inf for a token outside the support."""
+    square_mass: npt.NDArray[np.float64]
+    """Sum of squared probabilities, which the logit-noise law needs."""
+    entropy: npt.NDArray[np.float64]
+    kept_mass: npt.NDArray[np.float64]
+    """Probability that top-p, top-k and min-p leave; 1 without them."""
+
+
+class Scorer:
+    """One model at one precision. Raises UserError with one line for a folder that is no model."""
+
+    def __init__(
+        self,
+        folder: Path | str,
+        *,
+        dtype: DType = "float32",
+        head_dtype: DType | None = None,
+        attention: Literal["eager", "sdpa"] = "sdpa",
+        device: str = "cpu",
+    ) -> None:
+        self.folder, self.device = Path(folder), device
+        self.dtype, self.head_dtype = dtype, head_dtype or dtype
+        self.model = _load(self.folder, dtype=dtype, attention=attention).to(device).eval()
+        _set_head(self.model, getattr(torch, self.head_dtype))
+
+    @property
+    def vocab_size(self) -> int:
+        return int(self.model.get_output_embeddings().weight.shape[0])
+
+    @torch.inference_mode()
+    def score(
+        self, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], processing: Processing | None = None
+    ) -> list[Scores]:
+        """One `Scores` for each response, in order; prompts and responses may differ in length."""
+        processing = processing or Processing()
+        pairs = list(zip(prompts, responses, strict=True))
+        order = sorted(range(len(pairs)), key=lambda i: len(pairs[i][0]) + len(pairs[i][1]))
+        found: dict[int, Scores] = {}
+        for batch in _batches(order, [len(p) + len(r) for p, r in pairs], limit=LOGITS_AT_ONCE // self.vocab_size):
+            hidden = self._logits([pairs[i] for i in batch])
+            for i, logits in zip(batch, hidden, strict=True):
+                found[i] = _scores(logits, torch.tensor(pairs[i][1], device=self.device), processing)
+        return [found[i] for i in range(len(pairs))]
+
+    def _logits(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[Tensor]:
+        """float32 logits (T, V) before each response token, right-padded sequences in one batch."""
+        lengths = [len(p) + len(r) for p, r in pairs]
+        ids = torch.zeros(len(pairs), max(lengths), dtype=torch.int64)
+        mask = torch.zeros_like(ids)
+        for row, (prompt, response) in enumerate(pairs):
+            ids[row, : lengths[row]] = torch.tensor([*prompt, *response])
+            mask[row, : lengths[row]] = 1
+        # right padding never reaches back through causal attention; a mask only where there is some
+        padded = {} if min(lengths) == max(lengths) else {"attention_mask": mask.to(self.device)}
+        logits = self.model(input_ids=ids.to(self.device), use_cache=False, **padded).logits
+        rows = zip(logits, pairs, strict=True)
+        return [row[len(p) - 1 : len(p) + len(r) - 1].float() for row, (p, r) in rows]
+
+
+def _scores(logits: Tensor, tokens: Tensor, processing: Processing) -> Scores:
+    processed = process(logits.double(), processing.settings())
+    plain = (logits.double() / processing.temperature).log_softmax(-1)
+    logprobs = processed.logprobs if processing.renormalize else plain
+    probs = logprobs.exp()
+    picked = logprobs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+    kept = processed.kept_mass if processed.kept_mass is not None else torch.ones_like(picked)
+    parts = (picked, probs.square().sum(-1), torch.special.entr(probs).sum(-1), kept)
+    return Scores(*(part.cpu().numpy().astype(np.float64) for part in parts))
+
+
+def _batches(order: list[int], lengths: list[int], *, limit: int) -> list[list[int]]:
+    """Consecutive sequences, shortest first, with at most `limit` padded tokens in a batch (at least one sequence)."""
+    batches: list[list[int]] = []
+    for i in order:
+        if batches and (len(batches[-1]) + 1) * lengths[i] <= limit:
+            batches[-1].append(i)
+        else:
+            batches.append([i])
+    return batches
+
+
+def read_model_config(folder: Path | str) -> dict[str, Any]:
+    """The folder's config.json, after a look at whether this is a model at all. Raises UserError."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"model={str(folder)!r}: no such folder; allowed: a Hugging Face model folder")
+    try:
+        config = json.loads((folder / "config.json").read_text())
+    except FileNotFoundError:
+        raise FileFormatError(f"model={str(folder)!r}: no config.json; a Hugging Face model folder has one") from None
+    except (OSError, ValueError):
+        raise FileFormatError(f"{folder / 'config.json'}: not a JSON file") from None
+    if not isinstance(config, dict) or "model_type" not in config:
+        raise FileFormatError(f"{folder / 'config.json'}: model_type is missing; not a model's configuration")
+    if not list(folder.glob("*.safetensors")):
+        raise FileFormatError(f"model={str(folder)!r}: no *.safetensors; pickled weights (*.bin, *.pt) are not read")
+    return config
+
+
+def stop_tokens(folder: Path | str) -> list[int]:
+    """The model's end-of-text tokens, as its generation_config.json or config.json says."""
+    folder = Path(folder)
+    for name in ("generation_config.json", "config.json"):
+        try:
+            found = json.loads((folder / name).read_text()).get("eos_token_id")
+        except (OSError, ValueError, AttributeError):
+            continue
+        if found is not None:
+            return [int(t) for t in found] if isinstance(found, list) else [int(found)]
+    return []
+
+
+def _load(folder: Path, *, dtype: str, attention: str) -> Any:
+    read_model_config(folder)
+    import transformers
+    from safetensors import SafetensorError
+
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        return transformers.AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=getattr(torch, dtype),
+            attn_implementation=attention,
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+        )
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise FileFormatError(f"model={str(folder)!r} cannot be loaded: {reason}") from None
+
+
+def _set_head(model: Any, dtype: torch.dtype) -> None:
+    """Compute the head at a dtype of its own, on a copy of the weight if it is shared with the embedding."""
+    head = model.get_output_embeddings()
+    if head.weight.dtype == dtype:
+        return
+    head.weight = torch.nn.Parameter(head.weight.detach().to(dtype), requires_grad=False)
+    if getattr(head, "bias", None) is not None:
+        head.bias = torch.nn.Parameter(head.bias.detach().to(dtype), requires_grad=False)
+    head.register_forward_pre_hook(lambda module, args: (args[0].to(dtype), *args[1:]))
