@@ -1,0 +1,127 @@
+"""One registry of everything a key can do: bindings, footer, palette, help and the keymap file all come from it.
+
+An action is carried out by the method `do_<id>` of the screen or the app named by `where`. No key needs ctrl. The
+file `keymap.toml` in the user's configuration folder gives an action other keys:
+
+    [keys]
+    pause = "p,space"
+"""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+
+from platformdirs import user_config_path
+from textual.binding import Binding, BindingType
+
+from skewsim.errors import UserError
+from tui.controls import FIXES
+
+
+@dataclass(frozen=True)
+class Action:
+    """`keys` are Textual key names, comma separated; `footer` puts it into the bottom line; `argument` is passed on."""
+
+    id: str
+    keys: str
+    title: str
+    help: str
+    where: str = "app"
+    footer: bool = False
+    argument: str | None = None
+
+    @property
+    def call(self) -> str:
+        return f"do('{self.id}')"
+
+
+_FIX_ACTIONS = tuple(
+    Action(
+        f"fix_{fix.id}",
+        str(i),
+        fix.label,
+        f"Switch fix {i} on or off: {fix.names}.",
+        "explore",
+        argument=fix.id,
+    )
+    for i, fix in enumerate(FIXES, 1)
+)
+
+ACTIONS: tuple[Action, ...] = (
+    *_FIX_ACTIONS,
+    Action("pause", "space", "Pause", "Play or pause. While paused, toggles wait for the next step.", "explore", True),
+    Action("step", "full_stop", "Step", "One step, then pause.", "explore", True),
+    Action(
+        "faster", "plus,equals_sign", "Faster", "More steps a second, up to as fast as this machine goes.", "explore"
+    ),
+    Action("slower", "minus", "Slower", "Fewer steps a second.", "explore"),
+    Action("reset", "0", "Reset", "All curves from step 0, with the settings as they are now.", "explore", True),
+    Action("seed", "n", "Seed", "A new seed: other prompts, other samples, the same settings.", "explore", True),
+    Action(
+        "twin",
+        "c",
+        "Twin",
+        "A twin of yours, one setting apart (the focused one), and the difference below.",
+        "explore",
+        True,
+    ),
+    Action("band", "b", "Band", "Five seeds instead of one: the mean, and the range as a band.", "explore"),
+    Action("undo", "u", "Undo", "Take back the last toggle.", "explore", True),
+    Action("metric", "v", "View", "The next metric in the chart below the reward.", "explore", True),
+    Action("metric_back", "V", "View back", "The previous metric in the chart below the reward.", "explore"),
+    Action("hide", "h", "Hide", "Hide one curve after the other; then show all again.", "explore"),
+    Action("markers", "m", "Markers", "Draw with braille dots or with plain ASCII letters.", "app"),
+    Action(
+        "more", "x", "More", "Every setting of engine, skew and trainer, beyond those on this screen.", "explore", True
+    ),
+    Action("theme", "k", "Theme", "Dark or light.", "app"),
+    Action("help", "f1,question_mark", "Help", "Explain what is focused, and list the keys.", "app", True),
+    Action("palette", "colon", "Palette", "Everything that can be done now, by name.", "app"),
+    Action("screenshot", "s", "Picture", "Save this screen as an SVG picture.", "app"),
+    Action("export", "e", "Export", "Save every number on the chart: a CSV table and the scenario.", "app"),
+    Action("share", "y", "Share", "Copy the share string: these settings, also on the command line.", "app"),
+    Action("paste", "i", "Enter share", "Type or paste a share string or the name of a scenario.", "app"),
+    Action("restore", "z", "Last state", "Take up the settings that the last session ended with.", "app"),
+    Action("quit", "q", "Quit", "Leave; the share string stays behind in the shell.", "app", True),
+)
+
+
+def bindings(where: str) -> list[BindingType]:
+    """Textual bindings of one screen (or of the app), in the order of the registry."""
+    return [Binding(a.keys, a.call, a.title, show=a.footer, id=a.id) for a in ACTIONS if a.where == where]
+
+
+def by_id(id: str) -> Action:
+    return next(action for action in ACTIONS if action.id == id)
+
+
+def key_text(keys: str) -> str:
+    """Keys as people write them."""
+    names = {"full_stop": ".", "plus": "+", "minus": "-", "equals_sign": "=", "question_mark": "?", "colon": ":"}
+    return " ".join(names.get(key, key.upper() if key == "f1" else key) for key in keys.split(","))
+
+
+def load_keymap(path: Path | None = None) -> dict[str, str]:
+    """Other keys for some actions, from the user's keymap file. Raises UserError for an unknown action or a clash."""
+    path = path or user_config_path("skewsim") / "keymap.toml"
+    if not path.is_file():
+        return {}
+    try:
+        keys = tomllib.loads(path.read_text(encoding="utf-8")).get("keys", {})
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        raise UserError(f"{path}: not a keymap: {error}") from None
+    known = {action.id for action in ACTIONS}
+    taken: dict[str, str] = {}
+    for id, text in keys.items():
+        if id not in known:
+            raise UserError(f"{path}: unknown action {id}; allowed: {', '.join(sorted(known))}")
+        if not isinstance(text, str) or not text:
+            raise UserError(f'{path}: {id}={text!r}: must be keys as text, as in pause = "p,space"')
+    for action in ACTIONS:
+        for key in keys.get(action.id, action.keys).split(","):
+            if key in taken:
+                raise UserError(f"{path}: key {key} means both {taken[key]} and {action.id}")
+            taken[key] = action.id
+    return dict(keys)

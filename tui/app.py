@@ -1,0 +1,301 @@
+"""The app: one lab, one driver, a stack of screens, and what every screen shares (look, keys, share string, exit).
+
+The first frame does not wait for torch: it is imported by the driver's thread. Ten times a second the app takes in
+what the thread has computed and lets the screen on top draw itself.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any, ClassVar
+
+from platformdirs import user_state_path
+from textual import events
+from textual.app import App, SystemCommand
+from textual.binding import BindingType
+from textual.screen import Screen
+from textual.widgets import Footer
+
+from skewsim.errors import UserError
+from skewsim.files import atomic_writer
+from skewsim.settings import Scenario
+from skewsim.share import is_share, load_toml, to_share
+from tui.actions import ACTIONS, bindings, load_keymap
+from tui.driver import Driver, Train
+from tui.lab import YOURS, Lab, opening, parse_share
+from tui.panel import ControlWidget
+from tui.plot import Plot
+from tui.screens.explore import Explore
+from tui.views import REWARD, Look, ascii_wanted
+
+_FRAME = 0.1
+SMALLEST = (60, 18)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line asked for."""
+
+    hidden: frozenset[str] = frozenset()
+    lesson: str | None = None
+    out: Path | None = None
+
+
+class SkewsimApp(App[None]):
+    """`lab` is the state, `look` how it is drawn."""
+
+    CSS_PATH = "app.tcss"
+    TITLE = "skewsim"
+    BINDINGS: ClassVar[list[BindingType]] = bindings("app")
+
+    def __init__(self, lab: Lab, options: Options | None = None, *, keymap: dict[str, str] | None = None) -> None:
+        super().__init__()
+        self.lab = lab
+        self.options = options or Options()
+        self.look = Look(ascii_only=ascii_wanted())
+        self.score = ""
+        self.explore = Explore(lab, hidden=self.options.hidden)
+        self._keys = keymap or {}
+
+    def on_mount(self) -> None:
+        self.set_keymap(self._keys)
+        self.push_screen(self.explore)
+        self.lab.reset()
+        self.lab.driver.start()
+        self.set_interval(_FRAME, self.tick)
+
+    def tick(self) -> None:
+        """Take in what is new, and draw the screen on top if anything is."""
+        if self.lab.tick():
+            self.redraw()
+
+    def redraw(self) -> None:
+        draw = getattr(self.screen, "redraw", None)
+        if draw is not None and self.screen.is_mounted:
+            draw()
+
+    def on_resize(self, event: events.Resize) -> None:
+        from tui.screens.too_small import TooSmall
+
+        fits = event.size.width >= SMALLEST[0] and event.size.height >= SMALLEST[1]
+        if not fits and not isinstance(self.screen, TooSmall):
+            self.push_screen(TooSmall(SMALLEST))
+        elif fits and isinstance(self.screen, TooSmall):
+            self.pop_screen()
+
+    def footer(self) -> Footer:
+        return Footer(show_command_palette=False, compact=True)
+
+    def watch_theme(self, name: str) -> None:
+        self.look = replace(self.look, dark=self.current_theme.dark)
+        if self.is_running:
+            self.call_after_refresh(self.redraw)
+
+    def say(self, text: str) -> None:
+        """A line that any screen shows: what was heard."""
+        self.lab.heard = text
+        if self.screen is not self.explore:
+            self.notify(text)
+        self.redraw()
+
+    def get_system_commands(self, screen: Screen[Any]) -> Iterable[SystemCommand]:
+        """The palette: every action that is valid on this screen now."""
+        for action in ACTIONS:
+            owner = self.explore if action.where == "explore" else self
+            valid = action.where == "app" or screen is self.explore
+            if valid and owner.check_action("do", (action.id,)) and action.id != "palette":
+                yield SystemCommand(action.title, action.help, self._runner(owner, action.id))
+
+    def _runner(self, owner: Explore | SkewsimApp, id: str) -> Any:
+        return lambda: owner.action_do(id)
+
+    def action_do(self, id: str) -> None:
+        try:
+            getattr(self, f"do_{id}")()
+        except UserError as error:
+            self.say(str(error))
+
+    def do_help(self) -> None:
+        from tui.screens.help import HelpScreen
+
+        if isinstance(self.screen, HelpScreen):
+            self.pop_screen()
+            return
+        focused = self.focused
+        subject = focused if isinstance(focused, ControlWidget | Plot) else None
+        title = subject.help_title if subject else ""
+        self.push_screen(HelpScreen(title, subject.help_text if subject else ""))
+
+    def do_palette(self) -> None:
+        self.action_command_palette()
+
+    def do_markers(self) -> None:
+        self.look = replace(self.look, ascii_only=not self.look.ascii_only)
+        self.say("ASCII letters" if self.look.ascii_only else "braille dots")
+
+    def do_theme(self) -> None:
+        self.theme = "textual-light" if self.current_theme.dark else "textual-dark"
+
+    def do_screenshot(self) -> None:
+        path = self._output(f"skewsim-{_stamp()}.svg")
+        _write(path, self.export_screenshot(title="skewsim"))
+        self.say(f"picture: {path}")
+
+    def do_export(self) -> None:
+        path = self._output(f"skewsim-{_stamp()}.csv")
+        _write(path, curves_csv(self.lab))
+        self.say(f"numbers: {path}")
+
+    def _output(self, name: str) -> Path:
+        return (self.options.out or Path.cwd()) / name
+
+    def do_share(self) -> None:
+        share = to_share(self.lab.yours)
+        self.copy_to_clipboard(share)
+        self.say(f"copied {share}")
+
+    def do_paste(self) -> None:
+        from tui.screens.prompt import Prompt
+
+        self.push_screen(Prompt("Share string, scenario name, or TOML file", self._enter))
+
+    def _enter(self, text: str) -> None:
+        self.lab.load(find_scenario(text))
+        self.say(f"loaded {text[:24]}")
+
+    def do_restore(self) -> None:
+        self.lab.load(last_state())
+        self.say("the last session's settings, from step 0")
+
+    def do_quit(self) -> None:
+        self.exit()
+
+
+def curves_csv(lab: Lab) -> str:
+    """Every number on the charts: a row for each curve, seed and step, and the share string in the first line."""
+    out = io.StringIO()
+    out.write(f"# {to_share(lab.yours)}\n")
+    keys = sorted({key for track in lab.tracks.values() for key in track.series.keys()})  # noqa: SIM118
+    writer = csv.writer(out)
+    writer.writerow(["curve", "seed", "step", *keys])
+    for track in lab.tracks.values():
+        columns = [track.series.values(key) for key in keys]
+        for row, seed in enumerate(track.series.seeds):
+            for at, step in enumerate(track.series.steps):
+                writer.writerow([track.name, seed, int(step), *(f"{c[row, at]:.6g}" for c in columns)])
+    return out.getvalue()
+
+
+def find_scenario(text: str) -> Scenario:
+    """A scenario from a share string, a TOML file, `last`, or a name that `skewsim scenarios` lists. Raises UserError."""
+    text = text.strip()
+    if text == "last":
+        return last_state()
+    if is_share(text) or not text:
+        return parse_share(text)
+    if text.endswith(".toml") or Path(text).is_file():
+        return load_toml(Path(text))
+    from skewsim.scenarios import get_scenario
+
+    return get_scenario(text)
+
+
+def _state_file() -> Path:
+    return user_state_path("skewsim") / "last"
+
+
+def last_state() -> Scenario:
+    """The settings that the last session ended with. Raises UserError when there was none."""
+    try:
+        return parse_share(_state_file().read_text(encoding="utf-8"))
+    except OSError:
+        raise UserError("no last state: no session has ended here yet") from None
+
+
+def _stamp() -> str:
+    return datetime.now().strftime("%Y%m%d-%H%M%S")
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_writer(path) as file:
+            file.write(text.encode())
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}") from None
+
+
+def run(
+    target: str = "",
+    /,
+    *,
+    lesson: str = "",
+    hide: Sequence[str] = (),
+    preset: str = "",
+    out: Path | None = None,
+    train: Train | None = None,
+) -> int:
+    """Open the terminal UI.
+
+    Parameters
+    ----------
+    target: A scenario's name, a TOML file, a share string, or `last`; default: initial V1.
+    lesson: Start with this lesson (`list` prints them).
+    hide: Controls and actions to hide, for teaching.
+    preset: A named classroom setting: a scenario, what is hidden, the speed.
+    out: Folder for run folders, pictures and exports.
+    train: What computes the curves; default: the simulator.
+    """
+    from tui.driver import simulator
+
+    keymap = load_keymap()
+    yours = find_scenario(target).with_values({"name": YOURS}) if target else opening()
+    driver = Driver(train or simulator)
+    lab = Lab(driver, yours=yours)
+    app = SkewsimApp(lab, Options(hidden=frozenset(hide), lesson=lesson or None, out=out), keymap=keymap)
+    app.run()
+    ended = driver.stop()
+    print(farewell(lab, app.score))
+    _remember(lab.yours)
+    if not ended:  # a step under way is not waited for: nothing of it is kept
+        sys.stdout.flush()
+        os._exit(0)
+    return 0
+
+
+def main(arguments: Sequence[str]) -> int:
+    """`skewsim` without a command: options only."""
+    if not arguments:
+        return run()
+    from cyclopts import App as Parser
+    from cyclopts import CycloptsError
+
+    parser = Parser(name="skewsim tui", default_command=run)
+    try:
+        return int(parser(list(arguments), exit_on_error=False, print_error=False, result_action="return_value") or 0)
+    except CycloptsError as error:
+        raise UserError(f"tui: {error}; see skewsim tui --help") from None
+
+
+def farewell(lab: Lab, score: str) -> str:
+    """One line on what was seen, and the share string that brings it back."""
+    parts = []
+    for track in lab.tracks.values():
+        value = track.series.now(REWARD.key, 5)
+        parts.append(f"{track.name} {'-' if value is None else f'{value:.2f}'}")
+    head = f"step {max(lab.step, 0)}, reward: {', '.join(parts)}" + (f"; {score}" if score else "")
+    return f"{head}\nskewsim tui {to_share(lab.yours)}"
+
+
+def _remember(yours: Scenario) -> None:
+    try:
+        _write(_state_file(), to_share(yours))
+    except UserError:
+        return  # a read-only home is no reason to complain on the way out

@@ -1,0 +1,150 @@
+"""Curves as text: a numpy rasteriser onto braille dots or ASCII letters, free of Textual.
+
+A terminal cell holds 2 x 4 braille dots (Unicode block U+2800), so a chart of W x H cells has 2W x 4H pixels. Every
+curve is interpolated at each dot column and filled vertically up to half way to its neighbours, so that a steep curve
+stays connected. Dots of several curves are OR-ed: a later curve never erases an earlier one, it only owns the cell's
+colour. Meaning is never in colour alone: a curve also has a dash pattern and a letter, and the ASCII raster draws
+nothing but letters.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+_BITS = np.array([[0x01, 0x08], [0x02, 0x10], [0x04, 0x20], [0x40, 0x80]], dtype=np.uint16)
+_BLANK = 0x2800
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One line: x ascending (N,), y (N,) with NaN where missing; low/high bound a band of seeds around it."""
+
+    letter: str
+    x: Array
+    y: Array
+    dash: int = 0
+    low: Array | None = None
+    high: Array | None = None
+
+
+@dataclass(frozen=True)
+class Raster:
+    """Characters of a chart, row by row, and the index of the curve that owns each cell (-1: none)."""
+
+    rows: list[str]
+    owner: NDArray[np.int16]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The window of data that a chart shows."""
+
+    left: float
+    right: float
+    bottom: float
+    top: float
+
+
+def limits(curves: list[Curve], *, floor: float | None = None, ceiling: float | None = None) -> Limits:
+    """The window that shows all curves with a little air, or from `floor` to `ceiling` where these are given."""
+    xs = [c.x for c in curves if len(c.x)]
+    left, right = (min(float(x[0]) for x in xs), max(float(x[-1]) for x in xs)) if xs else (0.0, 1.0)
+    parts = [a[np.isfinite(a)] for c in curves for a in (c.y, c.low, c.high) if a is not None]
+    values = np.concatenate(parts) if parts else np.empty(0)
+    low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 1.0)
+    pad = (high - low) * 0.05 or abs(high) * 0.1 or 1.0
+    bottom = low - pad if floor is None else min(floor, low)
+    top = high + pad if ceiling is None else max(ceiling, high)
+    return Limits(left, max(right, left + 1.0), bottom, max(top, bottom + 1e-12))
+
+
+def rasterise(curves: list[Curve], width: int, height: int, window: Limits, *, ascii_only: bool = False) -> Raster:
+    """Draw curves on a grid of width x height cells."""
+    if ascii_only:
+        return _letters(curves, width, height, window)
+    bits = np.zeros((height, width), np.uint16)
+    owner = np.full((height, width), -1, np.int16)
+    for index, curve in enumerate(curves):
+        band = _band_dots(curve, width * 2, height * 4, window)
+        line = _line_dots(curve, width * 2, height * 4, window)
+        for dots in (band, line):
+            if dots is not None:
+                cells = np.einsum("hiwj,ij->hw", dots.reshape(height, 4, width, 2), _BITS, dtype=np.uint16)
+                bits |= cells
+                owner[cells > 0] = index
+    codes = np.where(bits == 0, ord(" "), bits + _BLANK)
+    return Raster(["".join(map(chr, row)) for row in codes.tolist()], owner)
+
+
+def _rows(y: Array, curve: Curve, columns: int, rows: int, window: Limits) -> Array | None:
+    """The (float) dot row of a curve at each dot column, NaN outside its data; None when nothing is finite."""
+    finite = np.isfinite(y)
+    if not finite.any():
+        return None
+    at = np.linspace(window.left, window.right, columns)
+    value = np.interp(at, curve.x[finite], y[finite], left=np.nan, right=np.nan)
+    return np.asarray((window.top - value) * ((rows - 1) / (window.top - window.bottom)), dtype=np.float64)
+
+
+def _line_dots(curve: Curve, columns: int, rows: int, window: Limits) -> NDArray[np.bool_] | None:
+    r = _rows(curve.y, curve, columns, rows, window)
+    if r is None:
+        return None
+    after, before = np.append(r[1:], r[-1]), np.insert(r[:-1], 0, r[0])
+    after = np.where(np.isfinite(after), (r + after) / 2, r)
+    before = np.where(np.isfinite(before), (r + before) / 2, r)
+    top = np.rint(np.minimum(np.minimum(before, after), r))
+    low = np.rint(np.maximum(np.maximum(before, after), r))
+    grid = np.arange(rows, dtype=np.float64)[:, None]
+    dots = (grid >= top) & (grid <= low)  # a NaN column compares False
+    if curve.dash:
+        dots[:, (np.arange(columns) // curve.dash) % 2 == 1] = False
+    return np.asarray(dots, dtype=np.bool_)
+
+
+def _band_dots(curve: Curve, columns: int, rows: int, window: Limits) -> NDArray[np.bool_] | None:
+    """A sparse dither between low and high: one dot in eight, so that lines stay readable on top of it."""
+    if curve.low is None or curve.high is None:
+        return None
+    top, low = (_rows(a, curve, columns, rows, window) for a in (curve.high, curve.low))
+    if top is None or low is None:
+        return None
+    grid, across = np.arange(rows)[:, None], np.arange(columns)[None, :]
+    dither = (across % 4 == 0) & ((grid + across // 2) % 4 == 0)
+    return np.asarray((grid >= np.rint(top)) & (grid <= np.rint(low)) & dither, dtype=np.bool_)
+
+
+def _letters(curves: list[Curve], width: int, height: int, window: Limits) -> Raster:
+    cells = np.full((height, width), " ", dtype="<U1")
+    owner = np.full((height, width), -1, np.int16)
+    columns = np.arange(width)
+    for index, curve in enumerate(curves):
+        r = _rows(curve.y, curve, width, height, window)
+        if r is None:
+            continue
+        seen = np.isfinite(r)
+        row = np.clip(np.rint(r[seen]).astype(int), 0, height - 1)
+        cells[row, columns[seen]] = curve.letter
+        owner[row, columns[seen]] = index
+    return Raster(["".join(row) for row in cells.tolist()], owner)
+
+
+SPARK = "▁▂▃▄▅▆▇█"
+
+
+def bars(counts: Array, height: int, *, ascii_only: bool = False) -> list[str]:
+    """A histogram as text: one column a bin, eighths of a cell high (ASCII: whole cells of '#')."""
+    peak = float(counts.max()) if counts.size else 0.0
+    eighths = np.rint(counts / peak * height * 8).astype(int) if peak > 0 else np.zeros(len(counts), int)
+    eighths[(counts > 0) & (eighths == 0)] = 1
+    lines = []
+    for row in range(height - 1, -1, -1):
+        fill = np.clip(eighths - row * 8, 0, 8)
+        glyphs = "#" if ascii_only else None
+        lines.append("".join(" " if f == 0 else glyphs or SPARK[f - 1] for f in fill.tolist()))
+    return lines

@@ -1,0 +1,292 @@
+"""One thread that trains while the screen stays free.
+
+The thread owns the generators of `skewsim.trainer.train`, one for each track, and advances them in lock step. Orders
+go in through a queue and take effect between two steps; records come out through a deque that the screen empties at
+its own pace. The thread never touches a widget, and the screen never waits for the thread: stopping is not asking
+for the next record. What a track has computed is kept on a tape, so a reset replays the unchanged tracks for nothing.
+
+A recorded run is driven by the same thread: its "training" is reading records (`Replay`), which can also go back.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+
+from skewsim.errors import SkewsimError
+from skewsim.settings import Scenario
+from tui.series import Record
+
+Records = Sequence[Record]
+Training = Generator[Records, Scenario | None, None]
+Train = Callable[[Scenario, tuple[int, ...]], Training]
+SPEEDS: tuple[float, ...] = (1, 2, 5, 10, 20, 50, float("inf"))
+
+
+def simulator(scenario: Scenario, seeds: tuple[int, ...]) -> Training:
+    """The real thing. Imports torch, so it is called in the thread only."""
+    import torch
+
+    from skewsim.trainer import train
+
+    torch.set_num_threads(1)
+    return train(scenario, seeds=seeds)
+
+
+@dataclass(frozen=True)
+class TrackSpec:
+    """A curve to compute: a scenario over some seeds. A taped track is never toggled and so can be rewound."""
+
+    name: str
+    scenario: Scenario
+    seeds: tuple[int, ...]
+    taped: bool = False
+
+
+@dataclass(frozen=True)
+class Update:
+    """One step of one track, or why it ended: `ended` for the end of its steps, `failed` for an error's one line.
+
+    `toggled` is the number of the last toggle that had taken effect by this step.
+    """
+
+    epoch: int
+    track: str
+    records: Records
+    toggled: int = 0
+    ended: bool = False
+    failed: str | None = None
+
+
+class _Track:
+    """A generator, and for a taped track everything that it has said so far."""
+
+    def __init__(self, spec: TrackSpec, train: Train) -> None:
+        self.spec = spec
+        self.over = False
+        self._train = train
+        self._training: Training | None = None
+        self._tape: list[Records] = []
+        self._at = 0
+        self._pending: Scenario | None = None
+        self.toggled = self._ordered = 0
+
+    def toggle(self, scenario: Scenario, serial: int) -> None:
+        self._pending, self._ordered = scenario, serial
+
+    def rewind(self) -> bool:
+        """Back to step 0; False for a track without a tape, which has to be computed anew."""
+        if self.spec.taped:
+            self._at, self.over = 0, False
+        return self.spec.taped
+
+    def advance(self) -> Records:
+        """The next step's records. Raises StopIteration at the end."""
+        if self._at < len(self._tape):
+            self._at += 1
+            return self._tape[self._at - 1]
+        records = self._next()
+        if self.spec.taped:
+            self._tape.append(records)
+            self._at = len(self._tape)
+        return records
+
+    def _next(self) -> Records:
+        pending, self._pending = self._pending, None
+        self.toggled = self._ordered
+        if self._training is None:
+            self._training = self._train(pending or self.spec.scenario, self.spec.seeds)
+            return next(self._training)
+        return next(self._training) if pending is None else self._training.send(pending)
+
+    def close(self) -> None:
+        if self._training is not None:
+            self._training.close()
+
+
+class Driver:
+    """Play, pause, step, speed, toggle and restart for a set of tracks; `drain` gives the screen what is new."""
+
+    def __init__(self, train: Train = simulator, *, speed: float = 10) -> None:
+        self._train = train
+        self._wake = threading.Condition()
+        self._orders: deque[Callable[[], None]] = deque()
+        self._updates: deque[Update] = deque()
+        self._tracks: dict[str, _Track] = {}
+        self._stopping = False
+        self._steps_wanted = self._serial = 0
+        self._times: deque[float] = deque(maxlen=20)
+        self.epoch = self._running_epoch = 0
+        self.playing = True
+        self.speed = speed
+        self._thread = threading.Thread(target=self._run, name="training", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self, timeout: float = 0.5) -> bool:
+        """Ask the thread to end; True if it did in time. A step under way is not waited for any longer."""
+        with self._wake:
+            self._stopping = True
+            self._wake.notify()
+        if self._thread.is_alive():
+            self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    def restart(self, specs: Sequence[TrackSpec]) -> int:
+        """All tracks from step 0; the updates of this run carry the epoch that is returned."""
+        with self._wake:
+            self.epoch += 1
+            epoch = self.epoch
+            self._updates.clear()
+            self._order(lambda: self._restart(epoch, tuple(specs)))
+        return epoch
+
+    def seek(self, step: int) -> int:
+        """Taped tracks to a step, at once; like a restart, this begins a new epoch."""
+        with self._wake:
+            self.epoch += 1
+            epoch = self.epoch
+            self._updates.clear()
+            self._order(lambda: self._seek(epoch, step))
+        return epoch
+
+    def toggle(self, name: str, scenario: Scenario) -> int:
+        """A new scenario for one track from the next step on; the number is found again in `Update.toggled`."""
+        with self._wake:
+            self._serial += 1
+            serial = self._serial
+            self._order(lambda: self._toggle(name, scenario, serial))
+        return serial
+
+    def play(self, playing: bool) -> None:
+        with self._wake:
+            self.playing = playing
+            self._times.clear()
+            self._wake.notify()
+
+    def step(self) -> None:
+        """One step, then pause."""
+        with self._wake:
+            self.playing = False
+            self._steps_wanted += 1
+            self._wake.notify()
+
+    def set_speed(self, speed: float) -> None:
+        with self._wake:
+            self.speed = speed
+            self._times.clear()
+            self._wake.notify()
+
+    def drain(self, limit: int = 2000) -> list[Update]:
+        """What has been computed since the last call, of the current epoch."""
+        updates: list[Update] = []
+        while self._updates and len(updates) < limit:
+            update = self._updates.popleft()
+            if update.epoch == self.epoch:
+                updates.append(update)
+        return updates
+
+    @property
+    def rate(self) -> float:
+        """Steps a second over the last twenty steps, 0 while nothing moves."""
+        times = list(self._times)
+        if len(times) < 2 or not self.playing or time.monotonic() - times[-1] > 3:
+            return 0.0
+        return (len(times) - 1) / max(times[-1] - times[0], 1e-9)
+
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive()
+
+    def _order(self, order: Callable[[], None]) -> None:
+        self._orders.append(order)
+        self._wake.notify()
+
+    def _restart(self, epoch: int, specs: tuple[TrackSpec, ...]) -> None:
+        tracks: dict[str, _Track] = {}
+        for spec in specs:
+            old = self._tracks.pop(spec.name, None)
+            if old is not None and old.spec == spec and old.rewind():
+                tracks[spec.name] = old
+                continue
+            if old is not None:
+                old.close()
+            tracks[spec.name] = _Track(spec, self._train)
+        for left in self._tracks.values():
+            left.close()
+        self._tracks, self._running_epoch = tracks, epoch
+        self._times.clear()
+
+    def _seek(self, epoch: int, step: int) -> None:
+        self._running_epoch = epoch
+        for track in self._tracks.values():
+            track.rewind()
+        for _ in range(step):
+            for track in self._tracks.values():
+                if not track.over and not self._stopping:
+                    self._advance(epoch, track)
+
+    def _toggle(self, name: str, scenario: Scenario, serial: int) -> None:
+        if name in self._tracks:
+            self._tracks[name].toggle(scenario, serial)
+
+    def _run(self) -> None:
+        due = 0.0
+        while True:
+            with self._wake:
+                while not self._ready(due):
+                    wait = due - time.monotonic() if self.playing and self._tracks else None
+                    self._wake.wait(None if wait is None else max(wait, 0.0))
+                if self._stopping:
+                    break
+                orders = list(self._orders)
+                self._orders.clear()
+                go = self.playing or self._steps_wanted > 0
+                self._steps_wanted = max(0, self._steps_wanted - 1)
+                interval = 1 / self.speed
+            for order in orders:
+                order()
+            if go and (time.monotonic() >= due or not self.playing):
+                due = max(due + interval, time.monotonic())
+                self._lockstep()
+        for track in self._tracks.values():
+            track.close()
+
+    def _ready(self, due: float) -> bool:
+        if self._stopping or self._orders:
+            return True
+        if not self._tracks:
+            return False
+        return self._steps_wanted > 0 or (self.playing and time.monotonic() >= due)
+
+    def _lockstep(self) -> None:
+        epoch = self._running_epoch
+        moved = False
+        for track in list(self._tracks.values()):
+            if self._stopping or epoch != self.epoch:
+                return
+            moved |= not track.over and self._advance(epoch, track)
+        if moved:
+            self._times.append(time.monotonic())
+        else:
+            self.playing = False
+
+    def _advance(self, epoch: int, track: _Track) -> bool:
+        name = track.spec.name
+        try:
+            records = track.advance()
+        except StopIteration:
+            track.over = True
+            self._updates.append(Update(epoch, name, (), ended=True))
+            return False
+        except Exception as error:  # whatever a run dies of, the screen says so and the other curves go on
+            track.over = True
+            reason = str(error) if isinstance(error, SkewsimError) else f"{type(error).__name__}: {error}"
+            self._updates.append(Update(epoch, name, (), failed=reason.splitlines()[0]))
+            return False
+        self._updates.append(Update(epoch, name, records, toggled=track.toggled))
+        return True

@@ -1,0 +1,286 @@
+"""The state of the laboratory: which curves there are, what they have said, what is marked on them.
+
+Pure state: no Textual, no thread of its own, no clock. The screen calls its verbs (`set_yours`, `undo`, `reset`,
+`toggle_twin` ...), feeds it what the driver computed (`tick`) and draws it. `yours` is one scenario; the reference
+and initial V1 share its task, objective, seed and learning rate, so that what separates the three curves is the
+engine alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from skewsim.errors import UserError
+from skewsim.scenarios import INITIAL_V1
+from skewsim.settings import Scenario
+from tui.controls import Control
+from tui.driver import SPEEDS, Driver, TrackSpec, Update
+from tui.series import Series
+
+REFERENCE, V1, YOURS, TWIN = "reference", "initial_v1", "yours", "twin"
+LETTERS = {REFERENCE: "r", V1: "v", YOURS: "y", TWIN: "t"}
+DASHES = {REFERENCE: 0, V1: 6, YOURS: 0, TWIN: 2}
+BAND = 5
+HORIZON = 300
+_SHARED = ("objective", "epsilon", "epsilon_high", "delta", "gspo_form", "learning_rate")
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A toggle on the curve of yours: the first step that it acted on, its letter and what it was."""
+
+    step: int
+    letter: str
+    text: str
+
+
+@dataclass
+class Track:
+    """One curve's scenario and numbers."""
+
+    name: str
+    letter: str
+    dash: int
+    scenario: Scenario
+    series: Series
+    hidden: bool = False
+    ended: bool = False
+    failed: str | None = None
+
+    @property
+    def note(self) -> str | None:
+        """What there is to say about a curve that does not go on."""
+        if self.failed:
+            return f"stopped: {self.failed}"
+        if self.series.diverged:
+            step, reason = next(iter(self.series.diverged.values()))
+            count = len(self.series.diverged)
+            return f"diverged at step {step}: {reason}" + (f" ({count} seeds)" if count > 1 else "")
+        return None
+
+
+def reference_for(yours: Scenario) -> Scenario:
+    """All four fixes on, nothing injected: what the run would be without skew of the engine's making."""
+    plain = Scenario(name=REFERENCE, steps=yours.steps, seed=yours.seed, policy=yours.policy, task=yours.task)
+    plain = plain.with_values({"engine.temperature": yours.engine.temperature, "device": yours.device})
+    return plain.with_values({f"trainer.{name}": getattr(yours.trainer, name) for name in _SHARED})
+
+
+def initial_v1_for(yours: Scenario) -> Scenario:
+    """The reference with all four fixes off."""
+    return reference_for(yours).with_values({"name": V1, **INITIAL_V1})
+
+
+def opening() -> Scenario:
+    """What yours is on arrival: initial V1, one key away from each cure."""
+    return initial_v1_for(Scenario(steps=HORIZON)).with_values({"name": YOURS})
+
+
+@dataclass
+class Lab:
+    """Everything that Explore shows, and the verbs of its keys."""
+
+    driver: Driver
+    yours: Scenario = field(default_factory=opening)
+    band: bool = False
+    tracks: dict[str, Track] = field(default_factory=dict)
+    marks: list[Mark] = field(default_factory=list)
+    twin: Control | None = None
+    heard: str = ""
+    replaying: Path | None = None
+    _pending: list[tuple[int, Mark]] = field(default_factory=list)
+    _history: list[Scenario] = field(default_factory=list)
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        first = self.yours.seed
+        return tuple(range(first, first + BAND)) if self.band else (first,)
+
+    @property
+    def step(self) -> int:
+        """The newest step of yours, or of whatever is being replayed."""
+        return max((t.series.step for t in self.tracks.values()), default=-1)
+
+    @property
+    def over(self) -> bool:
+        """Whether no curve goes on: all have reached their last step, diverged or failed."""
+        return bool(self.tracks) and all(track.ended or track.failed for track in self.tracks.values())
+
+    @property
+    def main(self) -> Track | None:
+        """The curve that the other screens look at: yours, or the first one of a replay."""
+        return self.tracks.get(YOURS) or next(iter(self.tracks.values()), None)
+
+    def visible(self) -> list[Track]:
+        return [track for track in self.tracks.values() if not track.hidden]
+
+    def reset(self) -> None:
+        """All curves from step 0 with the settings as they are now."""
+        hidden = {name for name, track in self.tracks.items() if track.hidden}
+        specs = self._specs()
+        self.tracks = {spec.name: _track(spec, hidden=spec.name in hidden) for spec in specs}
+        self.marks, self._pending, self.replaying = [], [], None
+        self.driver.restart(specs)
+
+    def _specs(self) -> list[TrackSpec]:
+        yours, seeds = self.yours, self.seeds
+        specs = [
+            TrackSpec(REFERENCE, reference_for(yours), seeds, taped=True),
+            TrackSpec(V1, initial_v1_for(yours), seeds, taped=True),
+        ]
+        if self.twin is not None:
+            specs.append(TrackSpec(TWIN, self._twin_of(self.twin), seeds))
+        return [*specs, TrackSpec(YOURS, yours, seeds)]
+
+    def set_yours(self, scenario: Scenario, *, letter: str = "*", text: str = "") -> None:
+        """A toggle: it takes effect at the next step and is marked there."""
+        if scenario == self.yours:
+            self.heard = f"{text}: no further"
+            return
+        self._history.append(self.yours)
+        del self._history[:-200]
+        self._apply(scenario, letter=letter, text=text)
+
+    def _apply(self, scenario: Scenario, *, letter: str, text: str) -> None:
+        anew = _needs_restart(self.yours, scenario) or self.over
+        self.yours = scenario
+        self.heard = f"{text}: from step 0" if anew else f"{text}: from step {self.step + 1}"
+        if anew or self.replaying:
+            playing = self.driver.playing or self.over
+            self.reset()
+            self.driver.play(playing)
+            return
+        self._pending.append((self.driver.toggle(YOURS, scenario), Mark(-1, letter, text)))
+        if self.twin is not None:
+            self.driver.toggle(TWIN, self._twin_of(self.twin))
+
+    def move(self, control: Control, by: int) -> None:
+        """Turn a control of yours by some choices."""
+        scenario = control.moved(self.yours, by)
+        self.set_yours(scenario, letter=control.letter, text=f"{control.label} {control.text(scenario)}")
+
+    def undo(self) -> bool:
+        """Back to the settings before the last toggle; False when there is none."""
+        if not self._history:
+            self.heard = "nothing to undo"
+            return False
+        self._apply(self._history.pop(), letter="u", text="undo")
+        return True
+
+    def new_seed(self) -> None:
+        self.yours = self.yours.with_values({"seed": (self.yours.seed + (BAND if self.band else 1)) % 2**31})
+        self.heard = f"seed {self.yours.seed}, from step 0"
+        self.reset()
+
+    def toggle_band(self) -> None:
+        self.band = not self.band
+        self.heard = f"{BAND} seeds: the mean and the range" if self.band else "one seed"
+        self.reset()
+
+    def toggle_twin(self, control: Control) -> None:
+        """Twin off, or a twin that differs from yours in one control; both run from step 0."""
+        if self.twin is not None:
+            self.twin, self.heard = None, "twin off"
+        else:
+            self.twin = control
+            self.heard = f"twin: as yours, but {control.label} {control.text(self._twin_of(control))}"
+        self.reset()
+
+    def _twin_of(self, control: Control) -> Scenario:
+        moved = control.moved(self.yours, 1)
+        moved = control.moved(self.yours, -1) if moved == self.yours else moved
+        return moved.with_values({"name": TWIN})
+
+    def hide_next(self) -> None:
+        """Hide the first visible curve that is not yours; when only yours is left, show all again."""
+        others = [t for t in self.tracks.values() if t.name != YOURS and not t.hidden]
+        if others:
+            others[0].hidden = True
+            self.heard = f"{others[0].name} hidden"
+        else:
+            for track in self.tracks.values():
+                track.hidden = False
+            self.heard = "all curves shown"
+
+    def faster(self, by: int) -> None:
+        at = min(range(len(SPEEDS)), key=lambda i: abs(min(SPEEDS[i], 1e9) - min(self.driver.speed, 1e9)))
+        speed = SPEEDS[min(max(at + by, 0), len(SPEEDS) - 1)]
+        self.driver.set_speed(speed)
+        self.heard = f"speed {speed_text(speed)}"
+
+    def load(self, scenario: Scenario) -> None:
+        """Take over a scenario from a share string, a preset or a file, and run it from step 0."""
+        self._history.append(self.yours)
+        self.yours = scenario.with_values({"name": YOURS})
+        self.reset()
+
+    def replay(self, path: Path, runs: Sequence[TrackSpec]) -> None:
+        """Show recorded runs instead of live ones; the driver's training is reading them."""
+        self.replaying, self.marks, self._pending, self.twin = path, [], [], None
+        self.tracks = {}
+        for i, spec in enumerate(runs):
+            letter = LETTERS.get(spec.name, "abcdefghij"[i % 10])
+            self.tracks[spec.name] = replace(
+                _track(spec), letter=letter, dash=DASHES.get(spec.name, (0, 6, 2, 4)[i % 4])
+            )
+        self.driver.restart(runs)
+
+    def seek(self, step: int) -> None:
+        """To a step of a replay, backward or forward."""
+        for track in self.tracks.values():
+            track.series, track.ended = Series(track.series.seeds), False
+        self.marks = []
+        self.driver.seek(max(step, 0))
+
+    def tick(self) -> bool:
+        """Take in what the driver has computed; True if anything is new."""
+        updates = self.driver.drain()
+        for update in updates:
+            track = self.tracks.get(update.track)
+            if track is not None:
+                self._take(track, update)
+        return bool(updates)
+
+    def _take(self, track: Track, update: Update) -> None:
+        track.ended |= update.ended
+        track.failed = update.failed or track.failed
+        if not update.records:
+            return
+        first = update.records[0]
+        track.series.append(update.records)
+        if track.name == YOURS and self.replaying is None:
+            self.marks += [replace(mark, step=first.step) for serial, mark in self._pending if serial <= update.toggled]
+            self._pending = [(serial, mark) for serial, mark in self._pending if serial > update.toggled]
+        elif self.replaying is not None and first.events:
+            self.marks += [Mark(first.step, "*", event) for event in first.events]
+
+
+def _track(spec: TrackSpec, *, hidden: bool = False) -> Track:
+    letter, dash = LETTERS.get(spec.name, "a"), DASHES.get(spec.name, 0)
+    return Track(spec.name, letter, dash, spec.scenario, Series(spec.seeds), hidden)
+
+
+def _needs_restart(before: Scenario, after: Scenario) -> bool:
+    """Whether a change cannot take effect in mid-run: another task, seed, policy, or another shape of the batch."""
+    shape = ("num_prompts", "num_generations")
+    return (
+        before.task != after.task
+        or (before.seed, before.policy, before.device, before.steps)
+        != (after.seed, after.policy, after.device, after.steps)
+        or any(getattr(before.trainer, name) != getattr(after.trainer, name) for name in shape)
+    )
+
+
+def speed_text(speed: float) -> str:
+    return "max" if speed == float("inf") else f"{speed:g}/s"
+
+
+def parse_share(text: str) -> Scenario:
+    """A scenario from a share string. Raises UserError."""
+    from skewsim.share import from_share
+
+    if not text.strip():
+        raise UserError("share string is empty; press y to copy one")
+    return from_share(text)

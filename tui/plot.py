@@ -1,0 +1,215 @@
+"""The live chart: a thin Textual widget (Line API) around the rasteriser of `tui.chart`.
+
+Styles are read once a frame and never inside `render_line`: `rich_style` walks the whole DOM.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from rich.segment import Segment
+from rich.style import Style
+from textual.strip import Strip
+from textual.widget import Widget
+
+from tui.chart import Array, Curve, Limits, Raster, limits, rasterise
+from tui.lab import TWIN, YOURS, Lab, Mark, Track
+from tui.views import Look, View
+
+_LEFT = 7  # cells for the y labels
+
+
+@dataclass(frozen=True)
+class Picture:
+    """What a plot shows: drawn from the lab's state, independent of the screen."""
+
+    view: View
+    curves: list[Curve]
+    marks: list[Mark] = field(default_factory=list)
+    dead: dict[str, int] = field(default_factory=dict)
+    title: str = ""
+
+
+def picture(lab: Lab, view: View) -> Picture:
+    """The curves of one metric over all visible tracks."""
+    curves = [_curve(track, view, seeds=len(track.series.seeds) > 1) for track in lab.visible()]
+    dead = {t.letter: min(s for s, _ in t.series.diverged.values()) for t in lab.visible() if t.series.diverged}
+    return Picture(view, curves, lab.marks, dead, f"{view.title}  {_values(lab, view)}")
+
+
+def difference(lab: Lab, view: View) -> Picture:
+    """Yours minus its twin, step by step."""
+    yours, twin = lab.tracks[YOURS].series, lab.tracks[TWIN].series
+    steps, a, b = np.intersect1d(yours.steps, twin.steps, return_indices=True)
+    gap = yours.mean(view.key)[a] - twin.mean(view.key)[b]
+    control = lab.twin.label if lab.twin else ""
+    flat = View(view.key, f"difference in {view.title}", view.floor if not len(gap) else None)
+    title = f"yours minus twin: {view.title}, for {control}"
+    zero = Curve(".", steps, np.zeros(len(steps)), dash=2)
+    return Picture(flat, [zero, Curve("d", steps, gap)], lab.marks, {}, title)
+
+
+def _curve(track: Track, view: View, *, seeds: bool) -> Curve:
+    series = track.series
+    y = _scaled(series.mean(view.key), view)
+    low = high = None
+    if seeds and len(series):
+        values = series.values(view.key)
+        low = _scaled(np.where(np.isfinite(values), values, np.inf).min(axis=0), view)
+        high = _scaled(np.where(np.isfinite(values), values, -np.inf).max(axis=0), view)
+    return Curve(track.letter, series.steps, y, track.dash, low, high)
+
+
+def _scaled(values: Array, view: View) -> Array:
+    finite = np.where(np.isfinite(values), values, np.nan)
+    return np.log10(np.maximum(finite, 1e-9)) if view.log else finite
+
+
+def _values(lab: Lab, view: View) -> str:
+    """The newest value of each curve, by letter."""
+    parts = []
+    for track in lab.visible():
+        value = track.series.now(view.key)
+        parts.append(f"{track.letter} {'-' if value is None else f'{value:.3g}'}")
+    return "  ".join(parts)
+
+
+class Plot(Widget, can_focus=True):
+    """One chart with a title, y labels, an axis with the marks of toggles on it, and a letter at each curve's end."""
+
+    DEFAULT_CSS = """
+    Plot { height: 1fr; width: 1fr; }
+    """
+
+    def __init__(self, view: View, *, look: Look, id: str | None = None) -> None:
+        super().__init__(id=id)
+        self.view = view
+        self.look = look
+        self._picture = Picture(view, [])
+        self._strips: list[Strip] = []
+
+    @property
+    def help_title(self) -> str:
+        return self.view.title
+
+    @property
+    def help_text(self) -> str:
+        return self.view.help
+
+    def show(self, picture: Picture, look: Look) -> None:
+        """Draw something else at the next refresh."""
+        self._picture, self.look, self.view, self._strips = picture, look, picture.view, []
+        self.refresh()
+
+    def notify_style_update(self) -> None:
+        self._strips = []
+        super().notify_style_update()
+
+    def render_line(self, y: int) -> Strip:
+        width, height = self.size
+        if not self._strips or len(self._strips) != height or self._strips[0].cell_length != width:
+            self._strips = self._build(width, height)
+        return self._strips[y] if y < len(self._strips) else Strip.blank(width)
+
+    def _build(self, width: int, height: int) -> list[Strip]:
+        base, look = self.rich_style, self.look
+        if width < _LEFT + 6 or height < 4:
+            return [Strip.blank(width, base)] * height
+        axis = base + Style(color=look.muted)
+        title_style = base + Style(bold=True, reverse=self.has_focus)
+        curves = [c for c in self._picture.curves if len(c.x)]
+        window = limits(curves, floor=self.view.floor, ceiling=self.view.ceiling)
+        grid_w, grid_h = width - _LEFT, height - 2
+        raster = rasterise(curves, grid_w, grid_h, window, ascii_only=look.ascii_only)
+        columns = {mark.step: _column(mark.step, window, grid_w) for mark in self._picture.marks}
+        rows = _decorated(raster, curves, window, sorted(set(columns.values())), self._picture.dead, look)
+        styles = [base + Style(color=look.colour(c.letter)) for c in curves]
+        strips = [_titled(self._picture.title or self.view.title, width, title_style, axis)]
+        labels = _labels(window, grid_h, log=self.view.log)
+        bar = look.glyph("│", "|")
+        for row, owner, label in zip(rows, raster.owner, labels, strict=True):
+            segments = [Segment(label.rjust(_LEFT - 1) + bar, axis), *_segments(row, owner, styles, axis)]
+            strips.append(Strip(segments, width))
+        strips.append(Strip(self._axis(window, grid_w, columns, axis, base), width))
+        return strips
+
+    def _axis(self, window: Limits, width: int, columns: dict[int, int], axis: Style, base: Style) -> list[Segment]:
+        """The bottom line: first and last step, and the letter of each toggle under its step."""
+        line = list(self.look.glyph("─", "-") * width)
+        last = f"{window.right:.0f}"
+        line[width - len(last) :] = last
+        lead = f"{window.left:.0f}".rjust(_LEFT - 1) + self.look.glyph("└", "+")
+        marked = set()
+        for mark in self._picture.marks:
+            if window.left <= mark.step <= window.right:
+                at = columns[mark.step]
+                while at in marked and at + 1 < width:
+                    at += 1
+                line[at] = mark.letter
+                marked.add(at)
+        strong = base + Style(color=self.look.strong, bold=True)
+        return [Segment(lead, axis), *(Segment(c, strong if i in marked else axis) for i, c in enumerate(line))]
+
+
+def _titled(title: str, width: int, style: Style, rest: Style) -> Strip:
+    text = title[:width]
+    return Strip([Segment(text, style), Segment(" " * (width - len(text)), rest)], width)
+
+
+def _column(step: int, window: Limits, width: int) -> int:
+    share = (step - window.left) / (window.right - window.left)
+    return min(max(round(share * (width - 1)), 0), width - 1)
+
+
+def _labels(window: Limits, height: int, *, log: bool) -> list[str]:
+    every = max(2, height // 4)
+    labels = []
+    for row in range(height):
+        value = window.top - (window.top - window.bottom) * row / max(1, height - 1)
+        show = (row % every == 0 and row + every // 2 < height) or row == height - 1
+        labels.append(_short(10**value if log else value) if show else "")
+    return labels
+
+
+def _short(value: float) -> str:
+    return f"{0.0 if abs(value) < 1e-12 else value:.2g}".replace("e-0", "e-").replace("e+0", "e+")[: _LEFT - 1]
+
+
+def _decorated(
+    raster: Raster, curves: list[Curve], window: Limits, marks: list[int], dead: dict[str, int], look: Look
+) -> list[list[str]]:
+    """The raster's characters with a thin line at every toggle and a letter (X: diverged) at every curve's end."""
+    rows = [list(row) for row in raster.rows]
+    height, width = len(rows), len(rows[0])
+    for column in marks:
+        for cells in rows:
+            if cells[column] == " ":
+                cells[column] = look.glyph("┊", ":")
+    taken: set[tuple[int, int]] = set()
+    for index, curve in enumerate(curves):
+        finite = np.flatnonzero(np.isfinite(curve.y))
+        if not len(finite):
+            continue
+        last = finite[-1]
+        column = _column(int(curve.x[last]), window, width)
+        share = (window.top - curve.y[last]) / (window.top - window.bottom)
+        row = min(max(round(float(share) * (height - 1)), 0), height - 1)
+        row = next(
+            (r for r in (row, row - 1, row + 1, row - 2, row + 2) if 0 <= r < height and (r, column) not in taken), row
+        )
+        taken.add((row, column))
+        rows[row][column] = "X" if curve.letter in dead else curve.letter
+        raster.owner[row, column] = index
+    return rows
+
+
+def _segments(
+    row: list[str], owner: np.ndarray[tuple[int, ...], np.dtype[np.int16]], styles: list[Style], blank: Style
+) -> list[Segment]:
+    text, start, segments = "".join(row), 0, []
+    for end in [*(np.flatnonzero(np.diff(owner)) + 1).tolist(), len(row)]:
+        k = int(owner[start])
+        segments.append(Segment(text[start:end], styles[k] if k >= 0 else blank))
+        start = end
+    return segments

@@ -1,0 +1,214 @@
+"""Explore, the first screen: three curves under common random numbers, and the switches, knobs and selectors of one.
+
+The screen owns no numbers: it turns keys into verbs of the `Lab`, and ten times a second draws what the lab has.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, cast
+
+from rich.text import Text
+from textual.app import ComposeResult
+from textual.binding import BindingType
+from textual.containers import Container, Grid, Vertical
+from textual.screen import Screen
+from textual.widget import Widget
+
+from skewsim.errors import UserError
+from tui.actions import bindings, by_id
+from tui.controls import FIXES, Control, explore_controls
+from tui.lab import Lab
+from tui.lesson_panel import LessonPanel
+from tui.panel import ControlWidget, Line, headline, legend, status
+from tui.plot import Plot, difference, picture
+from tui.views import REWARD, VIEWS
+
+if TYPE_CHECKING:
+    from tui.app import SkewsimApp
+
+_EXTRA_PLOTS = 6
+
+
+class Explore(Screen[None]):
+    """Charts on the left, controls on the right; under each other where the terminal is narrow."""
+
+    BINDINGS: ClassVar[list[BindingType]] = bindings("explore")
+    HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (112, "-wide"), (170, "-full")]  # noqa: RUF012
+    VERTICAL_BREAKPOINTS = [(0, "-short"), (36, "-tall")]  # noqa: RUF012
+
+    def __init__(self, lab: Lab, *, hidden: frozenset[str] = frozenset()) -> None:
+        super().__init__()
+        self.lab = lab
+        self.hidden_controls = hidden
+        self.profiles: tuple[str, ...] = ()
+        self.first_view = 0
+        self.last_control: Control = FIXES[0]
+
+    @property
+    def skewsim(self) -> SkewsimApp:
+        return cast("SkewsimApp", self.app)
+
+    def compose(self) -> ComposeResult:
+        look = self.skewsim.look
+        yield Line("headline")
+        with Container(id="body"):
+            with Vertical(id="charts"):
+                yield Plot(REWARD, look=look, id="plot-reward")
+                with Grid(id="more-plots"):
+                    for i in range(_EXTRA_PLOTS):
+                        yield Plot(VIEWS[i], look=look, id=f"plot-{i}")
+            with Vertical(id="side"):
+                yield Line("legend")
+                with Grid(id="controls"):
+                    for control in self.controls():
+                        yield ControlWidget(control, self.lab.yours, look, key=_key_of(control))
+        yield LessonPanel(id="lesson")
+        yield Line("hint")
+        yield Line("status")
+        yield self.skewsim.footer()
+
+    def controls(self) -> list[Control]:
+        return [c for c in explore_controls(self.profiles) if c.id not in self.hidden_controls]
+
+    def on_mount(self) -> None:
+        self.redraw()
+
+    def on_screen_resume(self) -> None:
+        self.redraw()
+
+    def on_resize(self) -> None:
+        self.call_after_refresh(self.redraw)
+
+    def redraw(self) -> None:
+        """Draw the lab as it is now."""
+        lab, look = self.lab, self.skewsim.look
+        wide, full = self.size.width >= 112, self.size.width >= 170
+        self._draw_plots(shown=_EXTRA_PLOTS if full else 2 if wide else 1)
+        legend_line = self.query_one("#legend", Line)
+        legend_line.show(legend(lab, look, column=wide))
+        legend_line.styles.height = len(lab.tracks) if wide else 1
+        self.query_one("#headline", Line).show(headline(lab, look, score=self.skewsim.score))
+        self.query_one("#status", Line).show(status(lab, look))
+        for control in self.controls():
+            for widget in self.query(f"#control-{control.id}").results(ControlWidget):
+                widget.show(control, lab.yours, look)
+        self.query_one("#hint", Line).show(self._hint())
+
+    def _draw_plots(self, *, shown: int) -> None:
+        lab, look = self.lab, self.skewsim.look
+        self.query_one("#plot-reward", Plot).show(picture(lab, REWARD), look)
+        for i in range(_EXTRA_PLOTS):
+            plot = self.query_one(f"#plot-{i}", Plot)
+            plot.display = i < shown
+            if i >= shown:
+                continue
+            if i == 0 and lab.twin is not None and lab.replaying is None:
+                plot.show(difference(lab, REWARD), look)
+            else:
+                plot.show(picture(lab, VIEWS[(self.first_view + i) % len(VIEWS)]), look)
+
+    def _hint(self) -> Text:
+        """What the focused control is called in vLLM, TRL or verl; otherwise how to begin."""
+        look, focused = self.skewsim.look, self.focused
+        if isinstance(focused, ControlWidget):
+            return Text(f" {focused.control.names}", style=f"bold {look.strong}", no_wrap=True)
+        return Text(
+            " 1-4 switch a fix   tab and arrows turn a knob   F1 explains   : everything else", style=look.muted
+        )
+
+    def on_descendant_focus(self) -> None:
+        if isinstance(self.focused, ControlWidget):
+            self.last_control = self.focused.control
+        self.query_one("#hint", Line).show(self._hint())
+
+    def on_control_widget_moved(self, message: ControlWidget.Moved) -> None:
+        self._move(message.turned, message.by)
+
+    def _move(self, control: Control, by: int) -> None:
+        self.last_control = control
+        try:
+            self.lab.move(control, by)
+        except UserError as error:
+            self.lab.heard = str(error)
+        self.redraw()
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """A key that a lesson hides does nothing and is not listed."""
+        if action != "do" or not parameters:
+            return True
+        entry = by_id(str(parameters[0]))
+        return not ({entry.id, entry.argument} & self.hidden_controls)
+
+    def action_do(self, id: str) -> None:
+        entry = by_id(id)
+        if entry.argument is not None:
+            self._move(next(fix for fix in FIXES if fix.id == entry.argument), 1)
+            return
+        getattr(self, f"do_{id}")()
+        self.redraw()
+
+    def do_pause(self) -> None:
+        playing = not self.lab.driver.playing
+        if playing and self.lab.over:
+            self.lab.heard = "the run is over: 0 starts it again, n takes a new seed"
+            return
+        self.lab.driver.play(playing)
+        self.lab.heard = ""
+
+    def do_step(self) -> None:
+        self.lab.driver.step()
+        self.lab.heard = "one step"
+
+    def do_faster(self) -> None:
+        self.lab.faster(1)
+
+    def do_slower(self) -> None:
+        self.lab.faster(-1)
+
+    def do_reset(self) -> None:
+        self.lab.reset()
+        self.lab.driver.play(True)
+        self.lab.heard = "from step 0"
+
+    def do_seed(self) -> None:
+        self.lab.new_seed()
+        self.lab.driver.play(True)
+
+    def do_twin(self) -> None:
+        self.lab.toggle_twin(self.last_control)
+        self.lab.driver.play(True)
+
+    def do_band(self) -> None:
+        self.lab.toggle_band()
+        self.lab.driver.play(True)
+
+    def do_undo(self) -> None:
+        self.lab.undo()
+
+    def do_metric(self) -> None:
+        self._turn_view(1)
+
+    def do_metric_back(self) -> None:
+        self._turn_view(-1)
+
+    def _turn_view(self, by: int) -> None:
+        self.first_view = (self.first_view + by) % len(VIEWS)
+        self.lab.heard = VIEWS[self.first_view].title
+
+    def do_hide(self) -> None:
+        self.lab.hide_next()
+
+    def do_more(self) -> None:
+        from tui.screens.settings import SettingsScreen
+
+        self.app.push_screen(SettingsScreen(self.lab))
+
+    def explained(self) -> Widget | None:
+        return self.focused
+
+    def set_profiles(self, names: tuple[str, ...]) -> None:
+        self.profiles = names
+
+
+def _key_of(control: Control) -> str:
+    return str(FIXES.index(control) + 1) if control in FIXES else ""

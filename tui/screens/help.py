@@ -1,0 +1,54 @@
+"""F1: what the focused thing is, then every key, from the registry of actions."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from rich.text import Text
+from textual.app import ComposeResult
+from textual.binding import BindingType
+from textual.containers import VerticalScroll
+from textual.screen import ModalScreen
+from textual.widgets import Static
+
+from tui.actions import ACTIONS, key_text
+
+_INTRO = """The curves share prompts, random numbers and seed, so what separates them is a setting.
+r  reference: all four fixes on      v  initial V1: all four off      y  yours: what the controls say
+
+Switch a fix with 1-4 and watch y leave v. Its letter marks the step where it took effect.
+Skew is the trainer's log-probability of a token minus the engine's. It is computed by the simulated engine's own
+arithmetic, measured (drawn from a profile of a real engine) or invented; the bottom line says which.
+"""
+
+
+class HelpScreen(ModalScreen[None]):
+    """Closed by escape, enter, q or F1 again."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [("escape,enter,q", "dismiss", "Close")]
+
+    def __init__(self, title: str, text: str) -> None:
+        super().__init__()
+        self._title, self._text = title, text
+
+    def compose(self) -> ComposeResult:
+        with VerticalScroll(id="help"):
+            yield Static(self._content())
+
+    def _content(self) -> Text:
+        text = Text()
+        if self._text:
+            text.append(self._title + "\n", style="bold reverse")
+            text.append(self._text + "\n\n")
+        text.append("What you see\n", style="bold")
+        text.append(_INTRO + "\n")
+        text.append("Keys", style="bold")
+        text.append("   (keymap.toml in the configuration folder changes them)\n")
+        for action in ACTIONS:
+            text.append(f"{key_text(action.keys):>9}  ", style="bold")
+            text.append(f"{action.title}: {action.help}\n")
+        text.append(
+            "   arrows  Turn the focused knob or selector; with shift three at a time. Wheel and click do it too.\n"
+        )
+        text.append("      tab  Focus the next control or chart.     escape  Close.")
+        return text

@@ -1,0 +1,38 @@
+"""A line to type into; what is wrong with it is said under it, and the line stays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import ClassVar
+
+from textual.app import ComposeResult
+from textual.binding import BindingType
+from textual.containers import Vertical
+from textual.screen import ModalScreen
+from textual.widgets import Input, Label
+
+from skewsim.errors import UserError
+
+
+class Prompt(ModalScreen[None]):
+    """Enter calls `accept`; a UserError of it is shown, anything else closes the prompt. Escape gives up."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [("escape", "dismiss", "Close")]
+
+    def __init__(self, title: str, accept: Callable[[str], None], *, value: str = "") -> None:
+        super().__init__()
+        self._title, self._accept, self._value = title, accept, value
+
+    def compose(self) -> ComposeResult:
+        with Vertical(id="prompt"):
+            yield Label(self._title)
+            yield Input(value=self._value)
+            yield Label("enter: accept   escape: close", id="prompt-answer")
+
+    def on_input_submitted(self, event: Input.Submitted) -> None:
+        try:
+            self._accept(event.value)
+        except UserError as error:
+            self.query_one("#prompt-answer", Label).update(str(error))
+            return
+        self.dismiss()
