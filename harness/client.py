@@ -146,6 +146,8 @@ class WorkerClient:
             try:
                 line = self._inbox.get(timeout=0.2)
             except queue.Empty:
+                if self._process.poll() is not None and self._inbox.empty():
+                    raise self._death() from None  # dead, though a child of its own still holds the pipe
                 now = time.monotonic()
                 if now - heard > silence:
                     raise self._failure(f"gave no sign of life for {silence:g} s") from None

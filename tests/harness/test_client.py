@@ -1,0 +1,145 @@
+"""A worker that dies, hangs or babbles is one clear error; the rows received are kept and no process is left."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from harness.client import Limits, WorkerClient
+from skewsim.errors import EngineError
+
+FAKE = Path(__file__).with_name("fake_worker.py")
+LIMITS = Limits(init_s=20.0, silence_s=1.0, progress_s=1.5)
+
+
+def start(limits: Limits = LIMITS) -> WorkerClient:
+    client = WorkerClient([sys.executable, "-u", str(FAKE)], limits=limits)
+    client.call("init")
+    return client
+
+
+def gone(pid: int) -> bool:
+    for _ in range(100):
+        try:
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+                return True
+            os.kill(pid, 0)
+        except (ProcessLookupError, FileNotFoundError):
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def test_rows_arrive_one_by_one_and_the_result_at_the_end() -> None:
+    client = start()
+    stream = client.stream("generate")
+    assert next(stream)["id"] == 0
+    assert next(stream)["id"] == 1
+    with pytest.raises(StopIteration) as end:
+        next(stream)
+    assert end.value.value["steps"] == 2
+    client.close()
+    assert gone(client.pid)
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ("die", "ended with exit code 3 during generate; its last words: ValueError: the fake worker was told to die"),
+        ("hang", "made no progress for 1.5 s during generate"),
+        ("freeze", "gave no sign of life for 1 s during generate"),
+        ("rubbish", "answered what is no message: 'INFO 11-22 loading weights' during generate"),
+        ("array", "answered what is no message: '[1, 2]' during generate"),
+    ],
+)
+def test_a_failing_worker_is_one_clear_error_and_the_rows_before_it_are_kept(how: str, said: str) -> None:
+    client = start()
+    rows = []
+    with pytest.raises(EngineError) as caught:
+        for row in client.stream("generate", how=how):
+            rows.append(row)  # noqa: PERF402
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert [row["id"] for row in rows] == [0]
+    assert gone(client.pid)
+    with pytest.raises(EngineError, match="is closed"):
+        client.call("generate")
+
+
+@pytest.mark.parametrize("how", ["die", "rubbish"])
+def test_a_worker_that_fails_while_starting_is_one_clear_error(how: str) -> None:
+    client = WorkerClient([sys.executable, "-u", str(FAKE)], limits=LIMITS)
+    with pytest.raises(EngineError, match="during init"):
+        client.call("init", how=how)
+    assert gone(client.pid)
+
+
+def test_a_worker_killed_from_outside_is_named_with_its_signal() -> None:
+    client = start(Limits(progress_s=60, silence_s=60))
+    stream = client.stream("generate", how="hang")
+    assert next(stream)["id"] == 0
+    os.kill(client.pid, signal.SIGKILL)
+    with pytest.raises(EngineError, match="was killed by SIGKILL during generate"):
+        next(stream)
+    assert gone(client.pid)
+
+
+def test_a_stopped_process_is_found_out_by_its_silence() -> None:
+    client = start(Limits(progress_s=60, silence_s=1.0))
+    stream = client.stream("generate", how="hang")
+    next(stream)
+    os.kill(client.pid, signal.SIGSTOP)
+    with pytest.raises(EngineError, match="no sign of life"):
+        next(stream)
+    assert gone(client.pid)
+
+
+def test_what_the_worker_started_is_ended_with_it() -> None:
+    stream = start().stream("generate", how="spawn")
+    next(stream)
+    child = next(stream)["cached"]
+    with pytest.raises(EngineError, match="exit code 1"):
+        next(stream)
+    assert gone(child)
+
+
+def test_a_refused_command_is_an_error_and_ends_the_worker() -> None:
+    client = start()
+    with pytest.raises(EngineError, match="refused generate: ValueError: no such dtype"):
+        client.call("generate", how="refuse")
+    assert gone(client.pid)
+
+
+def test_closing_twice_does_no_harm_and_a_caller_who_stops_listening_ends_the_worker() -> None:
+    client = start()
+    stream = client.stream("generate", how="hang")
+    next(stream)
+    stream.close()
+    assert gone(client.pid)
+    client.close()
+    client.close()
+
+
+def test_a_program_that_does_not_exist_is_one_clear_error() -> None:
+    with pytest.raises(EngineError, match="cannot be started: /no/such/python: No such file"):
+        WorkerClient(["/no/such/python", "worker.py"])
+
+
+@pytest.mark.parametrize("ending", ["sys.exit(0)", "raise RuntimeError('x')", "os.kill(os.getpid(), 9)"])
+def test_no_worker_outlives_the_process_that_started_it(ending: str) -> None:
+    code = (
+        "import os, sys\n"
+        "from harness.client import WorkerClient\n"
+        f"client = WorkerClient([sys.executable, '-u', {str(FAKE)!r}])\n"
+        "client.call('init')\n"
+        "print(client.pid, flush=True)\n"
+        f"{ending}\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert gone(int(done.stdout))
