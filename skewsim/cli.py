@@ -23,6 +23,8 @@ COMMANDS = {
     "ladder": ("skewsim.commands:ladder", "Train the reference, initial V1 and its four fixes one by one."),
     "scenarios": ("skewsim.commands:scenarios", "List the named scenarios, print one, or list every setting."),
     "profile": ("skewsim.commands:profile", "List measured skew profiles, or show one."),
+    "measure": ("skewsim.engine_commands:measure", "Measure a real engine's skew on a model: table and profile."),
+    "engines": ("skewsim.engine_commands:engines", "Install, list and check real engines."),
     "pretrain": ("skewsim.commands:pretrain", "Make the base policy that training starts from."),
 }
 """Name -> (import string of a function or a cyclopts App, help)."""

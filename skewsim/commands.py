@@ -10,13 +10,14 @@ import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
+from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import App, Parameter
 
 from skewsim import share
-from skewsim.display import Style, display, print_json, print_summary, say
+from skewsim.display import Style, display, print_json, print_summary, print_table, say
 from skewsim.errors import UserError
 from skewsim.recording import RunFolder, record, summarise
 from skewsim.settings import Scenario, Settings
@@ -139,24 +140,66 @@ def list_profiles() -> None:
 
 
 @profile.command(name="show")
-def show_profile(name: str, /, *, json: Flag = False) -> None:
-    """Show a profile: where it comes from, its fit, its metrics.
+def show_profile(name: str, /, *, json: Flag = False, plain: Flag = False) -> None:
+    """Show a profile: where it comes from, its fit, its metrics, its skew by probability.
 
     Parameters
     ----------
     name
         A shipped profile's name, or a path to one.
     json
-        One JSON object.
+        One JSON object, the whole profile.
+    plain
+        Plain text without tables.
     """
     from skewsim.profile import load_profile
 
-    data = load_profile(name).model_dump(mode="json")
+    found = load_profile(name)
     if json:
-        print_json(data)
+        print_json(found.model_dump(mode="json"))
         return
-    for path, value in leaves(data):
-        print(f"{path}: {value}")
+    print("\n".join(found.describe()))
+    rows = [[key, str(estimate)] for key, estimate in found.metrics.items()]
+    print_table("Metrics, nats", ["metric", "value"], rows, plain=plain)
+    by = [
+        [f"{b.low:g} to {b.high:g}", str(b.tokens), f"{b.mean:.4g}", str(b.mean_abs), str(b.rms)] for b in found.table
+    ]
+    print_table("Skew by probability", ["probability", "tokens", "mean", "mean abs", "rms"], by, plain=plain)
+
+
+def pretrain(
+    task: Literal["reverse", "reverse_until_zero"] = "reverse",
+    /,
+    *,
+    response_length: int = 12,
+    seed: int = 0,
+    out: Path | None = None,
+) -> None:
+    """Make a base policy, which solves about half of the prompts, as a Hugging Face folder.
+
+    Parameters
+    ----------
+    task
+        The task, as in task.name.
+    response_length
+        The longest answer, as in task.response_length.
+    seed
+        Seed of weights and batches.
+    out
+        The folder to write.
+    """
+    settings = Scenario().with_values({"task.name": task, "task.response_length": response_length}).task
+    folder = out or fresh_folder(f"pretrain-{task}-{response_length}")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"--out {folder} is there already; allowed is a folder that is new or empty")
+    from skewsim.base_policy import pretrain
+
+    found = None
+    for found in pretrain(settings, seed=seed):
+        say(f"step {found.step}: loss {found.loss:.3f}, solved {found.solved:.2f}")
+    assert found is not None
+    found.policy.save(folder)
+    print(folder)
 
 
 def choose_scenario(
@@ -226,13 +269,7 @@ def list_settings(model: type[Settings], prefix: str = "") -> Iterator[tuple[str
             yield prefix + name, "none" if default is None else str(default), field.description or ""
 
 
-def leaves(data: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Every value of nested data with its dotted path; short lists stay whole."""
-    if isinstance(data, dict):
-        for key, value in data.items():
-            yield from leaves(value, f"{path}.{key}" if path else str(key))
-    elif isinstance(data, list) and any(isinstance(item, (dict, list)) for item in data):
-        for index, item in enumerate(data):
-            yield from leaves(item, f"{path}.{index}")
-    else:
-        yield path, data
+def fresh_folder(name: str) -> Path:
+    """``runs/NAME``, or the first of ``runs/NAME-2``, ``-3``, ... that is not there yet."""
+    root = Path("runs")
+    return next(path for n in count(1) if not (path := root / (name if n == 1 else f"{name}-{n}")).exists())

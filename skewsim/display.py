@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 Style = Literal["shown", "plain", "json"]
 PLAIN_LINES = 10
 """Progress lines of a whole run off a terminal."""
+_COLUMNS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
 _HEADLINE = {
     "reward/mean": "reward",
     "update/clip_rate": "clip rate",
@@ -71,10 +72,28 @@ def display(total: int, *, style: Style) -> Iterator[Display]:
     if style != "shown" or not console.is_terminal:
         yield Display(style, total, None)
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
+    with Progress(*_COLUMNS, console=console, transient=True) as bar:
         bar.add_task("", total=total)
         yield Display(style, total, bar)
+
+
+@contextmanager
+def counter(total: int) -> Iterator[Callable[[int, int, str], None]]:
+    """A progress callback ``(done, total, what)``: a bar on a terminal, off it a line for each new ``what``."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        seen: set[str] = set()
+
+        def tell(done: int, total: int, what: str) -> None:
+            if what not in seen:
+                seen.add(what)
+                say(what)
+
+        yield tell
+        return
+    with Progress(*_COLUMNS, console=console, transient=True) as bar:
+        task = bar.add_task("", total=total)
+        yield lambda done, total, what: bar.update(task, completed=done, total=total, description=what)
 
 
 def headline(records: Sequence[StepRecord]) -> str:
