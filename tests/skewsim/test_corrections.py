@@ -170,6 +170,16 @@ def test_veto_rejects_a_sequence_for_one_token():
     np.testing.assert_array_equal(weights, expected)
 
 
+def test_off_policy_mask_spares_advantages_that_are_not_negative():
+    p = oracles.problem(0, drift=0.0)
+    p.trainer = p.engine - 0.1
+    p.advantages[:6] = 0.0
+    drop = CorrectionSettings(off_policy_mask=0.05)
+    np.testing.assert_array_equal(compute_weights(loss_inputs(p), drop)[0], p.mask * (p.advantages >= 0)[:, None])
+    near = CorrectionSettings(off_policy_mask=0.15)
+    np.testing.assert_array_equal(compute_weights(loss_inputs(p), near)[0], p.mask)
+
+
 def test_sequence_exponents_are_held_inside_twenty():
     p = oracles.problem(0, drift=0.0)
     p.old = p.engine + 100.0

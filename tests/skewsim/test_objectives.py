@@ -244,6 +244,29 @@ def test_a_member_has_the_loss_and_gradient_it_has_alone(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_a_float32_member_of_an_ensemble_is_bitwise_the_ensemble_of_one(name):
+    members = [oracles.problem(seed, groups=8) for seed in SEEDS]
+    keys = {"trainer": "trainer_logprobs", "old": "old_logprobs", "engine": "engine_logprobs", "mask": "mask"}
+    stacked = {
+        ours: torch.tensor(np.stack([getattr(p, key) for p in members]), dtype=torch.float32)
+        for key, ours in (keys | {"advantages": "advantages"}).items()
+    }
+
+    def outcome(which):
+        chosen = {key: value[which].clone() for key, value in stacked.items()}
+        chosen["trainer_logprobs"].requires_grad_()
+        inputs = LossInputs(**chosen, group_ids=torch.tensor(members[0].group_ids))
+        loss = compute_loss(inputs, trainer_settings(name)).loss
+        return loss.detach(), gradient(loss, inputs)
+
+    losses, grads = outcome(slice(None))
+    for e in range(len(members)):
+        loss, grad = outcome(slice(e, e + 1))
+        assert torch.equal(loss[0], losses[e])
+        assert torch.equal(grad[0], grads[e])
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_advantages_of_a_member_are_bitwise_those_it_has_alone(name):
     rewards = torch.rand(6, 16, generator=torch.Generator().manual_seed(0))
     groups = torch.arange(4).repeat_interleave(4)
