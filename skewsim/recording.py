@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, Self
@@ -182,7 +182,7 @@ def read_summary(folder: Path) -> dict[str, Any]:
     return dict(summary)
 
 
-def summarise(records: Iterator[StepRecord]) -> dict[str, Any]:
+def summarise(records: Iterable[StepRecord]) -> dict[str, Any]:
     """How each member ended: steps, whether it diverged, and every metric's mean over the last tenth of its steps."""
     members: dict[tuple[str, int], list[StepRecord]] = {}
     for row in records:

@@ -162,7 +162,7 @@ def test_numbers_that_are_not_finite_become_null_in_the_files(tmp_path: Path) ->
 
 def test_the_summary_of_a_member_without_numbers_is_null() -> None:
     rows = [StepRecord(0, "s", 0, {"reward/mean": None})]
-    assert summarise(iter(rows))["members"][0]["last_tenth"] == {"reward/mean": None}
+    assert summarise(rows)["members"][0]["last_tenth"] == {"reward/mean": None}
 
 
 def refused(path: Path, *, resume: bool, scenario: Scenario = SMALL) -> str:

@@ -1,0 +1,53 @@
+"""What each part loads when it is imported, seen from a fresh interpreter."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from skewsim.cli import COMMANDS, TERMINAL_UI
+
+ROOMS = {"skewsim", "harness", "tui"}
+
+
+def loaded(code: str) -> set[str]:
+    """The top-level modules, and those of ours, that a fresh interpreter has loaded after running ``code``."""
+    script = f"import sys\n{code}\nprint('\\n'.join(sys.modules), file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    return {name if name.partition(".")[0] in ROOMS else name.partition(".")[0] for name in done.stderr.split()}
+
+
+@pytest.mark.parametrize("module", ["settings", "scenarios", "share", "errors", "cli", "tokens"])
+def test_settings_scenarios_and_tables_load_no_torch(module: str) -> None:
+    assert "torch" not in loaded(f"import skewsim.{module}")
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], []])
+def test_help_loads_neither_torch_nor_pydantic_nor_the_parser(arguments: list[str]) -> None:
+    modules = loaded(f"from skewsim.cli import main; main({arguments})")
+    assert not modules & {"torch", "pydantic", "numpy", "cyclopts", "rich", "textual"}
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_the_help_of_a_command_loads_no_torch(name: str) -> None:
+    assert "torch" not in loaded(f"from skewsim.cli import main; main([{name!r}, '--help'])")
+
+
+@pytest.mark.parametrize(
+    ("module", "other_rooms"),
+    [
+        ("skewsim.commands, skewsim.engine_commands, skewsim.trainer, skewsim.sweep", {"harness", "tui"}),
+        ("harness.engines, harness.measure", {"tui"}),
+        ("tui.app", {"harness"}),
+    ],
+)
+def test_a_room_loads_no_room_that_it_must_not_know(module: str, other_rooms: set[str]) -> None:
+    assert not {name.partition(".")[0] for name in loaded(f"import {module}")} & other_rooms
+
+
+def test_the_terminal_ui_is_named_by_an_import_string_that_exists() -> None:
+    from skewsim.cli import resolve
+
+    assert callable(resolve(TERMINAL_UI))
