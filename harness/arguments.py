@@ -23,6 +23,17 @@ class Size:
     max_tokens: int
     sequences: int
 
+    def holds(self, other: Size) -> bool:
+        return self == self.joined(other)
+
+    def joined(self, other: Size) -> Size:
+        """The least size that holds both."""
+        return Size(
+            max(self.prompt_tokens, other.prompt_tokens),
+            max(self.max_tokens, other.max_tokens),
+            max(self.sequences, other.sequences),
+        )
+
 
 def engine_arguments(
     spec: EngineSpec, settings: EngineSettings, *, size: Size, full_logprobs: bool = False

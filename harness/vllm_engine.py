@@ -52,6 +52,7 @@ class VllmEngine:
         self._folder = tempfile.TemporaryDirectory(prefix="skewsim-weights-")
         self._session: EngineSession | None = None
         self._shape: tuple[Any, ...] = ()
+        self._size = Size(0, 0, 0)
         self._flat: Tensor | None = None
         self._resident: tuple[int, int] = (-1, -1)
         """Member and version of the weights that the worker holds."""
@@ -74,12 +75,12 @@ class VllmEngine:
         # what only the requests carry may change without a new process
         fixed = engine.model_copy(update={"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "lag": 0})
         fixed = fixed.model_copy(update={"mode": "keep", "clear_cache": False, "update_at_token": None})
-        shape = (fixed, size, self._support, policy.config)
-        if self._session is None or not self._session.alive or shape != self._shape:
-            self._launch(size)
-            self._shape = shape
+        shape = (fixed, self._support, policy.config)
+        if not (self._session and self._session.alive and shape == self._shape and self._size.holds(size)):
+            self._shape, self._size = shape, self._size.joined(size)
+            self._launch()
 
-    def _launch(self, size: Size) -> None:
+    def _launch(self) -> None:
         if self._session:
             self._session.close()
         assert self._flat is not None
@@ -89,7 +90,7 @@ class VllmEngine:
             self.spec,
             folder,
             self._settings,
-            size=size,
+            size=self._size,
             version=self.version,
             full_logprobs=self._support,
             root=self._root,
