@@ -25,7 +25,7 @@ arithmetic, measured (drawn from a profile of a real engine) or invented; the bo
 class HelpScreen(ModalScreen[None]):
     """Closed by escape, enter, q or F1 again."""
 
-    BINDINGS: ClassVar[list[BindingType]] = [("escape,enter,q", "dismiss", "Close")]
+    BINDINGS: ClassVar[list[BindingType]] = [("escape,enter,q,f1,question_mark", "dismiss", "Close")]
 
     def __init__(self, title: str, text: str) -> None:
         super().__init__()

@@ -1,0 +1,163 @@
+"""The training thread: lock step, toggles between two steps, and an end that does not wait."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from skewsim.errors import UserError
+from skewsim.settings import Scenario
+from tui.driver import Driver, TrackSpec, Train, Training, Update
+
+from .scripted import ScriptedRecord, scripted
+
+SCENARIO = Scenario(steps=50)
+Make = Callable[..., Driver]
+
+
+def wait(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.002)
+
+
+def collect(driver: Driver, count: int) -> list[Update]:
+    found: list[Update] = []
+
+    def enough() -> bool:
+        found.extend(driver.drain())
+        return len(found) >= count
+
+    wait(enough)
+    return found
+
+
+@pytest.fixture
+def make() -> Iterator[Make]:
+    drivers = []
+
+    def build(train: Train = scripted, *, playing: bool = False) -> Driver:
+        driver = Driver(train, speed=float("inf"))
+        driver.playing = playing
+        drivers.append(driver)
+        driver.start()
+        return driver
+
+    yield build
+    assert all(driver.stop(5) for driver in drivers)
+
+
+def test_a_step_moves_every_track_by_one(make: Make) -> None:
+    driver = make()
+    driver.restart([TrackSpec("a", SCENARIO, (0,)), TrackSpec("b", SCENARIO, (0, 1))])
+    driver.step()
+    driver.step()
+    updates = collect(driver, 4)
+    assert [(u.track, u.records[0].step, len(u.records)) for u in updates] == [
+        ("a", 0, 1),
+        ("b", 0, 2),
+        ("a", 1, 1),
+        ("b", 1, 2),
+    ]
+
+
+def test_a_toggle_takes_effect_at_the_next_step_and_is_numbered(make: Make) -> None:
+    driver = make()
+    driver.restart([TrackSpec("yours", SCENARIO, (0,))])
+    driver.step()
+    collect(driver, 1)
+    number = driver.toggle("yours", SCENARIO.with_values({"engine.lag": 8}))
+    driver.step()
+    (update,) = collect(driver, 1)
+    assert update.toggled == number
+    assert update.records[0].events
+    assert update.records[0].metrics["lag/mean"] == 8
+
+
+def test_a_toggle_before_the_first_step_starts_with_it(make: Make) -> None:
+    driver = make()
+    driver.restart([TrackSpec("yours", SCENARIO, (0,))])
+    driver.toggle("yours", SCENARIO.with_values({"engine.lag": 8}))
+    driver.step()
+    assert collect(driver, 1)[0].records[0].metrics["lag/mean"] == 8
+
+
+def test_a_restart_replays_a_taped_track_and_computes_the_others_anew(make: Make) -> None:
+    calls: list[str] = []
+
+    def counted(scenario: Scenario, seeds: tuple[int, ...]) -> Training:
+        calls.append(scenario.name)
+        return scripted(scenario, seeds)
+
+    driver = make(counted)
+    specs = [
+        TrackSpec("reference", SCENARIO.with_values({"name": "reference"}), (0,), taped=True),
+        TrackSpec("yours", SCENARIO.with_values({"name": "yours"}), (0,)),
+    ]
+    for _ in range(2):
+        epoch = driver.restart(specs)
+        for _ in range(3):
+            driver.step()
+        updates = collect(driver, 6)
+        assert {u.epoch for u in updates} == {epoch}
+        assert [u.records[0].step for u in updates if u.track == "reference"] == [0, 1, 2]
+    assert calls == ["reference", "yours", "yours"]
+
+
+def test_a_taped_track_can_be_taken_back_to_a_step(make: Make) -> None:
+    driver = make()
+    driver.restart([TrackSpec("run", SCENARIO, (0,), taped=True)])
+    for _ in range(10):
+        driver.step()
+    collect(driver, 10)
+    driver.seek(4)
+    assert [u.records[0].step for u in collect(driver, 4)] == [0, 1, 2, 3]
+    driver.step()
+    assert collect(driver, 1)[0].records[0].step == 4
+
+
+def test_one_track_that_fails_says_why_and_the_others_go_on(make: Make) -> None:
+    def failing(scenario: Scenario, seeds: tuple[int, ...]) -> Training:
+        yield [ScriptedRecord(0, 0, {})]
+        if scenario.name == "bad":
+            raise UserError("engine.lag=99: too much")
+        yield [ScriptedRecord(1, 0, {})]
+
+    driver = make(failing)
+    driver.restart([TrackSpec("bad", SCENARIO.with_values({"name": "bad"}), (0,)), TrackSpec("good", SCENARIO, (0,))])
+    driver.step()
+    driver.step()
+    updates = collect(driver, 4)
+    assert [u.failed for u in updates if u.failed] == ["engine.lag=99: too much"]
+    assert [u.records[0].step for u in updates if u.track == "good"] == [0, 1]
+
+
+def test_playing_ends_by_itself_at_the_last_step(make: Make) -> None:
+    driver = make(playing=True)
+    driver.restart([TrackSpec("a", Scenario(steps=3), (0,))])
+    updates = collect(driver, 4)
+    assert updates[-1].ended
+    wait(lambda: not driver.playing)
+
+
+def test_stopping_does_not_wait_for_a_step_under_way() -> None:
+    entered, release = threading.Event(), threading.Event()
+
+    def stuck(scenario: Scenario, seeds: tuple[int, ...]) -> Training:
+        entered.set()
+        release.wait(20)
+        yield [ScriptedRecord(0, 0, {})]
+
+    driver = Driver(stuck)
+    driver.start()
+    driver.restart([TrackSpec("a", SCENARIO, (0,))])
+    assert entered.wait(10)
+    began = time.monotonic()
+    assert driver.stop(0.1) is False
+    assert time.monotonic() - began < 5
+    release.set()
+    assert driver.stop(10)

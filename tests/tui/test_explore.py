@@ -1,0 +1,210 @@
+"""Explore, driven by scripted records: what each size shows, and what each key does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from skewsim.share import to_share
+from tui.app import Options, last_state
+from tui.controls import FIXES
+from tui.lab import YOURS
+from tui.panel import ControlWidget, Line
+from tui.screens.too_small import TooSmall
+
+from .conftest import StageMaker, check_golden
+from .stagecraft import on_stage
+
+SIZES = [(80, 24), (120, 40), (200, 50)]
+
+
+def headline(s: object) -> str:
+    return s.app.explore.query_one("#headline", Line).plain  # type: ignore[attr-defined,no-any-return]
+
+
+@pytest.mark.parametrize("size", SIZES, ids=lambda s: f"{s[0]}x{s[1]}")
+@on_stage
+async def test_explore_looks_as_stored(stage: StageMaker, size: tuple[int, int]) -> None:
+    async with stage(size=size, steps=40) as s:
+        await s.press("1")
+        await s.advance(40)
+        check_golden(f"explore-{size[0]}x{size[1]}", s.text())
+
+
+@on_stage
+async def test_ascii_markers_use_no_character_beyond_ascii(stage: StageMaker) -> None:
+    async with stage(steps=40) as s:
+        await s.press("m", "1")
+        await s.advance(20)
+        await s.press("tab")
+        assert s.text().isascii()
+        check_golden("explore-ascii-80x24", s.text())
+
+
+@on_stage
+async def test_without_colour_every_state_is_still_said(stage: StageMaker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    async with stage(steps=20) as s:
+        await s.press("2")
+        await s.advance(10)
+        assert s.app.no_color
+        text = s.text()
+        assert "ON" in text
+        assert "off" in text
+        check_golden("explore-no-color-80x24", text)
+
+
+@on_stage
+async def test_each_number_key_switches_its_fix_and_says_so_at_once(stage: StageMaker) -> None:
+    async with stage(steps=3) as s:
+        for i, fix in enumerate(FIXES, 1):
+            await s.press(str(i))
+            assert fix.is_on(s.lab.yours)
+            assert f"{fix.label} on: from step 3" in headline(s)
+        await s.advance(1)
+        assert [m.letter for m in s.lab.marks] == ["P", "D", "I", "H"]
+
+
+@on_stage
+async def test_the_focused_knob_turns_with_arrows_wheel_and_click(stage: StageMaker) -> None:
+    async with stage(size=(120, 40), steps=2) as s:
+        knob = s.app.explore.query_one("#control-temperature", ControlWidget)
+        knob.focus()
+        await s.press("right")
+        assert s.lab.yours.engine.temperature == 0.9
+        await s.press("shift+left")
+        assert s.lab.yours.engine.temperature == 0.6
+        assert "vLLM SamplingParams.temperature" in s.text()
+        switch = s.app.explore.query_one("#control-processed", ControlWidget)
+        await s.pilot.click(switch)
+        assert FIXES[0].is_on(s.lab.yours)
+        await s.pilot.click(knob, offset=(knob.size.width - 1, 0))
+        assert s.lab.yours.engine.temperature == 0.7
+
+
+@on_stage
+async def test_play_step_speed_reset_seed_and_undo(stage: StageMaker) -> None:
+    async with stage(steps=5) as s:
+        await s.press("minus")
+        assert "50/s" in headline(s)
+        await s.press("1", "u")
+        assert not FIXES[0].is_on(s.lab.yours)
+        await s.press("n", "space")
+        assert s.lab.yours.seed == 1
+        assert not s.lab.driver.playing
+        await s.press("0", "space")
+        assert s.lab.tracks[YOURS].series.seeds == (1,)
+
+
+@on_stage
+async def test_the_twin_shows_the_difference_below(stage: StageMaker) -> None:
+    async with stage(size=(120, 40)) as s:
+        await s.press("1", "c", "space")
+        s.lab.reset()
+        await s.advance(30)
+        assert "yours minus twin: reward, for processed" in s.text()
+        check_golden("twin-120x40", s.text())
+
+
+@on_stage
+async def test_the_metric_below_is_chosen_by_a_key(stage: StageMaker) -> None:
+    async with stage(steps=5) as s:
+        assert "clip rate" in s.text()
+        await s.press("v")
+        assert "KL (k3)" in s.text()
+        await s.press("V", "V")
+        assert "partial reward" in s.text()
+
+
+@on_stage
+async def test_f1_explains_what_is_focused_and_lists_the_keys(stage: StageMaker) -> None:
+    async with stage(steps=5) as s:
+        s.app.explore.query_one("#control-fp32_head", ControlWidget).focus()
+        await s.press("f1")
+        assert "Fix 4, precision" in s.text()
+        check_golden("help-80x24", s.text())
+        await s.press("f1")
+        assert s.app.screen is s.app.explore
+
+
+@on_stage
+async def test_the_settings_screen_changes_any_setting_and_refuses_a_wrong_value(stage: StageMaker) -> None:
+    async with stage(size=(120, 40), steps=2) as s:
+        await s.press("x", "right")
+        assert s.lab.yours.engine.dtype == "bfloat16"
+        check_golden("settings-120x40", s.text())
+        await s.press("enter", *["backspace"] * 8, *"int4", "enter")
+        assert "engine.dtype='int4'" in s.text()
+        await s.press("escape", "escape")
+        assert s.app.screen is s.app.explore
+
+
+@on_stage
+async def test_a_terminal_that_is_too_small_says_which_size_is_needed(stage: StageMaker) -> None:
+    async with stage(size=(50, 14)) as s:
+        assert "60 x 18" in s.text()
+        await s.pilot.resize_terminal(80, 24)
+        await s.settle()
+        assert not isinstance(s.app.screen, TooSmall)
+        assert "reward" in s.text()
+
+
+@on_stage
+async def test_a_share_string_typed_in_is_taken_over_and_a_broken_one_is_refused(stage: StageMaker) -> None:
+    async with stage(steps=2) as s:
+        wanted = s.lab.yours.with_values({"engine.lag": 4, "seed": 9})
+        await s.press("i", *"skew1-xx", "enter")
+        assert "cut off or mistyped" in s.text()
+        s.app.screen.query_one("Input").value = to_share(wanted)  # type: ignore[attr-defined]
+        await s.press("enter")
+        assert s.lab.yours == wanted
+
+
+@on_stage
+async def test_export_and_picture_write_whole_files(stage: StageMaker, tmp_path: Path) -> None:
+    async with stage(steps=5, options=Options(out=tmp_path / "out")) as s:
+        await s.press("e", "s")
+        (table,), (picture,) = list((tmp_path / "out").glob("*.csv")), list((tmp_path / "out").glob("*.svg"))
+        lines = table.read_text().splitlines()
+        assert lines[0] == f"# {to_share(s.lab.yours)}"
+        assert len(lines) == 2 + 3 * 5
+        assert picture.read_text().startswith("<svg")
+
+
+@on_stage
+async def test_hidden_controls_are_not_on_the_screen_and_their_keys_do_nothing(stage: StageMaker) -> None:
+    options = Options(hidden=frozenset({"fp32_head", "noise", "seed"}))
+    async with stage(steps=2, options=options) as s:
+        await s.press("4", "n")
+        assert not FIXES[3].is_on(s.lab.yours)
+        assert s.lab.yours.seed == 0
+        assert "fp32 head" not in s.text()
+        assert "Seed" not in s.text()
+
+
+@on_stage
+async def test_the_last_state_is_taken_up_on_request(stage: StageMaker) -> None:
+    from tui.app import _remember
+
+    async with stage(steps=2) as s:
+        await s.press("z")
+        assert "no session has ended here yet" in headline(s)
+        wanted = s.lab.yours.with_values({"engine.lag": 4})
+        _remember(wanted)
+        assert last_state() == wanted
+        await s.press("z")
+        assert s.lab.yours == wanted
+
+
+@on_stage
+async def test_a_diverged_curve_is_shown_as_such(stage: StageMaker) -> None:
+    async with stage() as s:
+        s.lab.load(s.lab.yours.with_values({"seed": 666}))
+        for _ in range(31):
+            s.lab.driver.step()
+        while s.lab.step < 30:
+            s.lab.tick()
+            await s.pilot.pause(0.01)
+        await s.settle()
+        assert "diverged at step 30: loss is not finite" in s.text()

@@ -1,0 +1,146 @@
+"""The laboratory's state, without Textual: what the verbs do to scenarios, tracks and marks."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from skewsim.settings import Scenario
+from skewsim.share import from_share, to_share
+from tui.controls import FIXES, explore_controls
+from tui.driver import Driver
+from tui.lab import REFERENCE, TWIN, V1, YOURS, Lab, opening, reference_for
+
+from .scripted import scripted
+
+CONTROLS = {control.id: control for control in explore_controls()}
+
+
+@pytest.fixture
+def lab() -> Iterator[Lab]:
+    driver = Driver(scripted, speed=float("inf"))
+    driver.playing = False
+    driver.start()
+    lab = Lab(driver)
+    lab.reset()
+    yield lab
+    assert driver.stop(5)
+
+
+def advance(lab: Lab, steps: int) -> None:
+    target = lab.step + steps
+    for _ in range(steps):
+        lab.driver.step()
+    end = time.monotonic() + 10
+    while any(t.series.step < target for t in lab.tracks.values()):
+        lab.tick()
+        assert time.monotonic() < end
+        time.sleep(0.002)
+
+
+def test_yours_opens_as_initial_v1_and_differs_from_the_reference_in_the_four_fixes_only() -> None:
+    yours = opening()
+    for fix in FIXES:
+        assert not fix.is_on(yours)
+        yours = fix.moved(yours, 1)
+    assert yours.with_values({"name": "x"}) == reference_for(yours).with_values({"name": "x"})
+
+
+def test_a_toggle_is_marked_with_its_letter_at_the_step_where_it_took_effect(lab: Lab) -> None:
+    advance(lab, 10)
+    lab.move(CONTROLS["processed"], 1)
+    assert lab.marks == []
+    assert lab.heard == "processed on: from step 10"
+    advance(lab, 5)
+    assert [(mark.step, mark.letter) for mark in lab.marks] == [(10, "P")]
+    y, v = (lab.tracks[name].series.mean("reward/mean") for name in (YOURS, V1))
+    assert np.array_equal(y[:10], v[:10])
+    assert (y[10:] > v[10:]).all()
+
+
+def test_two_toggles_between_two_steps_are_both_marked_there(lab: Lab) -> None:
+    advance(lab, 3)
+    lab.move(CONTROLS["processed"], 1)
+    lab.move(CONTROLS["fp32_head"], 1)
+    advance(lab, 1)
+    assert [(mark.step, mark.letter) for mark in lab.marks] == [(3, "P"), (3, "H")]
+
+
+def test_undo_gives_back_the_settings_before_each_toggle_in_turn(lab: Lab) -> None:
+    states = [lab.yours]
+    for name in ("processed", "lag", "objective", "noise"):
+        lab.move(CONTROLS[name], -1 if name == "lag" else 1)
+        states.append(lab.yours)
+    for state in reversed(states[:-1]):
+        assert lab.undo()
+        assert lab.yours == state
+    assert not lab.undo()
+
+
+def test_the_twin_stays_one_setting_apart_through_every_toggle(lab: Lab) -> None:
+    lab.toggle_twin(CONTROLS["lag"])
+    advance(lab, 3)
+    lab.move(CONTROLS["processed"], 1)
+    advance(lab, 3)
+    twin = lab._twin_of(CONTROLS["lag"])
+    assert twin.engine.lag != lab.yours.engine.lag
+    assert twin.with_values({"engine.lag": lab.yours.engine.lag, "name": YOURS}) == lab.yours
+    assert lab.tracks[TWIN].series.last[0].metrics["lag/mean"] == twin.engine.lag
+
+
+def test_a_band_runs_five_seeds_of_every_curve(lab: Lab) -> None:
+    lab.toggle_band()
+    advance(lab, 2)
+    assert all(track.series.values("reward/mean").shape == (5, 2) for track in lab.tracks.values())
+    lab.new_seed()
+    assert lab.seeds == (5, 6, 7, 8, 9)
+
+
+def test_a_diverged_curve_says_so_and_the_others_go_on(lab: Lab) -> None:
+    lab.load(lab.yours.with_values({"seed": 664}))
+    lab.toggle_band()
+    advance(lab, 40)
+    note = lab.tracks[YOURS].note
+    assert note is not None
+    assert "diverged at step 30" in note
+    assert lab.tracks[YOURS].series.step == 39
+
+
+def test_a_change_after_the_end_starts_again_from_step_zero(lab: Lab) -> None:
+    lab.load(lab.yours.with_values({"steps": 5}))
+    lab.driver.play(True)
+    end = time.monotonic() + 10
+    while not lab.over:
+        lab.tick()
+        assert time.monotonic() < end
+    lab.move(CONTROLS["processed"], 1)
+    assert lab.heard == "processed on: from step 0"
+    assert not lab.over
+
+
+def test_the_share_string_of_yours_brings_the_whole_state_back(lab: Lab) -> None:
+    for name in ("processed", "temperature", "noise", "objective", "correction"):
+        lab.move(CONTROLS[name], 1)
+    lab.new_seed()
+    assert from_share(to_share(lab.yours)) == lab.yours
+
+
+def test_hiding_goes_through_the_curves_and_never_hides_yours(lab: Lab) -> None:
+    lab.hide_next()
+    lab.hide_next()
+    assert [track.name for track in lab.visible()] == [YOURS]
+    lab.hide_next()
+    assert {track.name for track in lab.visible()} == {REFERENCE, V1, YOURS}
+
+
+def test_the_reference_follows_what_is_not_the_engines_making() -> None:
+    yours = opening().with_values(
+        {"trainer.objective": "gspo", "engine.temperature": 1.0, "skew.noise": "normal", "skew.scale": 0.1}
+    )
+    reference = reference_for(yours)
+    assert (reference.trainer.objective, reference.engine.temperature) == ("gspo", 1.0)
+    assert not reference.skew.active
+    assert isinstance(reference, Scenario)
