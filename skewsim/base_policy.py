@@ -1,7 +1,7 @@
 """Where training starts: the shipped base policies, and `skewsim pretrain` that makes them.
 
 A base policy is trained by teacher forcing on right answers (each digit by a random synonym) of lengths
-4 to L until it solves half of the held-out prompts of length L: good enough to earn rewards, bad enough to
+up to L (eight of them) until it solves half of the held-out prompts of length L: good enough to earn rewards, bad enough to
 learn. One is shipped for each task and L in 12, 32, 64; a scenario takes the shortest that covers its length.
 Deterministic on one machine with one thread: no clock enters, only seeds.
 """
@@ -26,7 +26,7 @@ from skewsim.task import ANSWER, EOS, PAD, SYNONYMS, VOCAB, answers_of, prompts_
 SHIPPED_LENGTHS = (12, 32, 64)
 SOLVED = 0.5
 TEMPERATURE = 0.8
-TOKENS_PER_BATCH = 512
+BATCH = 48
 CHECK_EVERY = 20
 HELD_OUT = 256
 
@@ -63,13 +63,14 @@ def pretrain(task: TaskSettings, *, seed: int = 0, max_steps: int = 6000) -> Ite
     stream = generator(seed, step=0, purpose=Purpose.PRETRAIN)
     variable = task.name == "reverse_until_zero"
     longest = task.response_length
+    lengths = sorted({max(4, longest * eighth // 8) for eighth in range(1, 9)})
     policy = Policy.random(PolicyConfig(), generator=stream)
     flat = policy.flat.requires_grad_()
     optimizer = torch.optim.AdamW([flat], lr=3e-3, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
     held_out = torch.randint(10, (1, HELD_OUT, longest), generator=stream)
     for step in range(1, max_steps + 1):
-        length = int(torch.randint(4, longest + 1, (1,), generator=stream))
-        digits = torch.randint(10, (1, max(8, TOKENS_PER_BATCH // length), length), generator=stream)
+        length = lengths[int(torch.randint(len(lengths), (1,), generator=stream))]
+        digits = torch.randint(10, (1, BATCH, length), generator=stream)
         optimizer.param_groups[0]["lr"] = 3e-3 * min(1.0, step / 50)
         loss = _loss(policy, digits, variable=variable, stream=stream)
         optimizer.zero_grad()

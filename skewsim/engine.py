@@ -178,9 +178,7 @@ class SimEngine:
             self._prefixes.clear()
 
     def _cast(self, flat: Tensor) -> Weights:
-        weights = Policy(self._config, flat).weights(
-            dtype=self._settings.dtype, head_dtype=self._settings.head_dtype
-        )
+        weights = Policy(self._config, flat).weights(dtype=self._settings.dtype, head_dtype=self._settings.head_dtype)
         return quantize(weights, self._settings.quantization) if self._settings.quantization else weights
 
 

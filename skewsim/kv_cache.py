@@ -51,7 +51,9 @@ class KVCache:
         members, sequences, new = tokens.shape
         start, end = self.length, self.length + new
         c = self.config
-        future = torch.ones(new, end, dtype=torch.bool, device=tokens.device).triu(start + 1) if new > 1 else None
+        room = self.keys[0].shape[3]
+        seen = torch.arange(room, device=tokens.device) <= torch.arange(start, end, device=tokens.device).unsqueeze(1)
+        future = ~seen  # over the whole room, so that no slice of the cache is copied
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             def by_head(x: Tensor) -> Tensor:
@@ -59,10 +61,7 @@ class KVCache:
 
             self.keys[layer][:, :, :, start:end] = self._stored(by_head(k))
             self.values[layer][:, :, :, start:end] = self._stored(by_head(v))
-            out = attention(
-                by_head(q), self.keys[layer][:, :, :, :end], self.values[layer][:, :, :, :end], future
-            )
-            return out.transpose(2, 3)
+            return attention(by_head(q), self.keys[layer], self.values[layer], future).transpose(2, 3)
 
         positions = torch.arange(start, end, device=tokens.device).repeat(sequences)
         hidden = weights.hidden(tokens.reshape(members, -1), positions, attend)
@@ -79,15 +78,13 @@ class KVCache:
         return x.clamp(-448, 448).to(torch.float8_e4m3fn).to(x.dtype) if self.fp8 else x
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, hidden: Tensor | None) -> Tensor:
-    """Softmax attention with float32 scores, as flash kernels do; q (..., h, Q, d), k and v (..., kv, L, d)."""
+def attention(q: Tensor, k: Tensor, v: Tensor, hidden: Tensor) -> Tensor:
+    """Softmax attention with float32 scores, as flash kernels do; q (..., h, Q, d), k and v (..., kv, L, d), hidden (Q, L)."""
     groups = q.shape[-3] // k.shape[-3]
     if groups > 1:
         k, v = k.repeat_interleave(groups, dim=-3), v.repeat_interleave(groups, dim=-3)
     scores = q.float() @ k.float().transpose(-1, -2) / math.sqrt(q.shape[-1])
-    if hidden is not None:
-        scores = scores.masked_fill(hidden, -math.inf)
-    return (scores.softmax(-1) @ v.float()).to(q.dtype)
+    return (scores.masked_fill(hidden, -math.inf).softmax(-1) @ v.float()).to(q.dtype)
 
 
 class PrefixCache:

@@ -105,7 +105,6 @@ class Trainer:
         start = starting_policy(scenario)
         self.policy = start.stacked(len(self.seeds), device=scenario.device)
         self._optimizer = _optimizer(self.policy.flat, scenario)
-        self._leaves, self._gradient = _leaves(self.policy)
         self._published: dict[int, Tensor] = {0: self.policy.flat.clone()}
         self._engine_version = 0
         self.engine.start(scenario, self.policy, version=0)
@@ -151,32 +150,30 @@ class Trainer:
         out = compute_loss(inputs, trainer)
         loss = torch.as_tensor(out.loss)
         found = {"optim/loss": loss.detach()} | {k: torch.as_tensor(v) for k, v in out.metrics.items()}
-        truthful = self._truthful_gradient(part, scored, inputs) if first else None
-        self._gradient.zero_()
-        loss.sum().backward()
-        norm = self._gradient.norm(dim=1)
-        found["optim/grad_norm"] = norm.clone()
-        if truthful is not None:
-            used = torch.nn.functional.cosine_similarity(self._gradient, truthful, dim=1)
-            found["optim/grad_cosine"] = torch.where(truthful.isnan().any(1), torch.ones_like(used), used)
-        self._gradient *= (trainer.max_grad_norm / (norm + 1e-6)).clamp_max(1.0).unsqueeze(1)
+        truth = part.rollouts.sampler_logprobs if first else None
+        gradient = self._gradient(loss, keep_graph=truth is not None)
+        norm = gradient.norm(dim=1)
+        found["optim/grad_norm"] = norm
+        if truth is not None:
+            found["optim/grad_cosine"] = self._cosine(gradient, truth, part, inputs)
         self._note_divergence(loss.detach(), norm)
+        self.policy.flat.grad = gradient * (trainer.max_grad_norm / (norm + 1e-6)).clamp_max(1.0).unsqueeze(1)
         self._optimizer.step()
         return found
 
-    def _truthful_gradient(self, part: _Batch, scored: Scored, inputs: LossInputs) -> Tensor | None:
-        """The gradient (E, D) of the same tokens had the engine reported what it sampled from; NaN rows: not known."""
-        truth = part.rollouts.sampler_logprobs
-        if truth is None:
-            return None
+    def _gradient(self, loss: Tensor, *, keep_graph: bool = False) -> Tensor:
+        """Each member's gradient (E, D) of its own loss (E,)."""
+        (gradient,) = torch.autograd.grad(loss.sum(), self.policy.flat, retain_graph=keep_graph)
+        return gradient
+
+    def _cosine(self, used: Tensor, truth: Tensor, part: _Batch, inputs: LossInputs) -> Tensor:
+        """Cosine (E,) between the gradient used and the same tokens' had the engine told what it sampled from."""
         if torch.equal(truth, part.rollouts.engine_logprobs):
-            return torch.full_like(self._gradient, float("nan"))
+            return torch.ones(len(used), device=used.device)
         old = truth if self.scenario.trainer.old_logprobs == "rollout" else part.old
         told = replace(inputs, engine_logprobs=truth, old_logprobs=old)
-        loss = torch.as_tensor(compute_loss(told, self.scenario.trainer).loss)
-        self._gradient.zero_()
-        loss.sum().backward(retain_graph=True)
-        return self._gradient.clone()
+        truthful = self._gradient(torch.as_tensor(compute_loss(told, self.scenario.trainer).loss))
+        return torch.nn.functional.cosine_similarity(used, truthful, dim=1)
 
     # -- parts ----------------------------------------------------------------------------------------------
 
@@ -209,8 +206,9 @@ class Trainer:
 
     def _score(self, rollouts: Rollouts) -> Scored:
         scenario, trainer = self.scenario, self.scenario.trainer
+        config = self.policy.config
         weights = cast_weights(
-            self.policy.config, self._leaves, dtype=trainer.dtype, head_dtype=trainer.head_dtype
+            config, config.views(self.policy.flat), dtype=trainer.dtype, head_dtype=trainer.head_dtype
         )
         return score(
             weights,
@@ -241,7 +239,9 @@ class Trainer:
         table = torch.stack([found[n].detach().double().cpu() for n in names], dim=1).tolist()
         records = []
         for member in sorted(self.alive):
-            values = {n: x if x == x and abs(x) != float("inf") else None for n, x in zip(names, table[member], strict=True)}
+            values = {
+                n: x if x == x and abs(x) != float("inf") else None for n, x in zip(names, table[member], strict=True)
+            }
             records.append(
                 StepRecord(
                     step=k,
@@ -301,7 +301,8 @@ class Trainer:
         self._engine_version = int(state.meta["engine_version"])
         self._diverged = {int(m): why for m, why in state.meta["diverged"].items()}
         self.alive -= self._diverged.keys()
-        self.policy.flat.copy_(tensors["policy"])
+        with torch.no_grad():
+            self.policy.flat.copy_(tensors["policy"])
         parameter = self._optimizer.param_groups[0]["params"][0]
         self._optimizer.state[parameter] = {
             n.removeprefix("adam."): t for n, t in tensors.items() if n.startswith("adam.")
@@ -403,14 +404,3 @@ def _optimizer(flat: Tensor, scenario: Scenario) -> torch.optim.Optimizer:
     """Adam is elementwise, so one optimiser over (E, D) is E independent ones."""
     flat.requires_grad_()
     return torch.optim.AdamW([flat], fused=True, **_hyperparameters(scenario))
-
-
-def _leaves(policy: Policy) -> tuple[dict[str, Tensor], Tensor]:
-    """Each weight as a leaf that shares the flat tensor's memory, its gradient a view of one flat gradient (E, D)."""
-    gradient = torch.zeros_like(policy.flat)
-    policy.flat.grad = gradient
-    weights, slots = policy.config.views(policy.flat.detach()), policy.config.views(gradient)
-    for name, weight in weights.items():
-        weight.requires_grad_()
-        weight.grad = slots[name]
-    return weights, gradient

@@ -1,0 +1,120 @@
+"""Named scenarios: the reference, the four-fix ladder of the vLLM V0-to-V1 migration, and the counter-lessons.
+
+The ladder follows the order in which the migration was repaired (ServiceNow-AI, "vLLM V0 to V1: correctness before
+corrections in RL", 2026; PipelineRL pull request 137). Each rung changes only what its fix changes; with all four, the
+settings are the reference's again.
+
+`initial_v1` is V1 as it came out of the box, in a trainer written for V0: raw logprobs; prefix caching and async
+scheduling on, and nobody resets the cache; requests are drained before weights are loaded, so that the engine falls
+eight versions behind; lm_head in bfloat16 while the trainer's is float32.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from skewsim.errors import UserError
+from skewsim.settings import Scenario, SkewSettings
+
+Values = dict[str, Any]
+
+INITIAL_V1: Values = {
+    "engine.logprobs_mode": "raw_logprobs",
+    "engine.enable_prefix_caching": True,
+    "engine.async_scheduling": True,
+    "engine.mode": "wait",
+    "engine.lag": 8,
+    "engine.head_dtype": "bfloat16",
+}
+FIXES: dict[str, Values] = {
+    "plus_processed": {"engine.logprobs_mode": "processed_logprobs"},
+    "plus_defaults": {"engine.enable_prefix_caching": False, "engine.async_scheduling": False},
+    "plus_inflight": {"engine.mode": "keep", "engine.clear_cache": False, "engine.lag": 1},
+    "plus_fp32_head": {"engine.head_dtype": "float32"},
+}
+"""The four fixes in order: rung name -> what it sets."""
+
+LADDER = ("v0_reference", "initial_v1", *FIXES)
+
+ONE_SIDED: Values = {"engine.head_dtype": "float32", "trainer.head_dtype": "bfloat16"}
+_HEADS: Values = {"trainer.objective": "gspo", "trainer.gspo_form": "paper", "engine.temperature": 1.0}
+_RAW: Values = {"engine.temperature": 0.7, "engine.logprobs_mode": "raw_logprobs"}
+
+
+@dataclass(frozen=True)
+class Named:
+    """A named scenario: what it shows, and how it differs from the reference."""
+
+    about: str
+    values: Values
+
+    def scenario(self, name: str) -> Scenario:
+        return Scenario().with_values({"name": name, **self.values})
+
+
+def _ladder() -> dict[str, Named]:
+    about = {
+        "plus_processed": "Fix 1: logprobs of the distribution that is sampled from.",
+        "plus_defaults": "Fix 2: no prefix cache that outlives an update, no step scheduled ahead.",
+        "plus_inflight": "Fix 3: requests go on through a weight update, so the engine is one version behind, not eight.",
+        "plus_fp32_head": "Fix 4: lm_head in float32 on the engine too; the settings are the reference's again.",
+    }
+    rungs = {
+        "v0_reference": Named("The run that works: vLLM V0's behaviour.", {}),
+        "initial_v1": Named("V1 as it comes out of the box: all four causes at once.", INITIAL_V1),
+    }
+    values = dict(INITIAL_V1)
+    for name, fix in FIXES.items():
+        values |= fix
+        rungs[name] = Named(about[name], dict(values))
+    return rungs
+
+
+COUNTER_LESSONS: dict[str, Named] = {
+    "raw_bypass": Named(
+        "Raw logprobs at temperature 0.7, taken at their word: the ratio is wrong at every token.", _RAW
+    ),
+    "raw_tis": Named(
+        "The same with a correction on top: token TIS over recomputed old logprobs trusts the wrong number.",
+        _RAW | {"trainer.old_logprobs": "recompute", "trainer.correction.weight": "token_tis"},
+    ),
+    "raw_recompute": Named(
+        "The same, but old logprobs are recomputed and the engine's are not used at all.",
+        _RAW | {"trainer.old_logprobs": "recompute"},
+    ),
+    "raw_fixed": Named("The fix itself: processed logprobs at temperature 0.7.", {"engine.temperature": 0.7}),
+    "heads_fp32": Named("lm_head in float32 on both sides, under GSPO's tiny clip (3e-4/4e-4).", _HEADS),
+    "heads_bf16": Named(
+        "lm_head in bfloat16 on both sides: the rounding is the same, so it cancels.",
+        _HEADS | {"engine.head_dtype": "bfloat16", "trainer.head_dtype": "bfloat16"},
+    ),
+    "heads_one_sided": Named("lm_head in float32 on the engine's side only: worse than none.", _HEADS | ONE_SIDED),
+}
+"""Where the objective or a correction is changed instead of the cause."""
+
+SCENARIOS: dict[str, Named] = _ladder() | COUNTER_LESSONS
+
+
+def find_scenario(name: str) -> Scenario:
+    """A named scenario. Raises UserError with the names there are."""
+    if name not in SCENARIOS:
+        raise UserError(
+            f"scenario={name!r} is not known; allowed: {', '.join(SCENARIOS)}, a .toml file, a share string"
+        )
+    return SCENARIOS[name].scenario(name)
+
+
+def ladder_scenarios(
+    *,
+    objective: str = "grpo",
+    steps: int = 100,
+    profile: str | None = None,
+    values: Values | None = None,
+    names: tuple[str, ...] = LADDER,
+) -> list[Scenario]:
+    """The rungs with one objective; a measured profile adds the same residual noise to every engine, the reference's too."""
+    shared: Values = {"steps": steps, "trainer.objective": objective}
+    if profile is not None:
+        shared |= {"skew": SkewSettings(noise="profile", profile=profile).model_dump()}
+    return [find_scenario(name).with_values({**shared, **(values or {})}) for name in names]
