@@ -69,8 +69,13 @@ def is_active(correction: CorrectionSettings) -> bool:
 
 def is_bypass(inputs: LossInputs, settings: TrainerSettings) -> bool:
     """Bypass is asked for and is what the inputs are; other old logprobs make the loss decoupled whatever is asked."""
-    old, engine = inputs.old_logprobs, inputs.engine_logprobs
-    return settings.old_logprobs == "rollout" and (old is engine or torch.equal(old, engine))
+    if settings.old_logprobs != "rollout" or inputs.old_logprobs is inputs.engine_logprobs:
+        return settings.old_logprobs == "rollout"
+    # padding is never read, and a token that the engine could not score (NaN) is the same on both sides
+    old, engine = (
+        torch.where(inputs.mask > 0, x, 0.0).nan_to_num() for x in (inputs.old_logprobs, inputs.engine_logprobs)
+    )
+    return torch.equal(old, engine)
 
 
 def has_update_ratio(settings: TrainerSettings) -> bool:

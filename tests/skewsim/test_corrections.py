@@ -276,6 +276,20 @@ def test_in_bypass_masking_keeps_the_ratio_and_drops_tokens_far_from_the_engine(
     assert 0 < expected.sum() < p.mask.sum()
 
 
+def test_bypass_is_known_by_the_sampled_tokens_even_if_one_has_no_logprob():
+    p = oracles.problem(0, drift=0.5)
+    trainer = TrainerSettings(objective="reinforce", correction=CorrectionSettings(weight="token_tis"))
+    expected = compute_weights(bypass_inputs(p), trainer)[0]
+    old = torch.tensor(p.engine)
+    old[torch.tensor(p.mask) == 0] = math.nan
+    i, t = oracles.cells(p.mask)[0]
+    p.engine[i, t] = old[i, t] = math.nan
+    found = compute_weights(loss_inputs(p, old_logprobs=old), trainer)[0]
+    elsewhere = torch.ones_like(old, dtype=torch.bool)
+    elsewhere[i, t] = False
+    assert torch.equal(found[elsewhere], expected[elsewhere])
+
+
 def test_old_logprobs_that_are_not_the_engines_are_corrected_as_such():
     inputs = loss_inputs(oracles.problem(0))
     correction = CorrectionSettings(weight="token_tis")
