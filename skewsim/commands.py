@@ -17,16 +17,22 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import App, Parameter
 
 from skewsim import share
-from skewsim.display import Style, display, print_json, print_summary, print_table, say
+from skewsim.display import Style, display, print_json, print_ladder, print_summary, print_table, say
 from skewsim.errors import UserError
-from skewsim.recording import RunFolder, record, summarise
+from skewsim.recording import RunFolder, read_records, record, summarise, write_json
 from skewsim.settings import Scenario, Settings
 
 if TYPE_CHECKING:
     from skewsim.engine import RolloutEngine
+    from skewsim.sweep import LadderResult
     from skewsim.trainer import StepRecord
 
 ENGINES = "harness.engines:resolve_engine"
+COUNTER_LESSONS = {
+    "grpo": ("raw_fixed", "raw_bypass", "raw_tis", "raw_recompute"),
+    "gspo": ("heads_fp32", "heads_bf16", "heads_one_sided"),
+}
+"""Objective -> the scenarios that teach what does not help; the first is the one to compare with."""
 Assignments = Annotated[list[str] | None, Parameter(name="--set", negative="")]
 Flag = Annotated[bool, Parameter(negative="")]
 
@@ -87,13 +93,93 @@ def run(
         trainer = Trainer(chosen, rollouts, seeds=members, state=state)
         history: list[StepRecord] = []
         with display(chosen.steps, style=style) as shown, resumable(out):
-            for records in record(trainer, folder, checkpoint_every=checkpoint_every):
+            for records in record(trainer, folder, steps=chosen.steps, checkpoint_every=checkpoint_every):
                 history += records
                 shown.show(records)
     if style != "json":
         print_summary(chosen.name, summarise(history)["members"], plain=plain)
     if out:
         say(f"run folder: {out}")
+
+
+def ladder(
+    *,
+    objective: Literal["grpo", "gspo"] = "grpo",
+    seeds: int = 5,
+    steps: int = 100,
+    profile: str | None = None,
+    counter_lessons: Flag = False,
+    assignments: Assignments = None,
+    out: Path | None = None,
+    resume: Flag = False,
+    checkpoint_every: int = 10,
+    json: Flag = False,
+    plain: Flag = False,
+) -> None:
+    """Train the reference, initial V1, and V1 with its four fixes one by one, as one ensemble.
+
+    Parameters
+    ----------
+    objective
+        The loss.
+    seeds
+        Seeds of each rung.
+    steps
+        Rollouts to train on.
+    profile
+        A measured profile, as a name or a path, whose noise every engine gets; none: no noise.
+    counter_lessons
+        Instead of the ladder: corrections on top of a wrong number, or a fix on one side, against the fix.
+    assignments
+        path=value for every rung, as in task.response_length=24.
+    out
+        Run folder; without one, runs/ladder-OBJECTIVE.
+    resume
+        Go on with the ladder in --out, if there is one.
+    checkpoint_every
+        Steps between checkpoints.
+    json
+        One JSON object on stdout.
+    plain
+        Plain text without a table.
+    """
+    at_least_one("--seeds", seeds)
+    at_least_one("--checkpoint-every", checkpoint_every)
+    if resume and out is None:
+        raise UserError("--resume needs --out: the run folder to go on with")
+    style = choose_style(json=json, plain=plain)
+    from skewsim.scenarios import LADDER
+    from skewsim.sweep import Ladder
+
+    climb = Ladder(
+        objective=objective,
+        seeds=seeds,
+        steps=steps,
+        profile=None if profile in (None, "none") else profile,
+        values=share.parse_assignments(assignments or []),
+        names=COUNTER_LESSONS[objective] if counter_lessons else LADDER,
+    )
+    path = out or fresh_folder(f"ladder-{objective}")
+    rungs = tuple(scenario.name for scenario in climb.scenarios)
+    folder = RunFolder(path, climb.scenarios[0], seeds=climb.seeds, rungs=rungs, resume=resume)
+    ensemble = climb.ensemble(state=folder.load_state())
+    with display(steps, style="shown") as shown, resumable(path):
+        for records in record(ensemble, folder, steps=steps, checkpoint_every=checkpoint_every):
+            shown.show(records)
+    _report(climb.result(read_records(path)), path, style)
+
+
+def _report(result: LadderResult, path: Path, style: Style) -> None:
+    """The ladder's table, its JSON and its figure."""
+    from skewsim.report import ladder_figure
+
+    write_json(path / "ladder.json", result.to_json())
+    figure = ladder_figure(result, path / "ladder.png")
+    if style == "json":
+        print_json(result.to_json())
+    else:
+        print_ladder(result, plain=style == "plain")
+    say(f"run folder: {path}\nfigure: {figure}")
 
 
 def scenarios(
@@ -123,8 +209,9 @@ def scenarios(
     else:
         from skewsim.scenarios import SCENARIOS
 
-        for known in SCENARIOS:
-            print(known)
+        width = max(map(len, SCENARIOS))
+        for known, named in SCENARIOS.items():
+            print(f"{known:<{width}}  {named.about}")
 
 
 profile = App(help="List measured skew profiles, or show one.")

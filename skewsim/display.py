@@ -21,6 +21,7 @@ from rich.table import Table
 from skewsim.recording import finite
 
 if TYPE_CHECKING:
+    from skewsim.sweep import LadderResult
     from skewsim.trainer import StepRecord
 
 Style = Literal["shown", "plain", "json"]
@@ -97,14 +98,19 @@ def counter(total: int) -> Iterator[Callable[[int, int, str], None]]:
 
 
 def headline(records: Sequence[StepRecord]) -> str:
-    """The members' mean reward, clip rate and k3 as a few words."""
-    words = []
-    for key in ("reward/mean", "update/clip_rate", "skew/kl_k3"):
-        values = [value for record in records if (value := record.metrics.get(key)) is not None]
-        if values:
-            words.append(f"{_HEADLINE[key]} {sum(values) / len(values):.3g}")
-    diverged = [record for record in records if record.diverged]
-    return ", ".join([*words, *(f"seed {record.seed} diverged: {record.diverged}" for record in diverged)])
+    """The members' mean reward, clip rate and k3 as a few words; of several scenarios, the first two's rewards."""
+    names = list(dict.fromkeys(record.scenario for record in records))
+    diverged = [f"{r.scenario} seed {r.seed} diverged: {r.diverged}" for r in records if r.diverged]
+    if len(names) > 1:
+        words = [f"{name} {_mean(records, 'reward/mean', name)}" for name in names[:2]]
+        return ", ".join(["reward " + words[0], *words[1:], *diverged])
+    keys = ("reward/mean", "update/clip_rate", "skew/kl_k3")
+    return ", ".join([*(f"{_HEADLINE[key]} {_mean(records, key, names[0])}" for key in keys), *diverged])
+
+
+def _mean(records: Sequence[StepRecord], key: str, name: str) -> str:
+    values = [v for r in records if r.scenario == name and (v := r.metrics.get(key)) is not None]
+    return f"{sum(values) / len(values):.3g}" if values else "-"
 
 
 def sentence(record: StepRecord) -> str:
@@ -163,6 +169,23 @@ def print_summary(name: str, members: Iterable[Mapping[str, Any]], *, plain: boo
     ]
     title = f"{name}: means over the last tenth of the steps"
     print_table(title, ["seed", "steps", *_HEADLINE.values(), "end"], rows, plain=plain)
+
+
+def print_ladder(result: LadderResult, *, plain: bool) -> None:
+    """A ladder's rungs: means over the seeds and the last tenth of the steps, and the verdict against the first rung."""
+    columns = ["rung", "reward", "band", "entropy", "clip rate", "k3", "mean abs skew", "lag", "reference band"]
+    rows = [
+        [
+            rung.name,
+            number(rung.reward_final),
+            " to ".join(map(number, rung.reward_band or (None,))),
+            *map(number, (rung.entropy_final, rung.clip_rate, rung.kl_k3, rung.logprob_diff_mean, rung.lag)),
+            rung.verdict,
+        ]
+        for rung in result.rungs
+    ]
+    title = f"{result.objective.upper()}, {result.seeds} seeds, {result.steps} steps: means over the last tenth"
+    print_table(title, columns, rows, plain=plain)
 
 
 def _is_milestone(step: int, total: int) -> bool:

@@ -13,6 +13,7 @@ import json
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, Self
@@ -26,6 +27,7 @@ from skewsim.settings import Scenario
 from skewsim.share import load_toml, to_toml
 
 if TYPE_CHECKING:
+    from skewsim.sweep import Ensemble
     from skewsim.trainer import StepRecord, Trainer, TrainState
 
 SCHEMA_VERSION = 1
@@ -40,9 +42,18 @@ class RunFolder:
     everything else is known to be right. ``with folder:`` creates the folder and writes.
     """
 
-    def __init__(self, path: Path, scenario: Scenario, *, seeds: tuple[int, ...], engine: str, resume: bool) -> None:
+    def __init__(
+        self,
+        path: Path,
+        scenario: Scenario,
+        *,
+        seeds: tuple[int, ...],
+        engine: str = "sim",
+        rungs: tuple[str, ...] = (),
+        resume: bool = False,
+    ) -> None:
         self.path, self.scenario, self.resume = path, scenario, resume
-        self._identity = {"seeds": list(seeds), "engine": engine}
+        self._identity = {"seeds": list(seeds), "engine": engine, "rungs": list(rungs)}
         self._lock = FileLock(path / LOCK, timeout=0)
         self._steps: IO[bytes] | None = None
         if (path / LOCK).exists():
@@ -135,23 +146,20 @@ class RunFolder:
         write_json(self.path / SUMMARY, summary)
 
 
-def record(trainer: Trainer, folder: RunFolder | None, *, checkpoint_every: int = 1) -> Iterator[list[StepRecord]]:
-    """Train to the end and yield each step's records, which by then are in the folder, if there is one."""
-    if folder is None:
-        yield from _steps(trainer)
-        return
-    with folder:
-        for records in _steps(trainer):
-            folder.append(records)
-            if trainer.step_number % checkpoint_every == 0:
-                folder.checkpoint(trainer.state())
+def record(
+    trainer: Trainer | Ensemble, folder: RunFolder | None, *, steps: int, checkpoint_every: int = 1
+) -> Iterator[list[StepRecord]]:
+    """Train up to ``steps`` and yield each step's records, which by then are in the folder, if there is one."""
+    with folder or nullcontext():
+        while trainer.alive and trainer.step_number < steps:
+            records = trainer.step()
+            if folder is not None:
+                folder.append(records)
+                if trainer.step_number % checkpoint_every == 0:
+                    folder.checkpoint(trainer.state())
             yield records
-        folder.checkpoint(trainer.state())
-
-
-def _steps(trainer: Trainer) -> Iterator[list[StepRecord]]:
-    while trainer.alive and trainer.step_number < trainer.scenario.steps:
-        yield trainer.step()
+        if folder is not None:
+            folder.checkpoint(trainer.state())
 
 
 def read_records(folder: Path) -> Iterator[StepRecord]:

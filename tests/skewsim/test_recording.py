@@ -41,7 +41,7 @@ def go(
     """Record a run, from its checkpoint on if it is resumed; ``stop_after`` steps, stop as a kill would."""
     folder = open_folder(path, scenario, resume=resume)
     trainer = Trainer(scenario, seeds=SEEDS, state=folder.load_state())
-    for count, _ in enumerate(record(trainer, folder, checkpoint_every=every), start=1):
+    for count, _ in enumerate(record(trainer, folder, steps=scenario.steps, checkpoint_every=every), start=1):
         if count == stop_after:
             folder._lock.release()
             return
