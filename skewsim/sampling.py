@@ -70,7 +70,7 @@ def process(logits: Tensor, settings: EngineSettings) -> Processed:
 
 def _nucleus(logits: Tensor, top_p: float) -> Tensor:
     """The smallest set of likeliest tokens with at least top_p of the mass, as a mask; never empty."""
-    probs, order = logits.softmax(-1).sort(-1, descending=True, stable=True)
+    probs, order = logits.softmax(-1).sort(dim=-1, descending=True, stable=True)
     before = probs.cumsum(-1) - probs  # mass of the likelier ones
     chosen = before < top_p
     return torch.zeros_like(chosen).scatter(-1, order, chosen)
