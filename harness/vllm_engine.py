@@ -49,7 +49,7 @@ class VllmEngine:
         self.info: dict[str, Any] = {}
         self.version = -1
         self._root, self._limits, self._say = root, limits, progress or (lambda text: None)
-        self._folder = tempfile.TemporaryDirectory(prefix="skewsim-weights-")
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._session: EngineSession | None = None
         self._shape: tuple[Any, ...] = ()
         self._size = Size(0, 0, 0)
@@ -116,8 +116,9 @@ class VllmEngine:
         if self._session:
             self._session.close()
         self._session, self._flat = None, None
-        self._folder.cleanup()
-        self._folder = tempfile.TemporaryDirectory(prefix="skewsim-weights-")
+        if self._folder:
+            self._folder.cleanup()
+        self._folder = None
 
     def state(self) -> dict[str, Tensor]:
         """The weights that the engine holds and their version, for a checkpoint; cached prefixes are not in it."""
@@ -177,6 +178,7 @@ class VllmEngine:
         return [Request(i, p, s, salt) for i, (p, s) in enumerate(zip(prompts, seeds, strict=True))]
 
     def _write(self, flat: Tensor, *, member: int, name: str) -> Path:
+        self._folder = self._folder or tempfile.TemporaryDirectory(prefix="skewsim-weights-")
         folder = Path(self._folder.name) / name
         Policy(self._config, flat).save(folder, member=member)
         return folder

