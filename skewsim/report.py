@@ -37,6 +37,8 @@ PANELS = {
     "lag/mean": "lag, weight versions",
 }
 _LOGARITHMIC = frozenset({"skew/kl_k3"})
+_DECADES = 1e-6
+"""The least share of the largest value that a logarithmic panel shows; below it is only rounding."""
 _LETTER_HEIGHT = 0.055
 """Least distance between two letters at the curves' ends, as a share of the panel's height."""
 
@@ -58,6 +60,8 @@ def curve(records: Iterable[StepRecord], key: str, *, smooth: bool = True) -> Cu
         value = row.metrics.get(key)
         by_seed.setdefault(row.seed, {})[row.step] = math.nan if value is None else value
     steps = sorted({step for seed in by_seed.values() for step in seed})
+    if not steps:
+        return Curve(np.zeros(0, np.int64), *(np.zeros(0) for _ in range(3)))
     width = max(1, len(steps) // 20) if smooth else 1
     rows = [_running_mean(np.array([seed.get(step, math.nan) for step in steps]), width) for seed in by_seed.values()]
     table = np.ma.masked_invalid(np.array(rows, dtype=float).reshape(len(rows), len(steps)))
@@ -94,10 +98,12 @@ def draw(runs: Mapping[str, Sequence[StepRecord]], path: Path, *, title: str) ->
 def _panel(axis: Axes, curves: Mapping[str, Curve], label: str, logarithmic: bool) -> None:
     for index, line in enumerate(curves.values()):
         style = _style(index)
-        if logarithmic:
-            axis.set_yscale("log", nonpositive="mask")
         axis.plot(line.steps, line.mean, **style)
         axis.fill_between(line.steps, line.low, line.high, color=style["color"], alpha=0.13, linewidth=0)
+    if logarithmic:
+        axis.set_yscale("log", nonpositive="mask")
+        top = max((float(np.nanmax(line.high, initial=0)) for line in curves.values()), default=0)
+        axis.set_ylim(bottom=max(axis.get_ylim()[0], top * _DECADES) or None)
     axis.set_title(label, loc="left", fontsize=10)
     axis.set_xlabel("step", fontsize=9)
     axis.tick_params(labelsize=8)
