@@ -25,6 +25,7 @@ COMMANDS = {
     "profile": ("skewsim.commands:profile", "List measured skew profiles, or show one."),
     "measure": ("skewsim.engine_commands:measure", "Measure a real engine's skew on a model: table and profile."),
     "engines": ("skewsim.engine_commands:engines", "Install, list and check real engines."),
+    "tui": ("tui.app:run", "The terminal UI: toggle a fix, watch the curves respond."),
     "pretrain": ("skewsim.commands:pretrain", "Make the base policy that training starts from."),
 }
 """Name -> (import string of a function or a cyclopts App, help)."""
