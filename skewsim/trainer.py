@@ -139,8 +139,8 @@ class Trainer:
         for _ in range(trainer.num_iterations):
             for part in batch.minibatches(trainer.num_minibatches):
                 seen.append(self._optimise(part, first=not seen))
-        means = {key: torch.stack([s[key] for s in seen]).mean(0) for key in seen[-1]}
-        return means | seen[0]
+        means = {key: merge(torch.stack([s[key] for s in seen]), key) for key in seen[-1]}
+        return seen[0] | means  # the cosine is taken at the first step only
 
     def _optimise(self, part: _Batch, *, first: bool) -> dict[str, Tensor]:
         """One optimiser step."""
@@ -364,6 +364,15 @@ def _rollout_metrics(rollouts: Rollouts, rewards: Scores, scored: Scored, *, ver
         "response/length": mask.sum(2).mean(1),
         "response/aborted": (rollouts.finish_reasons == FINISH_ABORT).float().mean(1),
     }
+
+
+def merge(values: Tensor, key: str) -> Tensor:
+    """One number (E,) for a rollout from its optimiser steps' (steps, E): extremes stay extremes; NaN is no number."""
+    if key.endswith("_min"):
+        return torch.where(values.isnan(), torch.inf, values).amin(0)
+    if key.endswith("_max"):
+        return torch.where(values.isnan(), -torch.inf, values).amax(0)
+    return values.nanmean(0)
 
 
 def sources(scenario: Scenario) -> dict[str, str]:
