@@ -109,7 +109,9 @@ class SkewSettings(Settings):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.bias != 0 and self.target == "sampled":
-            raise ValueError('bias needs target="reported": a sampled distribution sums to one and has no constant bias')
+            raise ValueError(
+                'bias needs target="reported": a sampled distribution sums to one and has no constant bias'
+            )
         if self.noise == "profile" and self.profile is None:
             raise ValueError('noise="profile" needs profile: a shipped profile\'s name or a path')
         if self.profile is not None and self.noise != "profile":
