@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -115,7 +116,7 @@ def _mean(records: Sequence[StepRecord], key: str, name: str) -> str:
 
 def sentence(record: StepRecord) -> str:
     """Every number of a record as plain words."""
-    numbers = (f"{key} {number(value)}" for key, value in record.metrics.items())
+    numbers = (f"{key} {'-' if value is None else f'{value:.6g}'}" for key, value in record.metrics.items())
     tail = [
         *(f"event {event}" for event in record.events),
         *([f"diverged: {record.diverged}"] if record.diverged else []),
@@ -125,7 +126,7 @@ def sentence(record: StepRecord) -> str:
 
 def number(value: float | None) -> str:
     """A number for people; a dash where there is none."""
-    return "-" if value is None else f"{value:.4g}"
+    return "-" if value is None else f"{value:.3g}"
 
 
 def print_json(data: Mapping[str, Any]) -> None:
@@ -134,20 +135,23 @@ def print_json(data: Mapping[str, Any]) -> None:
 
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *, plain: bool = False) -> None:
-    """A table on stdout: ruled on a terminal, and where ``plain``, a sentence for each row."""
+    """A table on stdout, its numbers never broken over two lines; where ``plain``, a sentence for each row."""
     if plain:
         print(f"{title}.")
         for row in rows:
-            print(", ".join(f"{column} {cell}" for column, cell in zip(columns, row, strict=True)))
+            print(", ".join(f"{' '.join(name.split())} {cell}" for name, cell in zip(columns, row, strict=True)))
         return
-    table = Table(title=title, title_justify="left")
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
+        last = index == len(columns) - 1
+        table.add_column(
+            column, justify="right" if index > 0 and not last else "left", no_wrap=not last, overflow="fold"
+        )
     for row in rows:
         table.add_row(*row)
     console = Console()
     if not console.is_terminal:
-        console.width = 200
+        console.width = 120
     console.print(table, markup=False)
 
 
@@ -168,24 +172,27 @@ def print_summary(name: str, members: Iterable[Mapping[str, Any]], *, plain: boo
         for member in members
     ]
     title = f"{name}: means over the last tenth of the steps"
-    print_table(title, ["seed", "steps", *_HEADLINE.values(), "end"], rows, plain=plain)
+    print_table(
+        title, ["seed", "steps", *(name.replace(" ", "\n", 1) for name in _HEADLINE.values()), "end"], rows, plain=plain
+    )
 
 
 def print_ladder(result: LadderResult, *, plain: bool) -> None:
     """A ladder's rungs: means over the seeds and the last tenth of the steps, and the verdict against the first rung."""
-    columns = ["rung", "reward", "band", "entropy", "clip rate", "k3", "mean abs skew", "lag", "reference band"]
+    columns = ["rung", "reward", "entropy", "clip\nrate", "k3", "mean abs\nskew", "lag", "reference\nband"]
     rows = [
         [
             rung.name,
-            number(rung.reward_final),
-            " to ".join(map(number, rung.reward_band or (None,))),
-            *map(number, (rung.entropy_final, rung.clip_rate, rung.kl_k3, rung.logprob_diff_mean, rung.lag)),
-            rung.verdict,
+            *map(number, (rung.reward_final, rung.entropy_final, rung.clip_rate)),
+            *map(number, (rung.kl_k3, rung.logprob_diff_mean, rung.lag)),
+            rung.verdict if index else "reference",
         ]
-        for rung in result.rungs
+        for index, rung in enumerate(result.rungs)
     ]
-    title = f"{result.objective.upper()}, {result.seeds} seeds, {result.steps} steps: means over the last tenth"
+    band = " to ".join(map(number, result.rungs[0].reward_band or (None,)))
+    title = f"{result.objective.upper()}, {result.seeds} seeds, {result.steps} steps; means over the last tenth"
     print_table(title, columns, rows, plain=plain)
+    print(f"reference band of the reward, over the seeds: {band}")
 
 
 def _is_milestone(step: int, total: int) -> bool:
