@@ -1,0 +1,343 @@
+"""From signatures to causes, when only the two logprobs of each token are known (and, at best, prompts and versions).
+
+Order matters: a shifted pairing or a broken sequence spoils every mean, so they are taken out first; then the
+report's truth (temperature, truncation), then staleness where versions or prompts give a contrast, then precision.
+What none of these explains is called unknown, with the measurement that would tell.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from skewsim.diagnose import signatures as sign
+from skewsim.diagnose.causes import Cause, found
+from skewsim.diagnose.rows import Floats, Rows, within
+
+FLOOR = 0.01  # rms of float16 and float32 engines: 0.0057 and 0.0024 (AknA13/train-infer-mismatch)
+FLOORS = {"float32": 0.01, "float16": 0.02, "bfloat16": 0.12}  # rms up to which a declared dtype is healthy
+LARGEST_SIGMA = 0.3  # noise per logit: 0.155 for bfloat16 (Qwen3), so twice that is no rounding of a 16-bit type
+
+
+@dataclass
+class Findings:
+    """What has been found so far, and the skew still to be explained."""
+
+    rows: Rows
+    total: float
+    """Sum of squares that the shares refer to."""
+    rest: Floats
+    causes: list[Cause] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def add(self, name: str, explained: float, evidence: str) -> None:
+        self.causes.append(found(name, min(max(explained, 0.0), 1.0), evidence))
+
+    def has(self, *names: str) -> bool:
+        return any(cause.name in names for cause in self.causes)
+
+
+def clean(rows: Rows) -> Findings:
+    """Alignment and broken sequences, taken out."""
+    findings = Findings(rows, float((rows.skew**2).sum()), rows.skew)
+    aligned = sign.align(rows)
+    if aligned is not None:
+        of = rows.sequences
+        findings.add(
+            "misaligned_tokens",
+            aligned.explained,
+            f"in {aligned.sequences} of {of} sequences the engine's values fit the trainer's {abs(aligned.shift)} token(s) "
+            f"{'earlier' if aligned.shift > 0 else 'later'}: rms {aligned.rms_before:.3g} -> {aligned.rms_after:.3g}",
+        )
+        findings.rows, findings.rest = aligned.rows, aligned.rows.skew
+    _take_out_outliers(findings)
+    return findings
+
+
+def _take_out_outliers(findings: Findings) -> None:
+    rows = findings.rows
+    outliers = sign.find_outliers(rows)
+    if outliers is None:
+        return
+    broken = np.isin(rows.sequence, outliers.sequences)
+    prompts = sign.by_prompt(rows, rows.skew)
+    if prompts is not None and prompts.group[broken].all() and (prompts.group & ~broken).sum() < 0.2 * broken.sum():
+        return  # not broken: these are the ones whose prompt was cached
+    names = ", ".join(str(number) for number in outliers.sequences[:5])
+    findings.add(
+        "outlier_sequences",
+        outliers.explained * float((rows.skew**2).sum()) / max(findings.total, 1e-30),
+        f"{len(outliers.sequences)} of {rows.sequences} sequences (numbers {names}) carry "
+        f"{outliers.explained:.0%} of the square: rms {outliers.rms_inside:.3g} in them, {outliers.rms_outside:.3g} in the rest",
+    )
+    findings.rows = rows.select(~broken)
+    findings.rest = findings.rows.skew
+
+
+def judge(findings: Findings) -> None:
+    """Causes from the logprobs alone, added to the findings."""
+    _semantic(findings)
+    _stale_by_contrast(findings)
+    _precision(findings)
+
+
+# -------------------------------------------------------------------------------------------------- semantic layer
+
+
+def _semantic(findings: Findings) -> None:
+    rows = findings.rows
+    facts = sign.truth(rows)
+    if facts.square < FLOOR**2 / 4 or len(rows) < 50:
+        return
+    temperature = _temperature(findings, facts)
+    _truncation(findings, facts, temperature=temperature)
+
+
+def _temperature(findings: Findings, facts: sign.Truth) -> bool:
+    """Raw logprobs or a wrong temperature; the sign of the bias says who was sampled from."""
+    rows = findings.rows
+    slope = sign.context_slope(rows)
+    raw = facts.bias.z > 4 and facts.lean > 0.25 if slope is None else _sampled_by_trainer(facts, slope, rows)
+    share, k = sign.curve_slope(rows, given=rows.trainer if raw else rows.engine)
+    how = f"a function of the token's probability explains {share:.0%} of the skew"
+    if slope is not None:
+        if abs(slope.k.value - 1) < max(0.02, 5 * slope.k.error) or slope.explained < 0.5:
+            findings.notes.append(f"no temperature: slope within contexts {slope.k} over {slope.tokens} tokens")
+            return False
+        k = slope.k.value
+        share = max(share, slope.explained)
+        how = f"within {slope.tokens} tokens of equal context, engine = {slope.k} x trainer + const, explaining {slope.explained:.0%}"
+    elif (not raw and (share < 0.4 or abs(k - 1) < 0.05 or facts.bias.z > -4)) or (
+        raw and (share < 0.15 or k >= 1.0) and (abs(k - 1) < 0.05 or share < 0.15)
+    ):
+        return False
+    request = rows.setting("temperature")
+    known = "" if request is None else f" (request {request:.3g}: engine {request / k:.3g} if that is the trainer's)"
+    moments = f"bias {facts.bias}, mean ratio - 1 = {facts.ratio}, mean inverse ratio - 1 = {facts.inverse}"
+    if raw and request != 1.0:
+        findings.add(
+            "raw_logprobs",
+            share,
+            f"{how}; k is the temperature ({k:.3g}) if the engine reports at 1; {moments}: tokens were not sampled from what is reported",
+        )
+    else:
+        findings.add(
+            "wrong_temperature",
+            share,
+            f"{how}; the trainer's temperature over the engine's is {k:.3g}{known}; {moments}",
+        )
+    findings.rest = _temperature_rest(rows, k)
+    return True
+
+
+def _sampled_by_trainer(facts: sign.Truth, slope: sign.Slope, rows: Rows) -> bool:
+    """Whether the trainer's distribution is the one that was sampled from, so that the engine's report is raw."""
+    request = rows.setting("temperature")
+    if abs(facts.bias.z) > 4:
+        return facts.bias.value > 0
+    if request is not None:
+        return abs(slope.k.value - request) < 4 * slope.k.error + 0.01
+    return abs(facts.inverse.z) < abs(facts.ratio.z)
+
+
+def _temperature_rest(rows: Rows, k: float) -> Floats:
+    """The skew without the temperature: engine - k trainer less its normaliser (each context's own, else by probability)."""
+    gap = k * rows.trainer - rows.engine
+    shared, inner = within(gap, rows.context)
+    rest = np.empty(len(gap))
+    order = np.argsort(rows.trainer)
+    for part in np.array_split(order, max(4, min(40, len(order) // 50))):
+        rest[part] = gap[part] - gap[part].mean()
+    rest[shared] = inner
+    return rest
+
+
+def _truncation(findings: Findings, facts: sign.Truth, *, temperature: bool) -> None:
+    rows = findings.rows
+    active = _truncates(rows)
+    if active is False or findings.has("raw_logprobs"):
+        return
+    signs = sign.lost_mass(rows)
+    lost = -signs.mass.value
+    needed = signs.mass.z < -4 and lost > 0.003
+    shape = signs.one_sided > 0.5 or (signs.constant is not None and signs.constant > 0.5 and signs.one_sided > 0.2)
+    if not needed or not (shape or temperature or (active and facts.lean < -1.2)):
+        return
+    explained = signs.one_sided if signs.constant is None else max(signs.one_sided, signs.constant)
+    if rows.kept_mass is not None and np.isfinite(rows.kept_mass).all():
+        predicted = np.log(rows.kept_mass)
+        explained = 1 - float(((rows.skew - predicted) ** 2).sum() / (rows.skew**2).sum())
+        findings.rest = findings.rest - predicted
+    elif not temperature:
+        findings.rest = _without_context_means(rows)
+    findings.add(
+        "truncation_mass",
+        0.5 * explained if temperature else explained,
+        f"mean ratio {1 - lost:.3f} ± {signs.mass.error:.1g}, below one: mean kept mass; {signs.one_sided:.0%} one-sided"
+        + ("" if signs.constant is None else f", {signs.constant:.0%} of the square is one number for each context")
+        + _settings_text(rows),
+    )
+
+
+def _without_context_means(rows: Rows) -> Floats:
+    """What one number per context leaves; where a context was seen once, the positive part mirrored is the noise."""
+    rest = np.where(rows.skew > 0, rows.skew * np.sqrt(2), 0.0)
+    shared, inner = within(rows.skew, rows.context)
+    rest[shared] = inner
+    return rest
+
+
+def _truncates(rows: Rows) -> bool | None:
+    """Whether top-p, top-k or min-p cut something off; None if that is not recorded."""
+    values = {name: rows.settings[name] for name in ("top_p", "top_k", "min_p")}
+    known = [np.isfinite(column).all() for column in values.values()]
+    if not any(known):
+        return None
+    top_p, top_k, min_p = (
+        np.nan_to_num(column, nan=off) for column, off in zip(values.values(), (1.0, 0.0, 0.0), strict=True)
+    )
+    return bool(((top_p < 1) | (top_k > 0) | (min_p > 0)).any())
+
+
+def _settings_text(rows: Rows) -> str:
+    known = {name: rows.setting(name) for name in ("top_p", "top_k", "min_p")}
+    text = ", ".join(f"{name} {value:g}" for name, value in known.items() if value is not None)
+    return f"; the request says {text}" if text else ""
+
+
+# ------------------------------------------------------------------------------------------------- staleness
+
+
+def _stale_by_contrast(findings: Findings) -> None:
+    """Older versions and cached prompts against the rest; the stronger contrast first, then the other in its quiet rows."""
+    rows, rest = findings.rows, findings.rest
+    version, prompt = sign.by_version(rows, rest), sign.by_prompt(rows, rest)
+    known = rows.version >= 0
+    stale = np.zeros(len(rows), dtype=bool)
+    whole = float((rest**2).sum())
+    base = findings.total if findings.total > 0 else 1.0
+    if version is not None and _clear(version) and not _better(prompt, version):
+        stale[known] = version.group
+        newest = rows.meta.get("trainer_version", int(rows.version[known].max()))
+        lag = newest - rows.version[stale]
+        findings.add(
+            "stale_weights",
+            version.explained * whole / base,
+            f"rms {np.sqrt(version.high):.3g} in the {stale.mean():.0%} of tokens sampled {lag.min()} to {lag.max()} versions "
+            f"before {newest}, {np.sqrt(version.low):.3g} in the others (z {version.z:.1f}){_boundary_text(rows, stale)}",
+        )
+        quiet = rows.select(~stale)
+        prompt = sign.by_prompt(quiet, rest[~stale]) if len(quiet) >= 100 else None
+        rows = quiet
+    if prompt is not None and _clear(prompt):
+        skew = rest[~stale]
+        first = (rows.position == 0) & prompt.group
+        findings.add(
+            "stale_kv",
+            prompt.explained * float((skew**2).sum()) / base,
+            f"rms {np.sqrt(prompt.high):.3g} after prompts seen before, {np.sqrt(prompt.low):.3g} after new ones "
+            f"(z {prompt.z:.1f}); {np.sqrt((skew[first] ** 2).mean() if first.any() else 0):.3g} at the first response token already",
+        )
+        keep = np.flatnonzero(~stale)[~prompt.group]
+    else:
+        keep = np.flatnonzero(~stale)
+    if len(keep) < len(findings.rows):
+        chosen = np.zeros(len(findings.rows), dtype=bool)
+        chosen[keep] = True
+        findings.rows, findings.rest = findings.rows.select(chosen), findings.rest[chosen]
+
+
+def _clear(each: sign.Contrast) -> bool:
+    return each.z > 4 and each.high > 4 * each.low and np.sqrt(each.high) > 1e-3
+
+
+def _better(prompt: sign.Contrast | None, version: sign.Contrast) -> bool:
+    """The prompts explain it and the versions do not add to that."""
+    return prompt is not None and _clear(prompt) and prompt.low < 0.3 * version.low
+
+
+def _boundary_text(rows: Rows, stale: np.ndarray) -> str:
+    """Where in the sequence the newer weights take over, if they do."""
+    ids = np.unique(rows.sequence)
+    fresh = [rows.position[(rows.sequence == each) & ~stale] for each in ids[:50]]
+    starts = [int(position.min()) for position in fresh if len(position)]
+    if not starts or max(starts) == 0:
+        return ""
+    return f"; the newest weights take over at token {int(np.median(starts))}"
+
+
+# ------------------------------------------------------------------------------------------------- precision
+
+
+def _precision(findings: Findings) -> None:
+    """Noise, if what is left is larger than a 16-bit float's and follows the law; else unknown."""
+    rows, rest = findings.rows, findings.rest
+    if len(rows) < 50:
+        return
+    rms = float(np.sqrt((rest**2).mean()))
+    share = float((rest**2).sum()) / findings.total if findings.total > 0 else 0.0
+    head = None if findings.causes else _head(findings, rms)
+    if head is not None:
+        findings.add(head[0], share, head[1])
+        return
+    declared = _floor(rows)
+    if rms <= declared or findings.has("raw_logprobs", "wrong_temperature", "truncation_mass"):
+        return  # within the dtype; and what a semantic fault leaves without a model is its own approximation
+    law = sign.noise_law(rows, rest)
+    text = (
+        f"rms {rms:.3g}; noise of {law.sigma_z:.3g} on each logit, the law holds within a factor {law.spread:.2g} "
+        f"from improbable to probable tokens; bias {law.bias}"
+    )
+    if law.lawful and (law.sigma_z < LARGEST_SIGMA or _low_precision(rows)):
+        findings.add("compute_dtype", share, text)
+    elif not findings.causes:
+        findings.add("unknown", share, f"{text}; {what_next(rows)}")
+
+
+def _head(findings: Findings, rms: float) -> tuple[str, str] | None:
+    """Which side's head is rounded to bfloat16, by the grid its logits lie on."""
+    rows = findings.rows
+    temperature = rows.setting("temperature") or 1.0
+    engine, trainer = (sign.lattice(values, rows, temperature) for values in (rows.engine, rows.trainer))
+    if rms < 1e-3 or engine.coarse == trainer.coarse or min(engine.pairs, trainer.pairs) < 12:
+        return None
+    text = (
+        f"of {engine.pairs} logit differences in equal contexts {engine.share:.0%} of the engine's and {trainer.share:.0%} of "
+        f"the trainer's lie on bfloat16's grid; rms {rms:.3g}"
+    )
+    if trainer.coarse:
+        return "one_sided_fp32_head", text + ": the head is float32 in the engine only"
+    law = sign.noise_law(rows, findings.rest)
+    rounding = engine.spacing / np.sqrt(12)
+    declared = rows.meta.get("trainer_dtype"), rows.meta.get("dtype")
+    if declared == ("bfloat16", "bfloat16"):
+        return "one_sided_fp32_head", text + ": the head is float32 in the trainer only, both bodies are bfloat16"
+    if law.sigma_z < 2.5 * rounding:
+        return "head_dtype", text + f"; noise of {law.sigma_z:.3g} on each logit, rounding at this grid {rounding:.3g}"
+    return None
+
+
+def _floor(rows: Rows) -> float:
+    dtypes = {str(rows.meta[key]) for key in ("dtype", "trainer_dtype", "head_dtype") if key in rows.meta}
+    return max((FLOORS.get(name, FLOOR) for name in dtypes), default=FLOOR)
+
+
+def _low_precision(rows: Rows) -> bool:
+    return bool(rows.meta.get("quantization")) or str(rows.meta.get("kv_cache_dtype", "auto")) not in ("auto", "None")
+
+
+def what_next(rows: Rows) -> str:
+    """The measurement that would tell the remaining causes apart."""
+    wanted = []
+    if (rows.context < 0).all():
+        wanted.append("several responses to each prompt, logged with prompts and token ids (a temperature, lost mass and a "
+                      "rounded head show between tokens of equal context)")  # fmt: skip
+    if (rows.version < 0).any():
+        wanted.append("the weight version of each token")
+    elif np.ptp(rows.version) == 0:
+        wanted.append("the checkpoints before this one (--model NEW --model OLD ...)")
+    if not np.isfinite(rows.settings["temperature"]).all():
+        wanted.append("the temperature, top_p and top_k of each request")
+    wanted.append("the same tokens replayed in float32")
+    return "cannot tell; measure next: " + "; ".join(wanted)
