@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import queue
 import signal
@@ -23,10 +24,10 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import IO, Any
 
-from skewsim.errors import EngineError
+from skewsim.errors import EngineError, UserError
 
 EVENTS = ("hello", "alive", "row", "done", "error")
 
@@ -39,8 +40,8 @@ class Limits:
     """Start, import and model loading; without heartbeats, since imports may block them."""
     silence_s: float = 8.0
     """Without any sign of life, once it is ready."""
-    progress_s: float = float(os.environ.get("SKEWSIM_ENGINE_TIMEOUT", "120"))
-    """Alive, but without a step done or a row sent."""
+    progress_s: float = field(default_factory=lambda: _seconds("SKEWSIM_ENGINE_TIMEOUT", default=120.0))
+    """Alive, but without a step done or a row sent; SKEWSIM_ENGINE_TIMEOUT sets it."""
 
 
 class WorkerClient:
@@ -196,6 +197,17 @@ class WorkerClient:
         words = [line.strip() for line in self._last_words if line.strip()]
         said = f"; its last words: {' | '.join(words[-3:])[:400]}" if words else ""
         return EngineError(f"engine worker {what} during {self._doing}{said}")
+
+
+def _seconds(variable: str, *, default: float) -> float:
+    text = os.environ.get(variable)
+    try:
+        seconds = default if text is None else float(text)
+    except ValueError:
+        seconds = math.nan
+    if not seconds > 0:
+        raise UserError(f"{variable}={text!r}: allowed are seconds above 0")
+    return seconds
 
 
 def _start(target: Any, *args: Any) -> threading.Thread:

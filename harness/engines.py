@@ -21,12 +21,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import platformdirs
 
 from skewsim.errors import EngineError, EngineNotInstalled, SkewsimError, UserError
 from skewsim.files import atomic_writer
+
+if TYPE_CHECKING:
+    from skewsim.engine import RolloutEngine
 
 Progress = Callable[[str], None]
 MARKER = "skewsim-engine.json"
@@ -334,12 +337,12 @@ def check(spec: EngineSpec | str, *, root: Path | str | None = None, progress: P
     return EngineCheck(spec.name, works, info, round(time.monotonic() - started, 1), problem)
 
 
-def resolve_engine(name: str) -> Any:
-    """The RolloutEngine of that name: ``sim``, or a real engine."""
+def resolve_engine(name: str, *, progress: Progress | None = None) -> RolloutEngine:
+    """The engine of that name: ``sim``, or a real one. Raises UserError, EngineNotInstalled."""
     if name == "sim":
         from skewsim.engine import SimEngine
 
         return SimEngine()
     from harness.vllm_engine import VllmEngine
 
-    return VllmEngine(name)
+    return VllmEngine(name, progress=progress)

@@ -54,8 +54,8 @@ class VllmEngine:
         self._shape: tuple[Any, ...] = ()
         self._size = Size(0, 0, 0)
         self._flat: Tensor | None = None
-        self._resident: tuple[int, int] = (-1, -1)
-        """Member and version of the weights that the worker holds."""
+        self._held: tuple[int, int, Tensor] | None = None
+        """Version, member and weights (D,) that the worker holds."""
 
     def start(self, scenario: Scenario, policy: Policy, *, version: int) -> None:
         """Begin, or go on after a toggle: weights stay as they are, and so do caches unless the change needs a new
@@ -96,7 +96,7 @@ class VllmEngine:
             root=self._root,
             limits=self._limits,
         )
-        self._resident = (0, self.version)
+        self._held = (self.version, 0, self._flat[0])
         self.info = {"engine": self.spec.name, **self._session.info, "overruled": self._session.overruled}
         for name, values in self._session.overruled.items():
             self._say(f"{self.spec.name} runs with {name}={values['actual']}, though {values['asked']} was asked for")
@@ -105,7 +105,8 @@ class VllmEngine:
         """Sample for every member; afterwards all of them hold the updated weights."""
         out = _Buffer(request, self._config.vocab_size if self._support else None)
         for member, seed in enumerate(request.seeds):
-            for row in self._rows(request, member, seed):
+            rows = self._rows(request, member, seed) if self._finite(request, member) else []
+            for row in rows:
                 out.write(member, row)
         if request.update:
             self._flat, self.version = request.update.flat.detach().clone(), request.update.version
@@ -128,17 +129,22 @@ class VllmEngine:
     def restore(self, state: dict[str, Tensor]) -> None:
         """Continue from a checkpoint; after start()."""
         self._flat, self.version = state["flat"], int(state["version"])
-        self._resident = (-1, -1)
+
+    def _finite(self, request: RolloutRequest, member: int) -> bool:
+        """A member that has diverged answers nothing: vLLM cannot sample from weights that are no numbers."""
+        assert self._flat is not None, "start() comes first"
+        flats = [self._flat] + ([request.update.flat] if request.update else [])
+        return all(bool(flat[member].isfinite().all()) for flat in flats)
 
     def _rows(self, request: RolloutRequest, member: int, seed: int) -> list[Row]:
         assert self._session is not None, "start() comes first"
         assert self._flat is not None
         update = request.update
         if update and request.update_at == 0:
-            self._hold(member, update, clear_cache=self._settings.clear_cache)
+            self._load(member, update, clear_cache=self._settings.clear_cache)
             update = None
-        else:
-            self._hold(member, WeightUpdate(self._flat, self.version), clear_cache=False)
+        elif not self._holds(member):
+            self._load(member, WeightUpdate(self._flat, self.version), clear_cache=False)
         rows = list(
             self._session.generate(
                 self._requests(request, member, seed),
@@ -149,16 +155,21 @@ class VllmEngine:
             )
         )
         if update:
-            self._resident = (member, update.version)
+            self._held = (update.version, member, update.flat[member].clone())
         return rows
 
-    def _hold(self, member: int, weights: WeightUpdate, *, clear_cache: bool) -> None:
-        """Make the worker hold a member's weights."""
+    def _holds(self, member: int) -> bool:
+        assert self._flat is not None
+        if self._held is None or self._held[:2] != (self.version, member):
+            return False
+        return torch.equal(self._held[2], self._flat[member])
+
+    def _load(self, member: int, weights: WeightUpdate, *, clear_cache: bool) -> None:
+        """Give the worker a member's weights, between requests."""
         assert self._session is not None
-        if self._resident != (member, weights.version):
-            folder = self._write(weights.flat, member=member, name="current")
-            self._session.update(folder, version=weights.version, clear_cache=clear_cache)
-            self._resident = (member, weights.version)
+        folder = self._write(weights.flat, member=member, name="current")
+        self._session.update(folder, version=weights.version, clear_cache=clear_cache)
+        self._held = (weights.version, member, weights.flat[member].clone())
 
     def _in_flight(self, update: WeightUpdate, member: int, *, at: int) -> Update:
         return Update(

@@ -173,6 +173,13 @@ def test_members_keep_to_their_own_weights_and_versions(engine: VllmEngine) -> N
     assert skew(engine.generate(request(step=1, seeds=(0, 0))), Policy(OLD.config, swapped)).abs().mean() < 1e-5
 
 
+def test_a_member_that_diverged_answers_nothing_and_the_others_go_on(engine: VllmEngine) -> None:
+    both = Policy(OLD.config, torch.cat([OLD.flat, OLD.flat * torch.nan]))
+    rollouts = started(engine, FLOAT32, both).generate(request(seeds=(0, 1)))
+    assert rollouts.mask.sum((1, 2)).tolist() == [8 * GROUP * TASK.max_tokens, 0]
+    assert skew(rollouts, OLD.stacked(2)).abs().mean() < 1e-5
+
+
 def test_the_engine_itself_counts_weight_versions_as_the_worker_does(engine: VllmEngine, tmp_path: Path) -> None:
     NEW.save(tmp_path)
     started(engine, FLOAT32).generate(request())

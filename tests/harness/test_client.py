@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from harness.client import Limits, WorkerClient
-from skewsim.errors import EngineError
+from skewsim.errors import EngineError, UserError
 
 FAKE = Path(__file__).with_name("fake_worker.py")
 LIMITS = Limits(init_s=20.0, silence_s=1.0, progress_s=1.5)
@@ -142,3 +142,9 @@ def test_no_worker_outlives_the_process_that_started_it(ending: str) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert gone(int(done.stdout))
+
+
+def test_a_time_limit_that_is_no_number_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SKEWSIM_ENGINE_TIMEOUT", "soon")
+    with pytest.raises(UserError, match="SKEWSIM_ENGINE_TIMEOUT='soon': allowed are seconds above 0"):
+        Limits()
