@@ -92,6 +92,12 @@ class RolloutEngine(Protocol):
     def generate(self, request: RolloutRequest) -> Rollouts:
         """Sample; the update, if any, takes effect on the way."""
 
+    def state(self) -> dict[str, Tensor]:
+        """What the next rollout depends on, for a checkpoint."""
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Continue from a checkpoint; after start()."""
+
     def close(self) -> None:
         """Free whatever is held."""
 

@@ -177,11 +177,11 @@ class TrainerSettings(Settings):
     """Precision of the trainer's lm_head."""
     temperature: float | None = Field(None, gt=0, le=10)
     """Temperature of the trainer's softmax; none: the engine's."""
-    learning_rate: float = Field(3e-4, ge=0, le=1)
+    learning_rate: float = Field(5e-4, ge=0, le=1)
     """Adam's step size."""
     adam_beta1: float = Field(0.9, ge=0, lt=1)
     """Adam's first decay rate."""
-    adam_beta2: float = Field(0.95, ge=0, lt=1)
+    adam_beta2: float = Field(0.999, ge=0, lt=1)
     """Adam's second decay rate."""
     adam_epsilon: float = Field(1e-8, gt=0)
     """Adam's denominator offset."""

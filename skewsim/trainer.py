@@ -284,8 +284,7 @@ class Trainer:
         moments = self._optimizer.state[self._optimizer.param_groups[0]["params"][0]]
         tensors = {"policy": self.policy.flat} | {f"adam.{n}": t for n, t in moments.items()}
         tensors |= {f"published.{v}": w for v, w in self._published.items()}
-        if isinstance(self.engine, SimEngine):
-            tensors |= {f"engine.{n}": t for n, t in self.engine.state().items()}
+        tensors |= {f"engine.{n}": t for n, t in self.engine.state().items()}
         meta = {
             "step": self.step_number,
             "seeds": list(self.seeds),
@@ -309,11 +308,7 @@ class Trainer:
         }
         self._published = {int(n.partition(".")[2]): t for n, t in tensors.items() if n.startswith("published.")}
         held = {n.removeprefix("engine."): t for n, t in tensors.items() if n.startswith("engine.")}
-        if isinstance(self.engine, SimEngine):
-            self.engine.restore(held)
-        else:
-            weights = Policy(self.policy.config, self._published[self._engine_version])
-            self.engine.start(self.scenario, weights, version=self._engine_version)
+        self.engine.restore(held)
 
 
 @dataclass(frozen=True)
