@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -134,19 +134,28 @@ def print_json(data: Mapping[str, Any]) -> None:
     print(json.dumps(finite(data), allow_nan=False), flush=True)
 
 
-def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *, plain: bool = False) -> None:
-    """A table on stdout, its numbers never broken over two lines; where ``plain``, a sentence for each row."""
+def print_table(
+    title: str,
+    columns: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    *,
+    plain: bool = False,
+    prose: Collection[str] = (),
+) -> None:
+    """A table on stdout; where ``plain``, a sentence for each row.
+
+    The first column holds names and the last, like those in ``prose``, words that may be broken; numbers are not.
+    """
     if plain:
         print(f"{title}.")
         for row in rows:
             print(", ".join(f"{' '.join(name.split())} {cell}" for name, cell in zip(columns, row, strict=True)))
         return
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for index, column in enumerate(columns):
-        last = index == len(columns) - 1
-        table.add_column(
-            column, justify="right" if index > 0 and not last else "left", no_wrap=not last, overflow="fold"
-        )
+    for column in columns:
+        words = column in (*prose, columns[-1])
+        left = words or column == columns[0]
+        table.add_column(column, justify="left" if left else "right", no_wrap=not words, overflow="fold")
     for row in rows:
         table.add_row(*row)
     console = Console()

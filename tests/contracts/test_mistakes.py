@@ -124,6 +124,15 @@ MISTAKES = {
     "a ladder on a missing profile": (["ladder", "--profile", "nosuch", "--out", "new"], "nosuch"),
     "a ladder into a used folder": (["ladder", "--out", "used"], "is not empty"),
     "a ladder without seeds": (["ladder", "--seeds", "0", "--out", "new"], "seeds"),
+    "a missing table": (["gate", "nosuch.npz", "--max", "kl_k3=1"], "nosuch.npz"),
+    "a pickle for a table": (["gate", "pickle.npz", "--max", "kl_k3=1"], "pickle.npz"),
+    "a pickle to diagnose": (["diagnose", "pickle.npz"], "pickle.npz"),
+    "to diagnose with a folder that is no model": (["diagnose", "pickle.npz", "--model", "empty"], "pickle.npz"),
+    "to advise on no noise": (["advise", "--length", "100"], "--sigma or --profile"),
+    "to advise on impossible noise": (["advise", "--length", "100", "--sigma", "-1"], "sigma=-1"),
+    "to import a log that is not there": (["import", "nosuch.jsonl", "--out", "new"], "nosuch.jsonl"),
+    "to import over a file": (["import", "tiny.toml", "--out", "tiny.toml"], "is there already"),
+    "to import with half a column": (["import", "tiny.toml", "--out", "new", "--column", "a"], "--column a"),
     "to pretrain into a used folder": (["pretrain", "--out", "used"], "used"),
 }
 

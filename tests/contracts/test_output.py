@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from skewsim.cli import main
@@ -151,3 +152,45 @@ def test_a_run_resumes_on_the_command_line(capfd: pytest.CaptureFixture[str]) ->
 
     assert timeless(rest) == timeless(whole)[1:]
     assert timeless(Path("b/steps.jsonl").read_text()) == timeless(whole)
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> str:
+    """Five logged sequences, healthy but for a constant."""
+    rng = np.random.default_rng(0)
+    lines = []
+    for _ in range(5):
+        engine = np.log(rng.uniform(0.1, 1, 40))
+        row = {"prompt_token_ids": [1, 2], "token_ids": rng.integers(0, 50, 40).tolist()}
+        row |= {"engine_logprobs": engine.tolist(), "trainer_logprobs": (engine + 0.05).tolist()}
+        lines.append(json.dumps(row))
+    (tmp_path / "log.jsonl").write_text("\n".join(lines))
+    return "log.jsonl"
+
+
+def test_an_imported_log_passes_or_fails_the_gate_by_exit_code(log: str, capfd: pytest.CaptureFixture[str]) -> None:
+    out, _ = output(capfd, "import", log, "--out", "table.npz")
+    assert out == "table.npz: 200 tokens\n"
+    assert main(["gate", "table.npz", "--max", "logprob_diff_mean=0.1"]) == 0
+    capfd.readouterr()
+    assert main(["gate", "table.npz", "--max", "logprob_diff_mean=0.01", "--json"]) == 1
+    (check,) = strict(capfd.readouterr().out)["checks"]
+    assert check["value"] == pytest.approx(0.05)
+
+
+def test_diagnose_json_has_the_promised_keys(log: str, capfd: pytest.CaptureFixture[str]) -> None:
+    found = strict(output(capfd, "diagnose", log, "--json")[0])
+    assert set(found) == {"verdict", "layer", "causes"}
+    assert all(set(cause) == {"name", "layer", "explained", "evidence", "fix"} for cause in found["causes"])
+    text, _ = output(capfd, "diagnose", log)
+    assert text.startswith(f"verdict: {found['verdict']}")
+
+
+def test_advise_json_has_the_promised_keys_and_the_published_row(capfd: pytest.CaptureFixture[str]) -> None:
+    found = strict(output(capfd, "advise", "--sigma", "0.0449", "--length", "1506", "--json")[0])
+    assert (found["sigma"], found["length"]) == (0.0449, 1506)
+    for row in found["rows"]:
+        assert {"framework", "rule", "setting", "ess"} <= set(row)
+        assert len({"clipped", "kept"} & set(row)) == 1
+    (verl,) = [row for row in found["rows"] if (row["framework"], row["rule"]) == ("verl", "geometric rejection")]
+    assert verl["kept"] == pytest.approx(0.46, abs=0.01)
