@@ -28,7 +28,7 @@ from skewsim.settings import EngineSettings, Scenario, TaskSettings, TrainerSett
 from skewsim.task import Task
 from skewsim.trainer import Trainer
 
-PROMPTS, GROUP = 16, 8
+PROMPTS, GROUP = 12, 6
 CHECKPOINTS = 5
 TEMPERATURES = (0.6, 0.7, 0.8, 0.9, 1.0, 1.2)
 
@@ -127,7 +127,7 @@ def _knowledge(labels: Sequence[str], rng: np.random.Generator) -> str:
 
 def _plan(labels: tuple[str, ...], rng: np.random.Generator, *, with_models: bool) -> _Plan:
     name, length = [("reverse", 12), ("reverse_until_zero", 12), ("reverse_until_zero", 32)][int(rng.integers(3))]
-    task = TaskSettings(name=name, response_length=length, pool_size=24)  # type: ignore[arg-type]
+    task = TaskSettings(name=name, response_length=length, pool_size=24)
     temperature = float(
         rng.choice([t for t in TEMPERATURES if t != 1.0 or not {"raw_logprobs", "wrong_temperature"} & set(labels)])
     )
@@ -163,7 +163,8 @@ def _temperature(engine: dict[str, Any], plan: dict[str, Any], rng: np.random.Ge
 
 
 def _truncation(engine: dict[str, Any], plan: dict[str, Any], rng: np.random.Generator, models: bool) -> None:
-    engine |= [{"top_p": 0.8}, {"top_p": 0.9}, {"top_k": 3}, {"top_k": 2}][int(rng.integers(4))]
+    cuts: list[dict[str, Any]] = [{"top_p": 0.8}, {"top_p": 0.9}, {"top_k": 3}, {"top_k": 2}]
+    engine |= cuts[int(rng.integers(4))]
 
 
 def _stale_weights(engine: dict[str, Any], plan: dict[str, Any], rng: np.random.Generator, models: bool) -> None:
@@ -218,7 +219,7 @@ def _checkpoints(task: str, length: int) -> tuple[Policy, ...]:
     """Weights after every few training steps, oldest first: a learning rate at which a few steps are seen."""
     scenario = Scenario(
         name="checkpoints",
-        task=TaskSettings(name=task, response_length=length, pool_size=24),  # type: ignore[arg-type]
+        task=TaskSettings(name=task, response_length=length, pool_size=24),
         engine=EngineSettings(lag=0, update_at_token=None, temperature=1.0),
         trainer=TrainerSettings(learning_rate=4e-4),
     )

@@ -40,7 +40,7 @@ class ModelScorer:
         from transformers import AutoModelForCausalLM
         from transformers.utils import logging
 
-        logging.disable_progress_bar()
+        logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
         try:
             model = AutoModelForCausalLM.from_pretrained(

@@ -26,6 +26,8 @@ SHIFTS = (1, -1, 2, -2)
 GRID = 2.0**-7  # bfloat16's spacing of logits in [1, 2); coarser ones are multiples of it
 GRID_TOLERANCE = 2e-5  # float32 rounding of a log-softmax
 CERTAIN = 0.99
+MOST_SPREAD = 8.0  # of a law that real models keep within 1.3, tiny ones with tied logits hardly
+SHORTEST = 6  # tokens of a sequence whose alignment can be judged
 
 
 # ------------------------------------------------------------------------------------- alignment and outliers
@@ -54,40 +56,52 @@ def align(rows: Rows) -> Alignment | None:
     engine, keep = rows.engine.copy(), np.ones(len(rows), dtype=bool)
     shifts: list[int] = []
     before = after = 0.0
+    found = {}
     for start, end in zip(starts, ends, strict=True):
-        best = _best_shift(rows.trainer[start:end], rows.engine[start:end])
+        best = _best_shift(rows.trainer[start:end], rows.engine[start:end], shifts=SHIFTS)
+        if best is not None:
+            found[int(start)] = best
+    votes = [shift for shift, _ in found.values()]
+    common = max(set(votes), key=votes.count, default=0)
+    if votes.count(common) < max(2, 0.7 * len(votes)):
+        return None
+    for start, end in zip(starts, ends, strict=True):
+        best = _best_shift(rows.trainer[start:end], rows.engine[start:end], shifts=(common,), sure=int(start) in found)
         if best is None:
             continue
         shift, at = best
-        moved = np.full(end - start, np.nan)
-        source = np.arange(end - start) + shift
-        valid = (source >= 0) & (source < end - start)
+        moved, source = rows.engine[start:end].copy(), np.arange(end - start) + shift
+        valid = (source >= at) & (source < end - start)
         moved[valid] = rows.engine[start:end][source[valid]]
-        moved[:at] = rows.engine[start : start + at]
+        inside = valid | (np.arange(end - start) < at - 1)  # the break itself is only known to a token
+        inside[at : at + 2] &= at == 0
         engine[start:end] = moved
-        keep[start:end] = np.isfinite(moved)
+        keep[start:end] = inside
         shifts.append(shift)
-        residual = (rows.trainer[start:end] - moved)[np.isfinite(moved)]
         before += float((skew[start:end] ** 2).sum())
-        after += float((residual**2).sum())
-    if not shifts or before < 0.05 * total:
+        after += float(((rows.trainer[start:end] - moved)[inside] ** 2).sum())
+    if before < 0.05 * total:
         return None
     mended = replace(rows, engine=np.where(keep, engine, 0.0)).select(keep)
     count = sum(int(end - start) for start, end in zip(starts, ends, strict=True))
-    common = max(set(shifts), key=shifts.count)
     return Alignment(
         mended, len(shifts), common, (before - after) / total, float(np.sqrt(total / count)), _rms(mended.skew)
     )
 
 
-def _best_shift(trainer: Floats, engine: Floats) -> tuple[int, int] | None:
-    """(shift, first row it applies to) if moving the engine's values explains nearly all of a large skew."""
+def _best_shift(
+    trainer: Floats, engine: Floats, *, shifts: tuple[int, ...], sure: bool = True
+) -> tuple[int, int] | None:
+    """(shift, first row it applies to) if moving the engine's values explains nearly all of a large skew.
+
+    Not `sure`: a sequence that did not stand out by itself, looked at again once a shift is known to occur.
+    """
     length = len(trainer)
-    if length < 5:
+    if length < SHORTEST:
         return None
     plain = (trainer - engine) ** 2
     best: tuple[float, int, int] | None = None
-    for shift in SHIFTS:
+    for shift in shifts:
         source = np.arange(length) + shift
         valid = (source >= 0) & (source < length)
         moved = np.zeros(length)
@@ -97,15 +111,20 @@ def _best_shift(trainer: Floats, engine: Floats) -> tuple[int, int] | None:
         move = np.concatenate([np.cumsum((moved * valid)[::-1])[::-1], [0.0]])
         rows = np.arange(length + 1) + np.concatenate([np.cumsum(valid[::-1])[::-1], [0]])
         cost = (stay + move) / np.maximum(rows, 1) * length
-        at = int(np.argmin(cost[: length - 3]))
-        if length - at >= 4 and (best is None or cost[at] < best[0]):
+        at = int(np.argmin(cost[: length - SHORTEST + 2]))
+        if length - at >= SHORTEST - 1 and (best is None or cost[at] < best[0]):
             best = (float(cost[at]), shift, at)
-    if best is None or plain.sum() < 0.02 * length or best[0] > 0.2 * plain.sum():
+    if best is None or plain.sum() < 0.02 * length or best[0] > (0.25 if sure else 0.5) * plain.sum():
         return None
     tail = slice(best[2], None)
     spread = float(np.var(trainer[tail])) * (length - best[2])
-    # two near-constant sequences match at any shift: the trainer's own values must vary more than what is left
-    return (best[1], best[2]) if spread > 2 * best[0] else None
+    _, shift, at = best
+    source = np.arange(at, length) + shift
+    valid = (source >= at) & (source < length)
+    left = np.abs(trainer[at:][valid] - engine[source[valid]])
+    # a shift mends most tokens, not one: and near-constant sequences match at any shift, so the trainer's must vary
+    most = float(np.median(np.sqrt(plain[at:]))) > 1.8 * float(np.median(left))
+    return (shift, at) if most and (spread > 3 * best[0] or not sure) else None
 
 
 @dataclass(frozen=True)
@@ -120,13 +139,15 @@ class Outliers:
 
 def find_outliers(rows: Rows) -> Outliers | None:
     """At most a tenth of the sequences, far outside the spread of the others, with a skew that no noise has."""
-    ids, square = sequence_means(rows.skew**2, rows.sequence)
+    ids, size = sequence_means(
+        np.abs(rows.skew), rows.sequence
+    )  # not squares: one improbable token is no broken sequence
     if len(ids) < 10:
         return None
-    level = np.log(np.maximum(square, 1e-12))
+    level = np.log(np.maximum(size, 1e-6))
     centre = float(np.median(level))
     spread = 1.4826 * float(np.median(np.abs(level - centre)))
-    far = (level > centre + max(6 * spread, np.log(25))) & (square > 0.3**2)
+    far = (level > centre + max(4 * spread, np.log(4))) & (size > 0.3)
     if not far.any() or far.sum() > max(1, len(ids) // 10):
         return None
     inside = np.isin(rows.sequence, ids[far])
@@ -262,10 +283,15 @@ def contrast(skew: Floats, sequence: Ints, group: Bools) -> Contrast | None:
     if group.sum() < 20 or (~group).sum() < 20:
         return None
     square = skew**2
-    inside, outside = mean(square[group], sequence[group]), mean(square[~group], sequence[~group])
-    error = float(np.hypot(inside.error, outside.error))
-    difference = inside.value - outside.value
-    return Contrast(group, inside.value, outside.value, difference / error if error > 0 else 0.0)
+    inside, outside = float(square[group].mean()), float(square[~group].mean())
+    _, high = sequence_means(square[group], sequence[group])
+    _, low = sequence_means(square[~group], sequence[~group])
+    if min(len(high), len(low)) < 3:
+        return None
+    # on logarithms: mean squares have tails in which a plain difference drowns
+    high, low = np.log(high + 1e-12), np.log(low + 1e-12)
+    error = float(np.sqrt(high.var(ddof=1) / len(high) + low.var(ddof=1) / len(low)))
+    return Contrast(group, inside, outside, float(high.mean() - low.mean()) / max(error, 1e-6))
 
 
 def by_version(rows: Rows, skew: Floats) -> Contrast | None:
@@ -320,7 +346,7 @@ class Noise:
     @property
     def lawful(self) -> bool:
         unbiased = abs(self.bias.value) <= 4 * self.bias.error + self.square
-        return self.spread < 3 and unbiased and self.shared < 0.35
+        return self.spread < MOST_SPREAD and unbiased and self.shared < 0.35
 
 
 def noise_law(rows: Rows, skew: Floats) -> Noise:

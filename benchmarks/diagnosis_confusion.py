@@ -1,0 +1,164 @@
+"""How often is `skewsim diagnose` right? Labelled cases, half of them held out, and the confusion matrix.
+
+    python benchmarks/diagnosis_confusion.py --split dev        # the half the rules were written on
+    python benchmarks/diagnosis_confusion.py --split held-out   # the other half
+    python benchmarks/diagnosis_confusion.py --split held-out --write docs/diagnosis.md
+
+Seeds from 0 are dev, seeds from 10,000 held out; a case is a function of its labels and seed (`skewsim.diagnose.cases`).
+With `--real FOLDER` the table files in FOLDER, made by a real engine and named LABEL[+LABEL].NUMBER.jsonl, are added.
+Single causes count as right if exactly the label is named; pairs if both labels are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from skewsim.diagnose import LAYER_OF, diagnose
+from skewsim.diagnose.cases import PAIRS, SINGLE, make_case
+from skewsim.files import atomic_writer
+from skewsim.sequences import load_sequences
+
+HELD_OUT = 10_000
+BEGIN, END = "<!-- confusion: begin -->", "<!-- confusion: end -->"
+
+
+@dataclass(frozen=True)
+class Result:
+    """One case's labels and what was named."""
+
+    labels: tuple[str, ...]
+    source: str
+    named: tuple[str, ...]
+    verdict: str
+
+    @property
+    def right(self) -> bool:
+        if len(self.labels) == 1:
+            return self.named == self.labels
+        return set(self.labels) <= set(self.named)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--split", choices=["dev", "held-out"], default="dev")
+    parser.add_argument("--single", type=int, default=8, help="cases of each single cause")
+    parser.add_argument("--healthy", type=int, default=40)
+    parser.add_argument("--pairs", type=int, default=3, help="cases of each pair")
+    parser.add_argument("--real", type=Path, help="folder of real-engine cases")
+    parser.add_argument("--write", type=Path, help="document whose confusion section is replaced")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    began = time.perf_counter()
+    start = HELD_OUT if arguments.split == "held-out" else 0
+    plan = [
+        (("healthy",), arguments.healthy),
+        *(((name,), arguments.single) for name in SINGLE),
+        *((p, arguments.pairs) for p in PAIRS),
+    ]
+    results = [simulated(labels, seed) for labels, count in plan for seed in range(start, start + count)]
+    if arguments.real:
+        results += [real(path) for path in sorted(arguments.real.glob("*.jsonl"))]
+    text = report(results, split=arguments.split, seconds=time.perf_counter() - began, command=command(arguments))
+    print(text)
+    if arguments.write:
+        replace_section(arguments.write, text)
+
+
+def simulated(labels: tuple[str, ...], seed: int) -> Result:
+    case = make_case(labels, seed)
+    found = diagnose(case.log, models=case.models)
+    return Result(labels, f"simulator, {case.knowledge}", tuple(cause.name for cause in found.causes), found.verdict)
+
+
+def real(path: Path) -> Result:
+    found = diagnose(load_sequences(path))
+    labels = tuple(path.name.split(".")[0].split("+"))
+    return Result(labels, "real engine", tuple(cause.name for cause in found.causes), found.verdict)
+
+
+def command(arguments: argparse.Namespace) -> str:
+    given = [
+        f"--split {arguments.split}",
+        f"--single {arguments.single}",
+        f"--healthy {arguments.healthy}",
+        f"--pairs {arguments.pairs}",
+    ]
+    return "python benchmarks/diagnosis_confusion.py " + " ".join(given + (["--real DIR"] if arguments.real else []))
+
+
+def report(results: list[Result], *, split: str, seconds: float, command: str) -> str:
+    single = [r for r in results if len(r.labels) == 1 and r.labels != ("healthy",)]
+    healthy = [r for r in results if r.labels == ("healthy",)]
+    pairs = [r for r in results if len(r.labels) == 2]
+    broken = [r for r in healthy if r.verdict != "healthy"]
+    lines = [
+        f"`{command}`: {len(results)} cases, {split} half, {seconds:.0f} s.",
+        "",
+        "| | cases | right | share |",
+        "|---|---|---|---|",
+        row("single cause, exactly it named", single),
+        row("pairs, both named", pairs),
+        f"| healthy called broken | {len(healthy)} | {len(broken)} | {len(broken) / max(len(healthy), 1):.1%} |",
+        "",
+        *by_source([r for r in results if len(r.labels) == 1]),
+        "",
+        *matrix(single + healthy),
+        "",
+        *pair_table(pairs),
+    ]
+    wrong = [r for r in results if not r.right]
+    if wrong:
+        lines += ["", "Wrong:", "", *(f"- {' + '.join(r.labels)} ({r.source}): {', '.join(r.named)}" for r in wrong)]
+    return "\n".join(lines)
+
+
+def row(name: str, results: list[Result]) -> str:
+    right = sum(r.right for r in results)
+    return f"| {name} | {len(results)} | {right} | {right / max(len(results), 1):.1%} |"
+
+
+def by_source(results: list[Result]) -> list[str]:
+    groups: dict[str, list[Result]] = defaultdict(list)
+    for result in results:
+        groups[result.source].append(result)
+    return [
+        "| single causes and healthy, by what was given | cases | right | share |",
+        "|---|---|---|---|",
+        *(row(name, group) for name, group in sorted(groups.items())),
+    ]
+
+
+def matrix(results: list[Result]) -> list[str]:
+    """Rows: what it was. Columns: what the verdict was."""
+    names = [name for name in LAYER_OF if any(name in (*r.labels, r.verdict) for r in results)]
+    counts = Counter((r.labels[0], r.verdict) for r in results)
+    lines = ["| label \\ verdict | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
+    for label in [name for name in names if any(r.labels == (name,) for r in results)]:
+        lines.append(f"| {label} | " + " | ".join(str(counts[label, name] or "") for name in names) + " |")
+    return lines
+
+
+def pair_table(results: list[Result]) -> list[str]:
+    lines = ["| pair | cases | both named | neither |", "|---|---|---|---|"]
+    for pair in sorted({r.labels for r in results}):
+        group = [r for r in results if r.labels == pair]
+        neither = sum(not set(pair) & set(r.named) for r in group)
+        lines.append(f"| {' + '.join(pair)} | {len(group)} | {sum(r.right for r in group)} | {neither} |")
+    return lines
+
+
+def replace_section(path: Path, text: str) -> None:
+    before, _, rest = path.read_text().partition(BEGIN)
+    _, _, after = rest.partition(END)
+    with atomic_writer(path) as handle:
+        handle.write(f"{before}{BEGIN}\n{text}\n{END}{after}".encode())
+
+
+if __name__ == "__main__":
+    main()
