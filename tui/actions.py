@@ -51,46 +51,71 @@ _FIX_ACTIONS = tuple(
 
 ACTIONS: tuple[Action, ...] = (
     *_FIX_ACTIONS,
-    Action("pause", "space", "Pause", "Play or pause. While paused, toggles wait for the next step.", "explore", True),
-    Action("step", "full_stop", "Step", "One step, then pause.", "explore", True),
-    Action(
-        "faster", "plus,equals_sign", "Faster", "More steps a second, up to as fast as this machine goes.", "explore"
-    ),
-    Action("slower", "minus", "Slower", "Fewer steps a second.", "explore"),
+    Action("pause", "space", "Pause", "Play or pause. While paused, toggles wait for the next step.", footer=True),
+    Action("step", "full_stop", "Step", "One step, then pause.", footer=True),
+    Action("faster", "plus,equals_sign", "Faster", "More steps a second, up to as fast as this machine goes."),
+    Action("slower", "minus", "Slower", "Fewer steps a second."),
     Action("reset", "0", "Reset", "All curves from step 0, with the settings as they are now.", "explore", True),
     Action("seed", "n", "Seed", "A new seed: other prompts, other samples, the same settings.", "explore", True),
     Action(
-        "twin",
-        "c",
-        "Twin",
-        "A twin of yours, one setting apart (the focused one), and the difference below.",
-        "explore",
-        True,
+        "twin", "c", "Twin", "A twin of yours, the focused setting apart, and the difference below.", "explore", True
     ),
     Action("band", "b", "Band", "Five seeds instead of one: the mean, and the range as a band.", "explore"),
     Action("undo", "u", "Undo", "Take back the last toggle.", "explore", True),
     Action("metric", "v", "View", "The next metric in the chart below the reward.", "explore", True),
     Action("metric_back", "V", "View back", "The previous metric in the chart below the reward.", "explore"),
     Action("hide", "h", "Hide", "Hide one curve after the other; then show all again.", "explore"),
-    Action("markers", "m", "Markers", "Draw with braille dots or with plain ASCII letters.", "app"),
+    Action("smooth", "w", "Smooth", "Draw the mean of the last five steps, or every step as it is.", "explore"),
+    Action("more", "x", "More", "Every setting of engine, skew and trainer, beyond this screen.", "explore", True),
+    Action("back_step", "comma", "Step back", "In a replay: one step back.", "explore"),
+    Action("backward", "backspace", "Backward", "In a replay: play backward, or forward again.", "explore"),
+    Action("tokens", "t", "Tokens", "This step's sequences, ratios and skew by probability."),
+    Action("formula", "f", "Formula", "The objective with this step's numbers in it, and where the code stands."),
+    Action("profile", "p", "Profile", "Measured skew profiles: look at one, compare two, use one as the noise source."),
+    Action("advise", "a", "Advise", "What default thresholds do to healthy data at your noise level and length."),
+    Action("ladder", "g", "Ladder", "The reference, initial V1 and the four fixes one by one, side by side."),
+    Action("runs", "r", "Runs", "Open a run folder and replay it."),
+    Action("lessons", "l", "Lessons", "Seven lessons of about five minutes."),
+    Action("markers", "m", "Markers", "Draw with braille dots or with plain ASCII letters."),
+    Action("theme", "k", "Theme", "Dark or light."),
+    Action("help", "f1,question_mark", "Help", "Explain what is focused, and list the keys.", footer=True),
+    Action("palette", "colon", "Palette", "Everything that can be done now, by name."),
+    Action("screenshot", "s", "Picture", "Save this screen as an SVG picture."),
+    Action("export", "e", "Export", "Save every number on the chart as a CSV table, with the share string."),
+    Action("share", "y", "Share", "Copy the share string: these settings, also on the command line."),
+    Action("paste", "i", "Enter share", "Type or paste a share string or the name of a scenario."),
+    Action("restore", "z", "Last state", "Take up the settings that the last session ended with."),
+    Action("quit", "q", "Quit", "Leave; the share string stays behind in the shell.", footer=True),
+    Action("back", "escape", "Back", "Back to the curves.", "page", True),
+    Action("page_down", "pagedown", "Page down", "Scroll down.", "page"),
+    Action("page_up", "pageup", "Page up", "Scroll up.", "page"),
+    Action("sigma_down", "left", "Less", "Advise: a smaller noise level.", "advise", True),
+    Action("sigma_up", "right", "More", "Advise: a larger noise level.", "advise", True),
+    Action("length_down", "down", "Shorter", "Advise: shorter responses.", "advise", True),
+    Action("length_up", "up", "Longer", "Advise: longer responses.", "advise", True),
     Action(
-        "more", "x", "More", "Every setting of engine, skew and trainer, beyond those on this screen.", "explore", True
+        "advise_profile", "enter", "Profile", "Advise: the next measured profile instead of a sigma.", "advise", True
     ),
-    Action("theme", "k", "Theme", "Dark or light.", "app"),
-    Action("help", "f1,question_mark", "Help", "Explain what is focused, and list the keys.", "app", True),
-    Action("palette", "colon", "Palette", "Everything that can be done now, by name.", "app"),
-    Action("screenshot", "s", "Picture", "Save this screen as an SVG picture.", "app"),
-    Action("export", "e", "Export", "Save every number on the chart: a CSV table and the scenario.", "app"),
-    Action("share", "y", "Share", "Copy the share string: these settings, also on the command line.", "app"),
-    Action("paste", "i", "Enter share", "Type or paste a share string or the name of a scenario.", "app"),
-    Action("restore", "z", "Last state", "Take up the settings that the last session ended with.", "app"),
-    Action("quit", "q", "Quit", "Leave; the share string stays behind in the shell.", "app", True),
+    Action("previous", "left", "Previous", "Profile: the one before.", "profile", True),
+    Action("next", "right", "Next", "Profile: the one after.", "profile", True),
+    Action("compare", "c", "Compare", "Profile: keep this one beside the others, or stop.", "profile", True),
+    Action("use", "enter", "Use", "Profile: make it the noise source of yours.", "profile", True),
+    Action("measure", "n", "Measure", "Profile: measure a real engine now, in a process of its own.", "profile", True),
 )
+
+SCREENS = ("explore", "advise", "profile")
+"""Screens with keys of their own; the app's and a page's keys are valid on each."""
 
 
 def bindings(where: str) -> list[BindingType]:
     """Textual bindings of one screen (or of the app), in the order of the registry."""
     return [Binding(a.keys, a.call, a.title, show=a.footer, id=a.id) for a in ACTIONS if a.where == where]
+
+
+def valid_on(screen: str) -> list[Action]:
+    """The actions whose keys mean something on a screen."""
+    shared = ("app",) if screen == "explore" else ("app", "page")
+    return [action for action in ACTIONS if action.where in (*shared, screen)]
 
 
 def by_id(id: str) -> Action:
@@ -99,7 +124,15 @@ def by_id(id: str) -> Action:
 
 def key_text(keys: str) -> str:
     """Keys as people write them."""
-    names = {"full_stop": ".", "plus": "+", "minus": "-", "equals_sign": "=", "question_mark": "?", "colon": ":"}
+    names = {
+        "full_stop": ".",
+        "plus": "+",
+        "minus": "-",
+        "equals_sign": "=",
+        "question_mark": "?",
+        "colon": ":",
+        "comma": ",",
+    }
     return " ".join(names.get(key, key.upper() if key == "f1" else key) for key in keys.split(","))
 
 
@@ -113,15 +146,16 @@ def load_keymap(path: Path | None = None) -> dict[str, str]:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
         raise UserError(f"{path}: not a keymap: {error}") from None
     known = {action.id for action in ACTIONS}
-    taken: dict[str, str] = {}
     for id, text in keys.items():
         if id not in known:
             raise UserError(f"{path}: unknown action {id}; allowed: {', '.join(sorted(known))}")
         if not isinstance(text, str) or not text:
             raise UserError(f'{path}: {id}={text!r}: must be keys as text, as in pause = "p,space"')
-    for action in ACTIONS:
-        for key in keys.get(action.id, action.keys).split(","):
-            if key in taken:
-                raise UserError(f"{path}: key {key} means both {taken[key]} and {action.id}")
-            taken[key] = action.id
+    for screen in SCREENS:
+        taken: dict[str, str] = {}
+        for action in valid_on(screen):
+            for key in keys.get(action.id, action.keys).split(","):
+                if key in taken:
+                    raise UserError(f"{path}: key {key} means both {taken[key]} and {action.id}")
+                taken[key] = action.id
     return dict(keys)

@@ -25,14 +25,16 @@ from textual.widgets import Footer
 
 from skewsim.errors import UserError
 from skewsim.files import atomic_writer
+from skewsim.scenarios import find_scenario as named_scenario
 from skewsim.settings import Scenario
 from skewsim.share import is_share, load_toml, to_share
-from tui.actions import ACTIONS, bindings, load_keymap
+from tui.actions import bindings, load_keymap, valid_on
 from tui.driver import Driver, Train
-from tui.lab import YOURS, Lab, opening, parse_share
-from tui.panel import ControlWidget
-from tui.plot import Plot
+from tui.lab import YOURS, Lab, next_speed, opening, parse_share, speed_text
+from tui.lesson import Player, load_lesson
+from tui.measuring import Measuring
 from tui.screens.explore import Explore
+from tui.snapshot import Watch, watched
 from tui.views import REWARD, Look, ascii_wanted
 
 _FRAME = 0.1
@@ -49,18 +51,29 @@ class Options:
 
 
 class SkewsimApp(App[None]):
-    """`lab` is the state, `look` how it is drawn."""
+    """`lab` is the state, `look` how it is drawn, `lens` the wish to see tokens."""
 
     CSS_PATH = "app.tcss"
     TITLE = "skewsim"
     BINDINGS: ClassVar[list[BindingType]] = bindings("app")
 
-    def __init__(self, lab: Lab, options: Options | None = None, *, keymap: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        lab: Lab,
+        options: Options | None = None,
+        *,
+        lens: Watch | None = None,
+        keymap: dict[str, str] | None = None,
+    ) -> None:
         super().__init__()
         self.lab = lab
         self.options = options or Options()
+        self.lens = lens or Watch()
         self.look = Look(ascii_only=ascii_wanted())
+        self.player: Player | None = None
         self.score = ""
+        self.profiles: tuple[str, ...] = ()
+        self.measuring: Measuring | None = None
         self.explore = Explore(lab, hidden=self.options.hidden)
         self._keys = keymap or {}
 
@@ -70,11 +83,45 @@ class SkewsimApp(App[None]):
         self.lab.reset()
         self.lab.driver.start()
         self.set_interval(_FRAME, self.tick)
+        self.call_after_refresh(self._list_profiles)
+        if self.options.lesson is not None:
+            self.call_after_refresh(self.start_lesson, self.options.lesson)
+
+    def _list_profiles(self) -> None:
+        from skewsim.profile import shipped_profiles
+
+        measured = (str(self.measuring.profile),) if self.measuring and self.measuring.profile else ()
+        self.profiles = (*measured, *shipped_profiles())
 
     def tick(self) -> None:
         """Take in what is new, and draw the screen on top if anything is."""
-        if self.lab.tick():
+        if self.lab.backward:
+            self.lab.rewind(_FRAME)
+        news = self.lab.tick()
+        if not self.is_running or not self.screen_stack:
+            return
+        own = getattr(self.screen, "tick", None)
+        if own is not None:
+            news = own() or news
+        if self.player is not None and self.player.observe(self.lab, self._screen_name()):
+            self.lesson_changed()
+        elif news:
             self.redraw()
+
+    def _screen_name(self) -> str:
+        return type(self.screen).__name__.removesuffix("Screen").lower()
+
+    def start_lesson(self, name: str) -> None:
+        """Begin a lesson in Explore; what it hides is hidden until it ends."""
+        self.player = Player(load_lesson(name))
+        self.player.begin(self.lab)
+        self.lesson_changed()
+
+    def lesson_changed(self) -> None:
+        """A card was turned, answered or left: draw it, and keep the score."""
+        self.score = self.player.score if self.player else self.score
+        self.explore.show_lesson(self.player)
+        self.redraw()
 
     def redraw(self) -> None:
         draw = getattr(self.screen, "redraw", None)
@@ -107,13 +154,12 @@ class SkewsimApp(App[None]):
 
     def get_system_commands(self, screen: Screen[Any]) -> Iterable[SystemCommand]:
         """The palette: every action that is valid on this screen now."""
-        for action in ACTIONS:
-            owner = self.explore if action.where == "explore" else self
-            valid = action.where == "app" or screen is self.explore
-            if valid and owner.check_action("do", (action.id,)) and action.id != "palette":
+        for action in valid_on(getattr(screen, "where", "page")):
+            owner = self if action.where == "app" else screen
+            if owner.check_action("do", (action.id,)) and action.id != "palette":
                 yield SystemCommand(action.title, action.help, self._runner(owner, action.id))
 
-    def _runner(self, owner: Explore | SkewsimApp, id: str) -> Any:
+    def _runner(self, owner: Any, id: str) -> Any:
         return lambda: owner.action_do(id)
 
     def action_do(self, id: str) -> None:
@@ -122,16 +168,104 @@ class SkewsimApp(App[None]):
         except UserError as error:
             self.say(str(error))
 
+    @property
+    def driver(self) -> Driver:
+        """What play, pause, step and speed act on: the screen's own training, or the lab's."""
+        return getattr(self.screen, "driver", None) or self.lab.driver
+
+    def do_pause(self) -> None:
+        playing = not self.driver.playing
+        if playing and self.lab.over and self.driver is self.lab.driver:
+            self.say("the run is over: 0 starts it again, n takes a new seed")
+            return
+        self.driver.play(playing)
+        self.lab.backward = False
+        self.lab.heard = ""
+        self.redraw()
+
+    def do_step(self) -> None:
+        self.driver.step()
+        self.lab.backward = False
+        self.lab.heard = "one step"
+        self.redraw()
+
+    def do_faster(self) -> None:
+        self._turn_speed(1)
+
+    def do_slower(self) -> None:
+        self._turn_speed(-1)
+
+    def _turn_speed(self, by: int) -> None:
+        self.driver.set_speed(next_speed(self.driver.speed, by))
+        self.say(f"speed {speed_text(self.driver.speed)}")
+
+    def _look_closer(self, screen: Screen[Any]) -> None:
+        """Put a screen over Explore, in place of another one of its kind; the same one again closes it."""
+        shown = self.screen
+        if shown is not self.explore:
+            self.pop_screen()
+        if type(shown) is not type(screen):
+            self.push_screen(screen)
+
+    def do_tokens(self) -> None:
+        from tui.screens.tokens import TokensScreen
+
+        self._look_closer(TokensScreen())
+
+    def do_formula(self) -> None:
+        from tui.screens.formula import FormulaScreen
+
+        self._look_closer(FormulaScreen())
+
+    def do_profile(self) -> None:
+        from tui.screens.profile import ProfileScreen
+
+        self._look_closer(ProfileScreen(self.lab))
+
+    def do_advise(self) -> None:
+        from tui.screens.advise import AdviseScreen
+
+        self._look_closer(AdviseScreen(self.lab))
+
+    def do_ladder(self) -> None:
+        from tui.screens.ladder import LadderScreen
+
+        self._look_closer(LadderScreen(self.lab))
+
+    def do_runs(self) -> None:
+        from tui.screens.runs import RunsScreen
+
+        if self.screen is not self.explore:
+            self.pop_screen()
+        self.push_screen(RunsScreen(self.lab, self.options.out or Path.cwd()))
+
+    def do_lessons(self) -> None:
+        from tui.screens.lessons import LessonsScreen
+
+        if self.screen is not self.explore:
+            self.pop_screen()
+        self.push_screen(LessonsScreen())
+
+    def measure(self, arguments: str) -> None:
+        """Start `skewsim measure` as a child process and go on."""
+        folder = (self.options.out or Path.cwd()) / f"measure-{_stamp()}"
+        self.measuring = measuring = Measuring(arguments, folder)
+
+        def changed() -> None:
+            self._list_profiles()
+            self.redraw()
+
+        self.run_worker(measuring.run(changed), group="measure")
+
     def do_help(self) -> None:
         from tui.screens.help import HelpScreen
 
         if isinstance(self.screen, HelpScreen):
             self.pop_screen()
             return
-        focused = self.focused
-        subject = focused if isinstance(focused, ControlWidget | Plot) else None
-        title = subject.help_title if subject else ""
-        self.push_screen(HelpScreen(title, subject.help_text if subject else ""))
+        candidates = (self.focused, self.screen)
+        subject = next((c for c in candidates if hasattr(c, "help_title")), None)
+        self.push_screen(HelpScreen(getattr(subject, "help_title", ""), getattr(subject, "help_text", "")))
 
     def do_palette(self) -> None:
         self.action_command_palette()
@@ -202,9 +336,7 @@ def find_scenario(text: str) -> Scenario:
         return parse_share(text)
     if text.endswith(".toml") or Path(text).is_file():
         return load_toml(Path(text))
-    from skewsim.scenarios import get_scenario
-
-    return get_scenario(text)
+    return named_scenario(text)
 
 
 def _state_file() -> Path:
@@ -253,14 +385,15 @@ def run(
     out: Folder for run folders, pictures and exports.
     train: What computes the curves; default: the simulator.
     """
-    from tui.driver import simulator
-
     keymap = load_keymap()
     yours = find_scenario(target).with_values({"name": YOURS}) if target else opening()
-    driver = Driver(train or simulator)
+    lens = Watch()
+    driver = Driver(train or watched(lens))
     lab = Lab(driver, yours=yours)
-    app = SkewsimApp(lab, Options(hidden=frozenset(hide), lesson=lesson or None, out=out), keymap=keymap)
+    app = SkewsimApp(lab, Options(hidden=frozenset(hide), lesson=lesson or None, out=out), lens=lens, keymap=keymap)
     app.run()
+    if app.measuring is not None:
+        app.measuring.stop()
     ended = driver.stop()
     print(farewell(lab, app.score))
     _remember(lab.yours)

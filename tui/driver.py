@@ -14,7 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from skewsim.errors import SkewsimError
 from skewsim.settings import Scenario
@@ -26,16 +26,6 @@ Train = Callable[[Scenario, tuple[int, ...]], Training]
 SPEEDS: tuple[float, ...] = (1, 2, 5, 10, 20, 50, float("inf"))
 
 
-def simulator(scenario: Scenario, seeds: tuple[int, ...]) -> Training:
-    """The real thing. Imports torch, so it is called in the thread only."""
-    import torch
-
-    from skewsim.trainer import train
-
-    torch.set_num_threads(1)
-    return train(scenario, seeds=seeds)
-
-
 @dataclass(frozen=True)
 class TrackSpec:
     """A curve to compute: a scenario over some seeds. A taped track is never toggled and so can be rewound."""
@@ -44,6 +34,8 @@ class TrackSpec:
     scenario: Scenario
     seeds: tuple[int, ...]
     taped: bool = False
+    train: Train | None = field(default=None, compare=False)
+    """Where this track's records come from, when that is not the driver's own training: a recorded run."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +59,7 @@ class _Track:
     def __init__(self, spec: TrackSpec, train: Train) -> None:
         self.spec = spec
         self.over = False
-        self._train = train
+        self._train = spec.train or train
         self._training: Training | None = None
         self._tape: list[Records] = []
         self._at = 0
@@ -110,8 +102,8 @@ class _Track:
 class Driver:
     """Play, pause, step, speed, toggle and restart for a set of tracks; `drain` gives the screen what is new."""
 
-    def __init__(self, train: Train = simulator, *, speed: float = 10) -> None:
-        self._train = train
+    def __init__(self, train: Train, *, speed: float = 10) -> None:
+        self.train = train
         self._wake = threading.Condition()
         self._orders: deque[Callable[[], None]] = deque()
         self._updates: deque[Update] = deque()
@@ -215,7 +207,7 @@ class Driver:
                 continue
             if old is not None:
                 old.close()
-            tracks[spec.name] = _Track(spec, self._train)
+            tracks[spec.name] = _Track(spec, self.train)
         for left in self._tracks.values():
             left.close()
         self._tracks, self._running_epoch = tracks, epoch

@@ -24,6 +24,7 @@ LETTERS = {REFERENCE: "r", V1: "v", YOURS: "y", TWIN: "t"}
 DASHES = {REFERENCE: 0, V1: 6, YOURS: 0, TWIN: 2}
 BAND = 5
 HORIZON = 300
+SMOOTH = 5
 _SHARED = ("objective", "epsilon", "epsilon_high", "delta", "gspo_form", "learning_rate")
 
 
@@ -85,11 +86,15 @@ class Lab:
     driver: Driver
     yours: Scenario = field(default_factory=opening)
     band: bool = False
+    smooth: int = SMOOTH
     tracks: dict[str, Track] = field(default_factory=dict)
     marks: list[Mark] = field(default_factory=list)
     twin: Control | None = None
     heard: str = ""
     replaying: Path | None = None
+    backward: bool = False
+    _owed: float = 0.0
+    _sought: int | None = None
     _pending: list[tuple[int, Mark]] = field(default_factory=list)
     _history: list[Scenario] = field(default_factory=list)
 
@@ -121,7 +126,7 @@ class Lab:
         hidden = {name for name, track in self.tracks.items() if track.hidden}
         specs = self._specs()
         self.tracks = {spec.name: _track(spec, hidden=spec.name in hidden) for spec in specs}
-        self.marks, self._pending, self.replaying = [], [], None
+        self.marks, self._pending, self.replaying, self.backward = [], [], None, False
         self.driver.restart(specs)
 
     def _specs(self) -> list[TrackSpec]:
@@ -204,12 +209,6 @@ class Lab:
                 track.hidden = False
             self.heard = "all curves shown"
 
-    def faster(self, by: int) -> None:
-        at = min(range(len(SPEEDS)), key=lambda i: abs(min(SPEEDS[i], 1e9) - min(self.driver.speed, 1e9)))
-        speed = SPEEDS[min(max(at + by, 0), len(SPEEDS) - 1)]
-        self.driver.set_speed(speed)
-        self.heard = f"speed {speed_text(speed)}"
-
     def load(self, scenario: Scenario) -> None:
         """Take over a scenario from a share string, a preset or a file, and run it from step 0."""
         self._history.append(self.yours)
@@ -227,16 +226,36 @@ class Lab:
             )
         self.driver.restart(runs)
 
+    @property
+    def position(self) -> int:
+        """Steps shown, or about to be shown after a seek."""
+        return self.step + 1 if self._sought is None else self._sought
+
     def seek(self, step: int) -> None:
-        """To a step of a replay, backward or forward."""
+        """A replay to the state after so many steps, backward or forward. What is on screen stays until it is there."""
+        self._sought = max(step, 0)
+        self.driver.seek(self._sought)
+        if self._sought == 0:
+            self._forget()
+
+    def _forget(self) -> None:
         for track in self.tracks.values():
             track.series, track.ended = Series(track.series.seeds), False
-        self.marks = []
-        self.driver.seek(max(step, 0))
+        self.marks, self._sought = [], None
+
+    def rewind(self, seconds: float) -> None:
+        """Play a replay backward for so long, at the driver's speed."""
+        self._owed += min(self.driver.speed, 200.0) * seconds
+        steps, self._owed = int(self._owed), self._owed % 1
+        if steps:
+            self.backward = self.position > steps
+            self.seek(self.position - steps)
 
     def tick(self) -> bool:
         """Take in what the driver has computed; True if anything is new."""
         updates = self.driver.drain()
+        if updates and self._sought is not None:
+            self._forget()
         for update in updates:
             track = self.tracks.get(update.track)
             if track is not None:
@@ -271,6 +290,12 @@ def _needs_restart(before: Scenario, after: Scenario) -> bool:
         != (after.seed, after.policy, after.device, after.steps)
         or any(getattr(before.trainer, name) != getattr(after.trainer, name) for name in shape)
     )
+
+
+def next_speed(speed: float, by: int) -> float:
+    """The next of the speeds up or down."""
+    at = min(range(len(SPEEDS)), key=lambda i: abs(min(SPEEDS[i], 1e9) - min(speed, 1e9)))
+    return SPEEDS[min(max(at + by, 0), len(SPEEDS) - 1)]
 
 
 def speed_text(speed: float) -> str:

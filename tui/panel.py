@@ -54,7 +54,7 @@ class ControlWidget(Widget, can_focus=True):
 
     def render(self) -> Text:
         width, look = self.size.width, self.look
-        pointer = look.glyph("▶", ">") if self.has_focus else ("!" if self.highlighted else " ")
+        pointer = look.glyph("▶", ">") if self.has_focus or self.highlighted else " "
         value = self._value()
         room = max(width - len(pointer) - len(value.plain) - 1, 1)
         name = f"{self.key} {self.control.label}" if self.key else self.control.label
@@ -104,7 +104,7 @@ class Line(Widget):
     """One line (or a few) of text that is set from outside."""
 
     DEFAULT_CSS = """
-    Line { height: 1; width: 1fr; }
+    Line { height: 1; width: 1fr; text-wrap: nowrap; text-overflow: ellipsis; }
     """
 
     def __init__(self, id: str) -> None:

@@ -17,6 +17,7 @@ from tui.chart import Array, Curve, Limits, Raster, limits, rasterise
 from tui.lab import TWIN, YOURS, Lab, Mark, Track
 from tui.views import Look, View
 
+LOG_FLOOR = 1e-6  # float32 arithmetic alone is below it
 _LEFT = 7  # cells for the y labels
 
 
@@ -33,9 +34,10 @@ class Picture:
 
 def picture(lab: Lab, view: View) -> Picture:
     """The curves of one metric over all visible tracks."""
-    curves = [_curve(track, view, seeds=len(track.series.seeds) > 1) for track in lab.visible()]
+    window = lab.smooth if view.smooth else 1
+    curves = [_curve(track, view, window, seeds=len(track.series.seeds) > 1) for track in lab.visible()]
     dead = {t.letter: min(s for s, _ in t.series.diverged.values()) for t in lab.visible() if t.series.diverged}
-    return Picture(view, curves, lab.marks, dead, f"{view.title}  {_values(lab, view)}")
+    return Picture(view, curves, lab.marks, dead, f"{view.title}  {_values(lab, view, window)}")
 
 
 def difference(lab: Lab, view: View) -> Picture:
@@ -50,12 +52,12 @@ def difference(lab: Lab, view: View) -> Picture:
     return Picture(flat, [zero, Curve("d", steps, gap)], lab.marks, {}, title)
 
 
-def _curve(track: Track, view: View, *, seeds: bool) -> Curve:
+def _curve(track: Track, view: View, window: int, *, seeds: bool) -> Curve:
     series = track.series
-    y = _scaled(series.mean(view.key), view)
+    y = _scaled(trailing_mean(series.mean(view.key), window), view)
     low = high = None
     if seeds and len(series):
-        values = series.values(view.key)
+        values = np.stack([trailing_mean(v, window) for v in series.values(view.key)])
         low = _scaled(np.where(np.isfinite(values), values, np.inf).min(axis=0), view)
         high = _scaled(np.where(np.isfinite(values), values, -np.inf).max(axis=0), view)
     return Curve(track.letter, series.steps, y, track.dash, low, high)
@@ -63,14 +65,25 @@ def _curve(track: Track, view: View, *, seeds: bool) -> Curve:
 
 def _scaled(values: Array, view: View) -> Array:
     finite = np.where(np.isfinite(values), values, np.nan)
-    return np.log10(np.maximum(finite, 1e-9)) if view.log else finite
+    return np.log10(np.maximum(finite, LOG_FLOOR)) if view.log else finite
 
 
-def _values(lab: Lab, view: View) -> str:
+def trailing_mean(values: Array, window: int) -> Array:
+    """Mean of each value and those before it, as many as `window` and as there are; missing ones do not count."""
+    if window <= 1 or not len(values):
+        return values
+    seen = np.isfinite(values)
+    total, count = (np.cumsum(np.where(seen, v, 0.0)) for v in (values, np.ones(len(values))))
+    for sums in (total, count):
+        sums[window:] -= sums[:-window].copy()
+    return np.where(seen, total / np.maximum(count, 1), np.nan)
+
+
+def _values(lab: Lab, view: View, window: int) -> str:
     """The newest value of each curve, by letter."""
     parts = []
     for track in lab.visible():
-        value = track.series.now(view.key)
+        value = track.series.now(view.key, window)
         parts.append(f"{track.letter} {'-' if value is None else f'{value:.3g}'}")
     return "  ".join(parts)
 
@@ -88,6 +101,12 @@ class Plot(Widget, can_focus=True):
         self.look = look
         self._picture = Picture(view, [])
         self._strips: list[Strip] = []
+        self._highlighted = False
+
+    def highlight(self, on: bool) -> None:
+        if on != self._highlighted:
+            self._highlighted, self._strips = on, []
+            self.refresh()
 
     @property
     def help_title(self) -> str:
@@ -117,7 +136,7 @@ class Plot(Widget, can_focus=True):
         if width < _LEFT + 6 or height < 4:
             return [Strip.blank(width, base)] * height
         axis = base + Style(color=look.muted)
-        title_style = base + Style(bold=True, reverse=self.has_focus)
+        title_style = base + Style(bold=True, reverse=self.has_focus or self._highlighted)
         curves = [c for c in self._picture.curves if len(c.x)]
         window = limits(curves, floor=self.view.floor, ceiling=self.view.ceiling)
         grid_w, grid_h = width - _LEFT, height - 2
@@ -139,7 +158,9 @@ class Plot(Widget, can_focus=True):
         line = list(self.look.glyph("─", "-") * width)
         last = f"{window.right:.0f}"
         line[width - len(last) :] = last
-        lead = f"{window.left:.0f}".rjust(_LEFT - 1) + self.look.glyph("└", "+")
+        first = f"{window.left:.0f}"
+        line[: len(first)] = first
+        lead = " " * (_LEFT - 1) + self.look.glyph("└", "+")
         marked = set()
         for mark in self._picture.marks:
             if window.left <= mark.step <= window.right:

@@ -61,6 +61,7 @@ class View:
     floor: float | None = None
     ceiling: float | None = None
     log: bool = False
+    smooth: bool = True
     help: str = ""
 
 
@@ -97,7 +98,11 @@ VIEWS: tuple[View, ...] = (
         "0.5: half of the tokens carry no weight.",
     ),
     View(
-        "lag/mean", "lag", 0.0, help="Trainer's version minus the version that sampled the token: PipelineRL stats/lag."
+        "lag/mean",
+        "lag",
+        0.0,
+        smooth=False,
+        help="Trainer's version minus the version that sampled the token: PipelineRL stats/lag.",
     ),
     View("skew/logprob_diff_mean", "mean abs skew", 0.0, help="Mean |trainer - engine| logprob in nats."),
     View("skew/bias", "bias", help="Mean skew in nats. Noise has none; raw logprobs and lost top-p mass do."),

@@ -7,29 +7,37 @@ from pathlib import Path
 import pytest
 
 from skewsim.errors import UserError
-from tui.actions import ACTIONS, load_keymap
+from tui.actions import ACTIONS, SCREENS, load_keymap, valid_on
 from tui.app import SkewsimApp
+from tui.screens.advise import AdviseScreen
 from tui.screens.explore import Explore
+from tui.screens.formula import FormulaScreen
+from tui.screens.ladder import LadderScreen
+from tui.screens.profile import ProfileScreen
+from tui.screens.tokens import TokensScreen
 
 
-def test_no_key_means_two_things_and_none_needs_ctrl() -> None:
-    keys = [key for action in ACTIONS for key in action.keys.split(",")]
+@pytest.mark.parametrize("screen", SCREENS)
+def test_no_key_means_two_things_on_a_screen_and_none_needs_ctrl(screen: str) -> None:
+    keys = [key for action in valid_on(screen) for key in action.keys.split(",")]
     assert len(keys) == len(set(keys))
     assert not any("ctrl" in key for key in keys)
 
 
 def test_every_action_is_carried_out_by_somebody_and_explained() -> None:
+    owners = {"app": [SkewsimApp], "explore": [Explore], "advise": [AdviseScreen], "profile": [ProfileScreen]}
+    owners["page"] = [TokensScreen, FormulaScreen, AdviseScreen, ProfileScreen, LadderScreen]
     for action in ACTIONS:
-        owner = Explore if action.where == "explore" else SkewsimApp
-        assert action.argument or callable(getattr(owner, f"do_{action.id}", None)), action.id
+        for owner in owners[action.where]:
+            assert action.argument or callable(getattr(owner, f"do_{action.id}", None)), (action.id, owner)
         assert action.help.endswith(".")
 
 
 def test_the_keymap_file_moves_an_action_to_other_keys(tmp_path: Path) -> None:
     path = tmp_path / "keymap.toml"
     assert load_keymap(path) == {}
-    path.write_text('[keys]\npause = "p,f5"\n')
-    assert load_keymap(path) == {"pause": "p,f5"}
+    path.write_text('[keys]\npause = "j,f5"\n')
+    assert load_keymap(path) == {"pause": "j,f5"}
 
 
 @pytest.mark.parametrize(

@@ -12,12 +12,12 @@ from textual.app import ComposeResult
 from textual.binding import BindingType
 from textual.containers import Container, Grid, Vertical
 from textual.screen import Screen
-from textual.widget import Widget
 
 from skewsim.errors import UserError
 from tui.actions import bindings, by_id
 from tui.controls import FIXES, Control, explore_controls
-from tui.lab import Lab
+from tui.lab import SMOOTH, Lab
+from tui.lesson import Player
 from tui.lesson_panel import LessonPanel
 from tui.panel import ControlWidget, Line, headline, legend, status
 from tui.plot import Plot, difference, picture
@@ -36,11 +36,14 @@ class Explore(Screen[None]):
     HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (112, "-wide"), (170, "-full")]  # noqa: RUF012
     VERTICAL_BREAKPOINTS = [(0, "-short"), (36, "-tall")]  # noqa: RUF012
 
+    where = "explore"
+    help_title = "Explore"
+    help_text = "Three runs of one small policy that differ in the engine's settings alone."
+
     def __init__(self, lab: Lab, *, hidden: frozenset[str] = frozenset()) -> None:
         super().__init__()
         self.lab = lab
         self.hidden_controls = hidden
-        self.profiles: tuple[str, ...] = ()
         self.first_view = 0
         self.last_control: Control = FIXES[0]
 
@@ -68,7 +71,7 @@ class Explore(Screen[None]):
         yield self.skewsim.footer()
 
     def controls(self) -> list[Control]:
-        return [c for c in explore_controls(self.profiles) if c.id not in self.hidden_controls]
+        return [c for c in explore_controls(self.skewsim.profiles) if c.id not in self.hidden_controls]
 
     def on_mount(self) -> None:
         self.redraw()
@@ -121,6 +124,35 @@ class Explore(Screen[None]):
             self.last_control = self.focused.control
         self.query_one("#hint", Line).show(self._hint())
 
+    def show_lesson(self, player: Player | None) -> None:
+        """The panel below, and the control that the card points at."""
+        panel = self.query_one(LessonPanel)
+        self.set_class(player is not None, "-asking")
+        panel.show(player, self.skewsim.look)
+        wanted = player.step.highlight if player is not None else None
+        for widget in self.query(ControlWidget):
+            widget.highlight(widget.control.id == wanted)
+        for plot in self.query(Plot):
+            plot.highlight(plot.view.key == wanted)
+        if player is not None and player.phase != "do":
+            panel.focus()
+
+    def on_lesson_panel_answered(self, message: LessonPanel.Answered) -> None:
+        player = self.skewsim.player
+        if player is not None:
+            player.answer(message.index)
+            self.skewsim.lesson_changed()
+
+    def on_lesson_panel_proceeded(self) -> None:
+        player = self.skewsim.player
+        if player is not None and player.proceed(self.lab):
+            self.skewsim.lesson_changed()
+
+    def on_lesson_panel_left(self) -> None:
+        self.skewsim.player = None
+        self.skewsim.lesson_changed()
+        self.set_focus(None)
+
     def on_control_widget_moved(self, message: ControlWidget.Moved) -> None:
         self._move(message.turned, message.by)
 
@@ -137,6 +169,8 @@ class Explore(Screen[None]):
         if action != "do" or not parameters:
             return True
         entry = by_id(str(parameters[0]))
+        if entry.id in ("back_step", "backward") and self.lab.replaying is None:
+            return False
         return not ({entry.id, entry.argument} & self.hidden_controls)
 
     def action_do(self, id: str) -> None:
@@ -146,24 +180,6 @@ class Explore(Screen[None]):
             return
         getattr(self, f"do_{id}")()
         self.redraw()
-
-    def do_pause(self) -> None:
-        playing = not self.lab.driver.playing
-        if playing and self.lab.over:
-            self.lab.heard = "the run is over: 0 starts it again, n takes a new seed"
-            return
-        self.lab.driver.play(playing)
-        self.lab.heard = ""
-
-    def do_step(self) -> None:
-        self.lab.driver.step()
-        self.lab.heard = "one step"
-
-    def do_faster(self) -> None:
-        self.lab.faster(1)
-
-    def do_slower(self) -> None:
-        self.lab.faster(-1)
 
     def do_reset(self) -> None:
         self.lab.reset()
@@ -185,6 +201,20 @@ class Explore(Screen[None]):
     def do_undo(self) -> None:
         self.lab.undo()
 
+    def do_smooth(self) -> None:
+        self.lab.smooth = 1 if self.lab.smooth > 1 else SMOOTH
+        self.lab.heard = f"mean of {SMOOTH} steps" if self.lab.smooth > 1 else "every step as it is"
+
+    def do_back_step(self) -> None:
+        self.lab.driver.play(False)
+        self.lab.backward = False
+        self.lab.seek(self.lab.position - 1)
+
+    def do_backward(self) -> None:
+        self.lab.backward = not self.lab.backward
+        self.lab.driver.play(not self.lab.backward)
+        self.lab.heard = "backward" if self.lab.backward else "forward"
+
     def do_metric(self) -> None:
         self._turn_view(1)
 
@@ -202,12 +232,6 @@ class Explore(Screen[None]):
         from tui.screens.settings import SettingsScreen
 
         self.app.push_screen(SettingsScreen(self.lab))
-
-    def explained(self) -> Widget | None:
-        return self.focused
-
-    def set_profiles(self, names: tuple[str, ...]) -> None:
-        self.profiles = names
 
 
 def _key_of(control: Control) -> str:

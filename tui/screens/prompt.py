@@ -21,12 +21,12 @@ class Prompt(ModalScreen[None]):
 
     def __init__(self, title: str, accept: Callable[[str], None], *, value: str = "") -> None:
         super().__init__()
-        self._title, self._accept, self._value = title, accept, value
+        self._title, self._accept, self.value = title, accept, value
 
     def compose(self) -> ComposeResult:
         with Vertical(id="prompt"):
             yield Label(self._title)
-            yield Input(value=self._value)
+            yield Input(value=self.value)
             yield Label("enter: accept   escape: close", id="prompt-answer")
 
     def on_input_submitted(self, event: Input.Submitted) -> None:

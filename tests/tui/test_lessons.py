@@ -1,0 +1,149 @@
+"""Every lesson is played to its end by a scripted learner, with right and with wrong answers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from skewsim.errors import FileFormatError, UserError
+from skewsim.metrics import METRICS
+from skewsim.settings import Scenario
+from tui.controls import explore_controls
+from tui.driver import Driver
+from tui.lab import Lab
+from tui.lesson import Check, Player, lesson_names, load_lesson, parse_lesson
+from tui.views import VIEWS
+
+from .conftest import StageMaker, check_golden
+from .scripted import scripted
+from .stagecraft import on_stage
+
+CONTROLS = {control.id: control for control in explore_controls()}
+NAMES = lesson_names()
+
+
+@pytest.fixture
+def lab() -> Iterator[Lab]:
+    driver = Driver(scripted, speed=float("inf"))
+    driver.start()
+    lab = Lab(driver)
+    lab.reset()
+    yield lab
+    assert driver.stop(5)
+
+
+def perform(check: Check, lab: Lab) -> str:
+    """Do what a card asks for; the screen that the learner is on afterwards."""
+    if check.steps is not None:
+        end = time.monotonic() + 10
+        while lab.step < check.steps:
+            lab.tick()
+            assert time.monotonic() < end
+    if check.control is not None:
+        control = CONTROLS[check.control]
+        for _ in range(20):
+            if control.text(lab.yours) == check.value:
+                break
+            lab.move(control, 1)
+    return check.screen or "explore"
+
+
+def play(player: Player, lab: Lab, *, right: bool) -> None:
+    player.begin(lab)
+    for _ in range(100):
+        step = player.step
+        if player.phase == "over":
+            return
+        if player.phase == "ask" and step.ask is not None:
+            assert not player.proceed(lab), "a prediction comes before what it predicts"
+            answer = step.ask.answer if right else (step.ask.answer + 1) % len(step.ask.options)
+            assert player.answer(answer) is right
+        elif player.phase == "do" and step.check is not None:
+            assert not player.proceed(lab), "the lesson waits until the thing is done"
+            assert player.observe(lab, perform(step.check, lab))
+        else:
+            assert player.proceed(lab)
+    raise AssertionError("the lesson does not end")
+
+
+@pytest.mark.parametrize("right", [True, False], ids=["right", "wrong"])
+@pytest.mark.parametrize("name", NAMES)
+def test_every_lesson_ends_whether_the_predictions_are_right_or_wrong(lab: Lab, name: str, right: bool) -> None:
+    player = Player(load_lesson(name))
+    play(player, lab, right=right)
+    assert player.asked >= 1
+    assert player.right == (player.asked if right else 0)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_lesson_predicts_does_and_ends_with_a_setting_to_type(name: str) -> None:
+    lesson = load_lesson(name)
+    assert any(step.ask for step in lesson.step)
+    assert any(step.check for step in lesson.step)
+    assert lesson.step[-1].type
+    assert lesson.claim
+    shown = {"reward/mean", *CONTROLS, *(view.key for view in VIEWS)}
+    scenario = Scenario()
+    for step in lesson.step:
+        assert step.highlight is None or step.highlight in shown
+        scenario = scenario.with_values(step.set)
+    for claim in lesson.claim:
+        assert claim.metric in METRICS
+        assert Scenario().with_values(claim.left) != Scenario().with_values(claim.right)
+
+
+def test_there_are_at_least_seven_lessons() -> None:
+    assert len(NAMES) >= 7
+
+
+def test_a_lesson_is_found_by_a_part_of_its_name_and_an_unknown_one_is_a_line() -> None:
+    assert load_lesson("head").name == "5-head-dtype"
+    with pytest.raises(UserError, match="allowed: 1-what-skew-is"):
+        load_lesson("flying")
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("title = 3", "title=3"),
+        ('title = "x"\n[[step]]\nsay = "a"\ndo = "b"\n', "do and check go together"),
+        ("title = ", "lesson bad"),
+        ('title = "x"\nstep = []\n', "step"),
+    ],
+)
+def test_a_lesson_with_a_mistake_is_one_line(text: str, what: str) -> None:
+    with pytest.raises(FileFormatError, match=what) as caught:
+        parse_lesson(text, "bad")
+    assert "\n" not in str(caught.value)
+
+
+@on_stage
+async def test_a_lesson_on_the_screen_asks_waits_and_goes_on(stage: StageMaker) -> None:
+    async with stage() as s:
+        s.lab.driver.set_speed(0.001)
+        s.app.start_lesson("1-what")
+        s.lab.driver.play(False)
+        await s.settle()
+        await s.press("enter")
+        assert "v falls behind r, though both learn" in s.text()
+        check_golden("lesson-ask-80x24", s.text())
+        await s.press("down", "enter")
+        assert "Right." in s.text()
+        await s.press("enter")
+        assert "Do: let it run to step 30" in s.text()
+        await s.press("enter")
+        assert "Do: let it run to step 30" in s.text()
+        await s.advance(31)
+        s.app.tick()
+        await s.press("enter")
+        assert "press 1: processed on" in s.text()
+        await s.press("1")
+        s.app.tick()
+        await s.settle()
+        assert s.app.player is not None
+        assert s.app.player.phase == "done"
+        assert "1 of 1 predictions right" in s.app.score
+        await s.press("escape")
+        assert s.app.player is None

@@ -1,0 +1,198 @@
+"""Lessons as data: a TOML file of steps that say, set, ask, check and end with the setting to type in a real system.
+
+A step is one card. `set` puts yours (and what is shown) into a state; `ask` wants a prediction before anything is
+revealed; `check` waits until the learner has done the thing; `type` is what to write in vLLM, TRL or verl. The
+player is pure state, so a scripted learner can play a lesson without a screen. `claim`s say what the curves will do;
+a benchmark checks them against fresh runs.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from skewsim.errors import FileFormatError, UserError
+from skewsim.settings import one_line
+from skewsim.share import is_optional
+from tui.controls import explore_controls
+from tui.lab import Lab
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Check(_Part):
+    """What the learner has to do: bring a control to a value, look at a screen, or let the run reach a step."""
+
+    control: str | None = None
+    value: str | None = None
+    screen: str | None = None
+    steps: int | None = None
+
+    def met(self, lab: Lab, screen: str) -> bool:
+        """Whether it has been done."""
+        if self.screen is not None:
+            return screen == self.screen
+        if self.steps is not None:
+            return lab.step >= self.steps
+        control = next(c for c in explore_controls() if c.id == self.control)
+        return control.text(lab.yours) == self.value
+
+
+class Ask(_Part):
+    """A prediction: options, the index of the right one, and why."""
+
+    question: str
+    options: list[str] = Field(min_length=2, max_length=4)
+    answer: int = Field(ge=0)
+    because: str
+
+    @model_validator(mode="after")
+    def _answerable(self) -> Ask:
+        if self.answer >= len(self.options):
+            raise ValueError(f"answer={self.answer} is not one of {len(self.options)} options")
+        return self
+
+
+class Step(_Part):
+    """A card of a lesson."""
+
+    say: str
+    highlight: str | None = None
+    set: dict[str, Any] = {}
+    ask: Ask | None = None
+    do: str | None = None
+    check: Check | None = None
+    type: str | None = None
+
+    @field_validator("set")
+    @classmethod
+    def _with_none(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """TOML has no null: an optional setting that is off reads "none"."""
+        return {path: None if value == "none" and is_optional(path) else value for path, value in values.items()}
+
+    @model_validator(mode="after")
+    def _complete(self) -> Step:
+        if (self.do is None) != (self.check is None):
+            raise ValueError("do and check go together: what to do, and how to see that it was done")
+        return self
+
+
+class Claim(_Part):
+    """A statement about curves: over the last tenth of a run, left's metric is above right's by at least `by`."""
+
+    says: str
+    metric: str
+    left: dict[str, Any]
+    right: dict[str, Any] = {}
+    by: float = 0.0
+    steps: int = 100
+
+
+class Lesson(_Part):
+    """About five minutes."""
+
+    name: str
+    title: str
+    minutes: int = 5
+    hide: list[str] = []
+    step: list[Step] = Field(min_length=3)
+    claim: list[Claim] = []
+
+
+def lesson_names() -> list[str]:
+    """The lessons in their order."""
+    folder = resources.files("tui") / "lessons"
+    return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
+
+
+def load_lesson(name: str) -> Lesson:
+    """A lesson by its name, or by the part of it that tells it apart. Raises UserError with the names there are."""
+    names = lesson_names()
+    found = [n for n in names if n == name] or [n for n in names if name and name in n]
+    if len(found) != 1:
+        raise UserError(f"lesson {name!r} is not known; allowed: {', '.join(names)}")
+    text = (resources.files("tui") / "lessons" / f"{found[0]}.toml").read_text(encoding="utf-8")
+    return parse_lesson(text, found[0])
+
+
+def parse_lesson(text: str, name: str) -> Lesson:
+    """A lesson from TOML. Raises FileFormatError with one line."""
+    try:
+        return Lesson.model_validate({"name": name, **tomllib.loads(text)})
+    except ValidationError as error:
+        raise FileFormatError(f"lesson {name}: {one_line(error)}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise FileFormatError(f"lesson {name}: {error}") from None
+
+
+Phase = Literal["say", "ask", "revealed", "do", "done", "over"]
+
+
+@dataclass
+class Player:
+    """A lesson under way: which card, and what it waits for."""
+
+    lesson: Lesson
+    at: int = 0
+    phase: Phase = "say"
+    chosen: int | None = None
+    right: int = 0
+    asked: int = 0
+
+    @property
+    def step(self) -> Step:
+        return self.lesson.step[min(self.at, len(self.lesson.step) - 1)]
+
+    @property
+    def score(self) -> str:
+        return f"{self.lesson.title}: {self.right} of {self.asked} predictions right" if self.asked else ""
+
+    def begin(self, lab: Lab) -> None:
+        """Show the first card."""
+        self._enter(lab)
+
+    def _enter(self, lab: Lab) -> None:
+        self.chosen = None
+        if self.step.set:
+            lab.load(lab.yours.with_values(self.step.set))
+            lab.driver.play(True)
+        self.phase = "ask" if self.step.ask else "do" if self.step.check else "say"
+
+    def answer(self, index: int) -> bool:
+        """Give a prediction; True if it is right. It counts once."""
+        ask = self.step.ask
+        if self.phase != "ask" or ask is None:
+            return False
+        self.chosen, self.phase = index, "revealed"
+        self.asked += 1
+        correct = index == ask.answer
+        self.right += correct
+        return correct
+
+    def proceed(self, lab: Lab) -> bool:
+        """On to what comes next; False while an answer or a deed is wanting."""
+        if self.phase in ("ask", "do", "over"):
+            return False
+        if self.phase == "revealed" and self.step.check is not None:
+            self.phase = "do"
+            return True
+        if self.at + 1 >= len(self.lesson.step):
+            self.phase = "over"
+            return True
+        self.at += 1
+        self._enter(lab)
+        return True
+
+    def observe(self, lab: Lab, screen: str) -> bool:
+        """Look whether the learner has done the thing; True when that has just come true."""
+        check = self.step.check
+        if self.phase == "do" and check is not None and check.met(lab, screen):
+            self.phase = "done"
+            return True
+        return False

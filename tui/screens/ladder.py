@@ -1,0 +1,158 @@
+"""Ladder: the reference, initial V1 and the four fixes one by one, as small multiples over a table."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, cast
+
+import numpy as np
+from rich.text import Text
+from textual.app import ComposeResult
+from textual.binding import BindingType
+from textual.containers import Grid
+from textual.screen import Screen
+
+from skewsim.scenarios import LADDER, ladder_scenarios
+from tui.actions import bindings
+from tui.chart import Curve
+from tui.driver import Driver, TrackSpec
+from tui.lab import Lab, Track
+from tui.panel import Line
+from tui.plot import Picture, Plot
+from tui.series import Series
+from tui.views import REWARD, Look
+
+if TYPE_CHECKING:
+    from tui.app import SkewsimApp
+
+STEPS = 100
+_COLUMNS = (
+    ("reward", "reward/mean"),
+    ("entropy", "policy/entropy"),
+    ("clip", "update/clip_rate"),
+    ("k3", "skew/kl_k3"),
+    ("abs skew", "skew/logprob_diff_mean"),
+    ("lag", "lag/mean"),
+)
+
+
+def table(tracks: list[Track], look: Look, *, width: int) -> Text:
+    """Means over the last tenth of the steps shown, and how each rung stands to the reference."""
+    columns = _COLUMNS if width >= 100 else tuple(c for c in _COLUMNS if c[0] in ("reward", "clip", "k3", "lag"))
+    text = Text(no_wrap=True)
+    text.append(
+        f"{'':<17}" + "".join(f"{title:>9}" for title, _ in columns) + "  against the reference\n", style="bold"
+    )
+    for track in tracks:
+        window = max(len(track.series) // 10, 1)
+        cells = [track.series.now(key, window) for _, key in columns]
+        text.append(f"{track.name:<17}", style=look.colour(track.letter))
+        text.append("".join(f"{'-' if c is None else f'{c:.3g}':>9}" for c in cells))
+        text.append(f"  {standing(track, tracks[0])}\n")
+    return text
+
+
+def standing(track: Track, reference: Track) -> str:
+    """In words: the same to the last bit, or how much reward is missing."""
+    if track.note:
+        return track.note
+    if track is reference or not len(track.series):
+        return ""
+    count = min(len(track.series), len(reference.series))
+    mine, theirs = (t.series.values(REWARD.key)[:, :count] for t in (track, reference))
+    mine_k3, theirs_k3 = (t.series.values("skew/kl_k3")[:, :count] for t in (track, reference))
+    if np.array_equal(mine, theirs, equal_nan=True) and np.array_equal(mine_k3, theirs_k3, equal_nan=True):
+        return "identical to the last bit"
+    gap = float(np.nanmean(mine[:, -max(count // 10, 1) :]) - np.nanmean(theirs[:, -max(count // 10, 1) :]))
+    return f"reward {gap:+.3f}"
+
+
+class LadderScreen(Screen[None]):
+    """Runs while it is shown; the curves of Explore pause meanwhile."""
+
+    BINDINGS: ClassVar[list[BindingType]] = bindings("page")
+    help_title = "Ladder"
+    help_text = (
+        "The order in which the migration was repaired. Each rung has the fixes of the one before and one more. Every "
+        "chart shows the rung (its letter) and the reference (r). All share prompts and random numbers, so a rung whose "
+        "settings equal the reference's coincides with it to the last bit."
+    )
+
+    def __init__(self, lab: Lab) -> None:
+        super().__init__()
+        self._lab = lab
+        self._was_playing = lab.driver.playing
+        self._driver = Driver(lab.driver.train, speed=float("inf"))
+        scenarios = ladder_scenarios(objective=lab.yours.trainer.objective, steps=STEPS)
+        seeds = lab.seeds
+        self._specs = [TrackSpec(s.name, s.with_values({"seed": seeds[0]}), seeds, taped=True) for s in scenarios]
+        letters = "rvpdih"
+        self._tracks = [
+            Track(spec.name, letter, 6 if letter == "v" else 0, spec.scenario, Series(spec.seeds))
+            for spec, letter in zip(self._specs, letters, strict=True)
+        ]
+
+    @property
+    def skewsim(self) -> SkewsimApp:
+        return cast("SkewsimApp", self.app)
+
+    @property
+    def driver(self) -> Driver:
+        return self._driver
+
+    def compose(self) -> ComposeResult:
+        yield Line("headline")
+        with Grid(id="rungs"):
+            for i in range(len(LADDER)):
+                yield Plot(REWARD, look=self.skewsim.look, id=f"rung-{i}")
+        yield Line("table")
+        yield self.skewsim.footer()
+
+    def on_mount(self) -> None:
+        self._lab.driver.play(False)
+        self._driver.restart(self._specs)
+        self._driver.start()
+        self.redraw()
+
+    def on_unmount(self) -> None:
+        self._driver.stop(0.1)
+        if self._was_playing:
+            self._lab.driver.play(True)
+
+    def tick(self) -> bool:
+        """Take in what the ladder's own driver has computed."""
+        updates = self._driver.drain()
+        by_name = {track.name: track for track in self._tracks}
+        for update in updates:
+            track = by_name[update.track]
+            track.failed = update.failed or track.failed
+            if update.records:
+                track.series.append(update.records)
+        return bool(updates)
+
+    def redraw(self) -> None:
+        look = self.skewsim.look
+        step = max((t.series.step for t in self._tracks), default=-1) + 1
+        head = Text(" Ladder ", style="bold reverse", no_wrap=True)
+        head.append(
+            f"  {self._lab.yours.trainer.objective}, step {step} of {STEPS}, seeds {len(self._lab.seeds)}",
+            style="not bold not reverse",
+        )
+        self.query_one("#headline", Line).show(head)
+        for i, track in enumerate(self._tracks):
+            shown = [self._tracks[0], track] if i else [track]
+            curves = [Curve(t.letter, t.series.steps, t.series.mean(REWARD.key), t.dash) for t in shown]
+            value = track.series.now(REWARD.key, 5)
+            title = f"{track.name}  {'-' if value is None else f'{value:.2f}'}"
+            self.query_one(f"#rung-{i}", Plot).show(Picture(REWARD, curves, title=title), look)
+        self.query_one("#table", Line).show(table(self._tracks, look, width=self.size.width))
+
+    def action_do(self, id: str) -> None:
+        getattr(self, f"do_{id}")()
+
+    def do_back(self) -> None:
+        self.app.pop_screen()
+
+    def do_page_down(self) -> None:
+        self.query_one("#table").focus()
+
+    do_page_up = do_page_down

@@ -1,0 +1,36 @@
+"""Choose a lesson."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, cast
+
+from textual.app import ComposeResult
+from textual.binding import BindingType
+from textual.containers import Vertical
+from textual.screen import ModalScreen
+from textual.widgets import Label, OptionList
+from textual.widgets.option_list import Option
+
+from tui.lesson import lesson_names, load_lesson
+
+if TYPE_CHECKING:
+    from tui.app import SkewsimApp
+
+
+class LessonsScreen(ModalScreen[None]):
+    """Up and down choose, enter starts, escape closes."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [("escape,l,q", "dismiss", "Close")]
+
+    def compose(self) -> ComposeResult:
+        lessons = [load_lesson(name) for name in lesson_names()]
+        with Vertical(id="lessons"):
+            yield Label("Lessons: enter starts one, escape closes")
+            yield OptionList(
+                *(Option(f"{i}. {lesson.title}  ({lesson.minutes} min)") for i, lesson in enumerate(lessons, 1))
+            )
+
+    def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
+        name = lesson_names()[event.option_index]
+        self.dismiss()
+        cast("SkewsimApp", self.app).start_lesson(name)

@@ -1,0 +1,88 @@
+"""A screen that is one text: a headline, lines that a pure function makes from the state, and the keys below."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, cast
+
+from rich.text import Text
+from textual.app import ComposeResult
+from textual.binding import BindingType
+from textual.containers import VerticalScroll
+from textual.screen import Screen
+from textual.widgets import Static
+
+from skewsim.errors import UserError
+from tui.actions import bindings
+from tui.panel import Line
+from tui.views import Look
+
+if TYPE_CHECKING:
+    from tui.app import SkewsimApp
+
+
+class Page(Screen[None]):
+    """Subclasses give a `heading` and `content`; escape goes back. `where` names their keys in the registry."""
+
+    BINDINGS: ClassVar[list[BindingType]] = bindings("page")
+    heading: ClassVar[str] = ""
+    about: ClassVar[str] = ""
+    where: ClassVar[str] = "page"
+
+    @property
+    def skewsim(self) -> SkewsimApp:
+        return cast("SkewsimApp", self.app)
+
+    @property
+    def help_title(self) -> str:
+        return self.heading
+
+    @property
+    def help_text(self) -> str:
+        return self.about
+
+    def compose(self) -> ComposeResult:
+        yield Line("headline")
+        with VerticalScroll(id="page", can_focus=False):
+            yield Static(id="page-text")
+        yield self.skewsim.footer()
+
+    def on_mount(self) -> None:
+        self.redraw()
+
+    def on_resize(self) -> None:
+        self.call_after_refresh(self.redraw)
+
+    def redraw(self) -> None:
+        if not self.is_mounted or not self.is_current:
+            return
+        look = self.skewsim.look
+        head = Text(no_wrap=True)
+        head.append(f" {self.heading} ", style="bold reverse")
+        head.append(f"  {self.subtitle()}")
+        if self.skewsim.lab.heard:
+            head.append(f"  {self.skewsim.lab.heard}", style=f"bold {look.strong}")
+        self.query_one("#headline", Line).show(head)
+        self.query_one("#page-text", Static).update(self.content(max(self.size.width - 3, 20), look))
+
+    def subtitle(self) -> str:
+        return ""
+
+    def content(self, width: int, look: Look) -> Text:
+        raise AssertionError("a page has content")
+
+    def action_do(self, id: str) -> None:
+        try:
+            getattr(self, f"do_{id}")()
+        except UserError as error:
+            self.skewsim.say(str(error))
+        self.redraw()
+
+    def do_page_down(self) -> None:
+        self.query_one("#page").scroll_page_down()
+
+    def do_page_up(self) -> None:
+        self.query_one("#page").scroll_page_up()
+
+    def do_back(self) -> None:
+        self.skewsim.lab.heard = ""
+        self.app.pop_screen()

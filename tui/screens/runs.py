@@ -1,0 +1,108 @@
+"""Runs: the run folders at hand; enter opens one, and Explore replays it through the same path as a live run."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from pathlib import Path
+from typing import ClassVar
+
+from textual.app import ComposeResult
+from textual.binding import BindingType
+from textual.containers import Vertical
+from textual.screen import ModalScreen
+from textual.widgets import Input, Label, OptionList
+from textual.widgets.option_list import Option
+
+from skewsim.errors import FileFormatError, UserError
+from skewsim.settings import Scenario
+from tui.driver import Records, TrackSpec, Training
+from tui.lab import Lab
+
+_SCENARIO, _STEPS, _SUMMARY = "scenario.toml", "steps.jsonl", "summary.json"
+
+
+def find_runs(root: Path, *, depth: int = 3) -> list[Path]:
+    """Run folders below a folder, the newest first."""
+    found = [path.parent for level in range(depth) for path in root.glob("*/" * level + _STEPS)]
+    return sorted(found, key=lambda path: -(path / _STEPS).stat().st_mtime)[:50]
+
+
+def open_run(path: Path) -> list[TrackSpec]:
+    """A run folder as tracks whose training is reading records. Raises FileFormatError."""
+    from skewsim.recording import read_records
+    from skewsim.share import load_toml
+
+    by_name: dict[str, dict[int, list[object]]] = defaultdict(lambda: defaultdict(list))
+    seeds: dict[str, set[int]] = defaultdict(set)
+    for record in read_records(path):
+        by_name[record.scenario][record.step].append(record)
+        seeds[record.scenario].add(record.seed)
+    if not by_name:
+        raise FileFormatError(f"{path}: no step has been recorded yet")
+    scenario = load_toml(path / _SCENARIO) if (path / _SCENARIO).is_file() else Scenario()
+    specs = []
+    for name, steps in by_name.items():
+        named = scenario.with_values({"name": name})
+        ordered: list[Records] = [steps[step] for step in sorted(steps)]  # type: ignore[misc]
+        specs.append(TrackSpec(name, named, tuple(sorted(seeds[name])), taped=True, train=_Reader(ordered)))
+    return specs
+
+
+class _Reader:
+    """Records in place of training."""
+
+    def __init__(self, steps: list[Records]) -> None:
+        self._steps = steps
+
+    def __call__(self, scenario: Scenario, seeds: tuple[int, ...]) -> Training:
+        return self._read()
+
+    def _read(self) -> Training:
+        yield from self._steps
+
+
+def summary_line(path: Path) -> str:
+    """A folder, and in a few words what its run was."""
+    try:
+        status = json.loads((path / _SUMMARY).read_text(encoding="utf-8")).get("status", "?")
+    except (OSError, ValueError, AttributeError):
+        status = "no summary"
+    return f"{path}  ({status})"
+
+
+class RunsScreen(ModalScreen[None]):
+    """Choose a folder from the list, or type a path."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [("escape", "dismiss", "Close")]
+
+    def __init__(self, lab: Lab, root: Path) -> None:
+        super().__init__()
+        self._lab = lab
+        self._runs = find_runs(root)
+
+    def compose(self) -> ComposeResult:
+        with Vertical(id="runs"):
+            yield Label("Replay a run folder: enter opens, escape closes")
+            if self._runs:
+                yield OptionList(*(Option(summary_line(path)) for path in self._runs))
+            else:
+                yield Label("No run folder below this directory; `skewsim run SCENARIO --out DIR` makes one.")
+            yield Input(placeholder="or the path of one")
+            yield Label("", id="runs-answer")
+
+    def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
+        self._open(self._runs[event.option_index])
+
+    def on_input_submitted(self, event: Input.Submitted) -> None:
+        self._open(Path(event.value).expanduser())
+
+    def _open(self, path: Path) -> None:
+        try:
+            self._lab.replay(path, open_run(path))
+        except UserError as error:
+            self.query_one("#runs-answer", Label).update(str(error))
+            return
+        self._lab.driver.play(True)
+        self._lab.heard = "replay: , back  backspace backward  0 live again"
+        self.dismiss()
