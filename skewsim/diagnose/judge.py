@@ -7,7 +7,7 @@ What none of these explains is called unknown, with the measurement that would t
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -53,42 +53,43 @@ def clean(rows: Rows) -> Findings:
             f"{'earlier' if aligned.shift > 0 else 'later'}: rms {aligned.rms_before:.3g} -> {aligned.rms_after:.3g}",
         )
         findings.rows, findings.rest = aligned.rows, aligned.rows.skew
-    _take_out_outliers(findings)
+    take_out_outliers(findings, findings.rest)
     return findings
 
 
-def _take_out_outliers(findings: Findings) -> None:
+def take_out_outliers(findings: Findings, rest: Floats) -> bool:
+    """Name the broken sequences of what is left and drop them; whether there were any."""
+    rows = replace(findings.rows, engine=findings.rows.trainer - rest)
     if findings.has("misaligned_tokens"):  # too short to be aligned, so not known to be broken
-        _, index, count = np.unique(findings.rows.sequence, return_inverse=True, return_counts=True)
-        findings.rows = findings.rows.select(count[index] >= sign.SHORTEST)
+        _, index, count = np.unique(rows.sequence, return_inverse=True, return_counts=True)
+        long = count[index] >= sign.SHORTEST
+        rows, findings.rows = rows.select(long), findings.rows.select(long)
         findings.rest = findings.rows.skew
-    rows = findings.rows
     outliers = sign.find_outliers(rows)
     if outliers is None:
-        return
+        return False
     broken = np.isin(rows.sequence, outliers.sequences)
     prompts = sign.by_prompt(rows, rows.skew)
     if prompts is not None and prompts.group[broken].all() and (prompts.group & ~broken).sum() < 0.2 * broken.sum():
-        return  # not broken: these are the ones whose prompt was cached
+        return False  # not broken: these are the ones whose prompt was cached
     names = ", ".join(str(number) for number in outliers.sequences[:5])
     findings.add(
         "outlier_sequences",
-        outliers.explained * float((rows.skew**2).sum()) / max(findings.total, 1e-30),
-        f"{len(outliers.sequences)} of {rows.sequences} sequences (numbers {names}) carry "
-        f"{outliers.explained:.0%} of the square: rms {outliers.rms_inside:.3g} in them, {outliers.rms_outside:.3g} in the rest",
+        float((rows.skew[broken] ** 2).sum()) / max(findings.total, 1e-30),
+        f"{len(outliers.sequences)} of {rows.sequences} sequences (numbers {names}) stand out: "
+        f"rms {outliers.rms_inside:.3g} in them, {outliers.rms_outside:.3g} in the rest",
     )
-    findings.rows, findings.broken = rows.select(~broken), rows.select(broken)
+    findings.rows, findings.broken = findings.rows.select(~broken), findings.rows.select(broken)
     findings.rest = findings.rows.skew
+    return True
 
 
 def judge(findings: Findings) -> None:
     """Causes from the logprobs alone, added to the findings."""
-    _stale_by_contrast(
-        findings
-    )  # a temperature or lost mass has no quiet rows; staleness, which may look like one, has
+    stale_by_contrast(findings)  # a temperature or lost mass has no quiet rows; staleness, which may look like one, has
     _semantic(findings)
     if not findings.has("stale_weights", "stale_kv"):
-        _stale_by_contrast(findings)
+        stale_by_contrast(findings)
     _precision(findings)
 
 
@@ -219,7 +220,7 @@ def _settings_text(rows: Rows) -> str:
 # ------------------------------------------------------------------------------------------------- staleness
 
 
-def _stale_by_contrast(findings: Findings) -> None:
+def stale_by_contrast(findings: Findings) -> None:
     """Older versions and cached prompts against the rest; the stronger contrast first, then the other in its quiet rows."""
     rows, rest = findings.rows, findings.rest
     version, prompt = sign.by_version(rows, rest), sign.by_prompt(rows, rest)
@@ -309,7 +310,7 @@ def _precision(findings: Findings) -> None:
         f"rms {rms:.3g}; noise of {law.sigma_z:.3g} on each logit, the law holds within a factor {law.spread:.2g} "
         f"from improbable to probable tokens; bias {law.bias}"
     )
-    if law.lawful and (law.sigma_z < LARGEST_SIGMA or _low_precision(rows)):
+    if law.lawful and (law.sigma_z < LARGEST_SIGMA or low_precision(rows)):
         findings.add("compute_dtype", share, text)
     elif not findings.causes:
         findings.add("unknown", share, f"{text}; {what_next(rows)}")
@@ -343,7 +344,7 @@ def _floor(rows: Rows) -> float:
     return max((FLOORS.get(name, FLOOR) for name in dtypes), default=FLOOR)
 
 
-def _low_precision(rows: Rows) -> bool:
+def low_precision(rows: Rows) -> bool:
     return bool(rows.meta.get("quantization")) or str(rows.meta.get("kv_cache_dtype", "auto")) not in ("auto", "None")
 
 

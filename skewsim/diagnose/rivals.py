@@ -18,7 +18,7 @@ import numpy as np
 from scipy import optimize
 
 from skewsim.diagnose import signatures as sign
-from skewsim.diagnose.judge import FLOOR, Findings, _low_precision, _stale_by_contrast, what_next
+from skewsim.diagnose.judge import FLOOR, Findings, low_precision, stale_by_contrast, take_out_outliers, what_next
 from skewsim.diagnose.rows import Bools, Floats, Ints, Rows, mean, sequence_means
 from skewsim.errors import UserError
 from skewsim.sequences import SequenceRecord
@@ -225,7 +225,21 @@ def search(models: Models, rows: Rows, target: Floats, start: Config, *, trainer
         steps.append(Step(best[1], best[2], float(loss.mean()), best[0]))
         config, predicted = best[2], best[3]
         done.add(best[1])
-    return steps
+    return _polish(models, rows, target, steps)
+
+
+def _polish(models: Models, rows: Rows, target: Floats, steps: list[Step]) -> list[Step]:
+    """A temperature fitted before the other causes were known took some of theirs: fit it again at the end."""
+    if len(steps) < 2 or all(step.kind != "temperature" for step in steps) or any(s.config.prefix for s in steps):
+        return steps
+    final = steps[-1].config
+    moves = [config for _, config in _temperature_moves(models, rows, target, final)]
+    losses = [float(_losses(target, models.predict(config, rows)).mean()) for config in [final, *moves]]
+    best = [final, *moves][int(np.argmin(losses))]
+    at = next(number for number, step in enumerate(steps) if step.kind == "temperature")
+    changed = [replace(step, config=replace(step.config, temperature=best.temperature)) for step in steps[at:]]
+    changed[-1] = replace(changed[-1], after=min(losses))
+    return steps[:at] + changed
 
 
 def predicted_by(models: Models, rows: Rows, target: Floats, steps: list[Step], start: Config) -> Floats:
@@ -271,8 +285,6 @@ def _moves(models: Models, rows: Rows, target: Floats, at: Config, *, trainer: b
 
 def _temperature_moves(models: Models, rows: Rows, target: Floats, at: Config) -> Iterator[tuple[str, Config]]:
     current = _temperatures(rows) if at.temperature is None else np.full(len(rows), at.temperature)
-    if np.any(np.abs(current - 1) > 1e-9):
-        yield "temperature", replace(at, temperature=1.0)
 
     def loss(log_temperature: float) -> float:
         return float(
@@ -282,6 +294,11 @@ def _temperature_moves(models: Models, rows: Rows, target: Floats, at: Config) -
     fitted = optimize.minimize_scalar(
         loss, bounds=(np.log(0.2), np.log(5.0)), method="bounded", options={"xatol": 1e-3}
     )
+    if np.any(np.abs(current - 1) > 1e-9):
+        now, one = float(_losses(target, models.predict(at, rows)).mean()), loss(0.0)
+        yield "temperature", replace(at, temperature=1.0)
+        if now - one > 0.85 * (now - fitted.fun):
+            return  # as good as the best, and a temperature that is wrong for a reason
     best = round(float(np.exp(fitted.x)), 3)
     if np.all(np.abs(best / current - 1) > 0.01) and abs(best - 1) > 0.01:
         yield "temperature", replace(at, temperature=best)
@@ -342,13 +359,17 @@ def _boundary_moves(models: Models, rows: Rows, target: Floats, at: Config, old:
 
 def compare(findings: Findings, models: Models) -> None:
     """Causes by rescoring, added to the findings."""
-    rows = findings.rows
     base = Config()
-    steps = search(models, rows, rows.trainer, base, trainer=True)
-    trainer = steps[-1].config if steps else base
-    trainer_rest = rows.trainer - predicted_by(models, rows, rows.trainer, steps, base)
-    found = search(models, rows, rows.engine, trainer)
-    engine_rest = rows.engine - predicted_by(models, rows, rows.engine, found, trainer)
+    for _ in range(2):
+        rows = findings.rows
+        steps = search(models, rows, rows.trainer, base, trainer=True)
+        trainer = steps[-1].config if steps else base
+        trainer_rest = rows.trainer - predicted_by(models, rows, rows.trainer, steps, base)
+        found = search(models, rows, rows.engine, trainer)
+        engine_rest = rows.engine - predicted_by(models, rows, rows.engine, found, trainer)
+        # a broken sequence may only stand out once the rest is explained; then look again without it
+        if findings.broken is not None or not take_out_outliers(findings, trainer_rest - engine_rest):
+            break
     engine = found[-1].config if found else trainer
     if found and findings.broken is not None:
         _reinstate(findings, models, found, trainer)
@@ -359,7 +380,7 @@ def compare(findings: Findings, models: Models) -> None:
         findings.notes.append(f"the trainer's own logprobs fit {_describe(trainer, models)}")
     findings.rest = trainer_rest - engine_rest
     if not findings.has("stale_weights", "stale_kv"):
-        _stale_by_contrast(findings)
+        stale_by_contrast(findings)
     _leftover(findings, trainer, engine, float(np.sqrt((trainer_rest**2).mean())))
 
 
@@ -461,7 +482,7 @@ def _leftover(findings: Findings, trainer: Config, engine: Config, trainer_rms: 
         f"what no other weights, precision of the head, temperature or truncation explains: rms {rms:.3g}, noise of "
         f"{law.sigma_z:.3g} on each logit, the law holds within a factor {law.spread:.2g}, bias {law.bias}"
     )
-    if law.lawful and (law.sigma_z < 0.3 or _low_precision(rows)):
+    if law.lawful and (law.sigma_z < 0.3 or low_precision(rows)):
         findings.add("compute_dtype", share, text)
     elif not findings.causes:
         findings.add("unknown", share, f"{text}; {what_next(rows)}")

@@ -1,0 +1,336 @@
+"""Diagnosis: each cause is named from its own mechanism, healthy data is left alone, and what cannot be told is said.
+
+The signatures are checked on a language model made of random logits, in float64 and without the simulator, so that the
+rules are not tested on the machine they were written on. Rescoring is checked on a policy saved as a Hugging Face folder.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from skewsim.diagnose import LAYER_OF, Diagnosis, diagnose, diagnose_path, load_models
+from skewsim.diagnose.cases import PAIRS, make_case
+from skewsim.diagnose.rows import Rows
+from skewsim.diagnose.signatures import context_slope, lattice, truth
+from skewsim.errors import FileFormatError, UserError
+from skewsim.policy import Policy, PolicyConfig
+from skewsim.sequences import SequenceLog, SequenceRecord, write_sequences
+from skewsim.tokens import TokenTable
+
+PROMPTS, GROUP, LENGTH, VOCAB = 24, 8, 12, 60
+
+
+@dataclass(frozen=True)
+class World:
+    """Logits of every position of every sequence, equal for all sequences of a prompt: equal contexts, equal distributions."""
+
+    logits: np.ndarray
+    rng: np.random.Generator
+
+    @classmethod
+    def make(cls, seed: int) -> World:
+        rng = np.random.default_rng(seed)
+        logits = rng.normal(0, 2.5, (PROMPTS, LENGTH, VOCAB)) + rng.normal(0, 1, VOCAB)
+        return cls(np.repeat(logits, GROUP, axis=0), rng)
+
+    def moved(self, scale: float) -> np.ndarray:
+        """The logits of other weights."""
+        return self.logits + np.repeat(self.rng.normal(0, scale, (PROMPTS, LENGTH, VOCAB)), GROUP, axis=0)
+
+    def sample(self, logprobs: np.ndarray) -> np.ndarray:
+        uniform = self.rng.random((*logprobs.shape[:2], 1))
+        return (np.cumsum(np.exp(logprobs), axis=2) < uniform).sum(axis=2).clip(max=VOCAB - 1)
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    return (
+        logits
+        - np.log(np.exp(logits - logits.max(-1, keepdims=True)).sum(-1, keepdims=True))
+        - logits.max(-1, keepdims=True)
+    )
+
+
+def pick(logprobs: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+    return np.take_along_axis(logprobs, tokens[..., None], axis=2)[..., 0]
+
+
+def table(tokens: np.ndarray, engine: np.ndarray, trainer: np.ndarray, **columns: np.ndarray | dict) -> TokenTable:  # type: ignore[type-arg]
+    prompts = np.repeat(np.arange(PROMPTS), GROUP)
+    given = {"prompt_ids": prompts} | columns
+    return TokenTable.from_rollouts(
+        tokens=tokens, mask=np.ones(tokens.shape), engine_logprobs=engine, trainer_logprobs=trainer, **given  # type: ignore[arg-type]
+    )  # fmt: skip
+
+
+def names(found: Diagnosis) -> set[str]:
+    return {cause.name for cause in found.causes}
+
+
+def truthful(
+    world: World, engine_logits: np.ndarray, trainer_logits: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(tokens, engine, trainer) of an engine that samples from what it reports."""
+    engine = log_softmax(engine_logits)
+    tokens = world.sample(engine)
+    return tokens, pick(engine, tokens), pick(log_softmax(trainer_logits), tokens)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_float32_rounding_is_healthy(seed: int) -> None:
+    world = World.make(seed)
+    noise = world.rng.normal(0, 1e-6, world.logits.shape)
+    found = diagnose(table(*truthful(world, world.logits + noise, world.logits)))
+    assert found.verdict == "healthy"
+    assert found.layer is None
+
+
+def test_bfloat16_noise_is_healthy_where_bfloat16_was_declared_and_named_where_not() -> None:
+    world = World.make(1)
+    noisy = world.logits + world.rng.normal(0, 0.06, world.logits.shape)
+    rows = table(*truthful(world, noisy, world.logits))
+    assert names(diagnose(rows)) == {"compute_dtype"}
+    assert names(diagnose(rows.with_meta(dtype="bfloat16", trainer_dtype="bfloat16"))) == {"healthy"}
+
+
+@pytest.mark.parametrize("temperature", [0.6, 0.8, 1.3])
+def test_raw_logprobs_and_a_wrong_temperature_are_told_apart_by_who_was_sampled(temperature: float) -> None:
+    """The same two columns of numbers; only the distribution that the tokens came from differs."""
+    world = World.make(2)
+    plain, heated = log_softmax(world.logits), log_softmax(world.logits / temperature)
+    tokens = world.sample(heated)  # sampled at the temperature, reported at 1
+    raw = diagnose(table(tokens, pick(plain, tokens), pick(heated, tokens), meta={"temperature": temperature}))
+    assert names(raw) == {"raw_logprobs"}
+    assert raw.first.explained > 0.9
+    tokens = world.sample(plain)  # sampled at 1 and reported at 1; the trainer divides
+    wrong = diagnose(table(tokens, pick(plain, tokens), pick(heated, tokens)))
+    assert names(wrong) == {"wrong_temperature"}
+    assert raw.layer == wrong.layer == "semantic"
+
+
+def test_the_temperature_is_estimated_within_contexts_exactly() -> None:
+    world = World.make(3)
+    tokens = world.sample(log_softmax(world.logits / 0.7))
+    rows = Rows.from_table(
+        table(tokens, pick(log_softmax(world.logits), tokens), pick(log_softmax(world.logits / 0.7), tokens))
+    )
+    slope = context_slope(rows)
+    assert slope is not None
+    assert slope.k.value == pytest.approx(0.7, abs=1e-6)
+    assert slope.explained == pytest.approx(1, abs=1e-6)
+
+
+@pytest.mark.parametrize("keep", [3, 6])
+def test_lost_mass_is_named_and_its_size_is_the_mean_ratio(keep: int) -> None:
+    world = World.make(4)
+    full = log_softmax(world.logits)
+    edge = np.sort(full, axis=2)[..., -keep : VOCAB - keep + 1]
+    cut = np.where(full >= edge, full, -np.inf)
+    mass = np.exp(cut).sum(-1)
+    tokens = world.sample(log_softmax(np.where(np.isfinite(cut), cut, -1e9)))
+    found = diagnose(table(tokens, pick(full, tokens) - np.log(mass), pick(full, tokens)))
+    assert names(found) == {"truncation_mass"}
+    assert f"{mass.mean():.2f}" in found.first.evidence
+
+
+def test_older_weights_are_named_where_versions_are_logged() -> None:
+    world = World.make(5)
+    tokens, engine, trainer = truthful(world, world.logits, world.logits)
+    old = log_softmax(world.moved(0.4))
+    tokens[:, :5] = world.sample(old)[:, :5]
+    engine[:, :5], trainer[:, :5] = pick(old, tokens)[:, :5], pick(log_softmax(world.logits), tokens)[:, :5]
+    versions = np.broadcast_to(np.where(np.arange(LENGTH) < 5, 6, 7), tokens.shape)
+    found = diagnose(table(tokens, engine, trainer, weight_versions=versions))
+    assert names(found) == {"stale_weights"}
+    assert "take over at token 5" in found.first.evidence
+
+
+def test_a_stale_prefix_is_named_by_the_prompts_that_come_again() -> None:
+    world = World.make(6)
+    prompts = np.repeat(np.concatenate([np.arange(PROMPTS // 2), np.arange(PROMPTS // 2)]), GROUP)
+    again = np.arange(len(prompts)) >= len(prompts) // 2
+    again &= prompts < 8
+    shifted = np.where(again[:, None, None], world.moved(0.5), world.logits)
+    found = diagnose(table(*truthful(world, shifted, world.logits), prompt_ids=prompts))
+    assert names(found) == {"stale_kv"}
+    assert found.layer == "inference path"
+
+
+def test_a_bfloat16_head_shows_on_the_grid_of_its_logits_and_which_side_it_is_on() -> None:
+    world = World.make(7)
+    logits = world.logits * 2 + 3
+    rounded = torch.from_numpy(logits).bfloat16().double().numpy()
+    engine_side = diagnose(table(*truthful(world, rounded, logits)))
+    assert names(engine_side) == {"head_dtype"}
+    trainer_side = diagnose(table(*truthful(world, logits, rounded)))
+    assert names(trainer_side) == {"one_sided_fp32_head"}
+    rows = Rows.from_table(table(*truthful(world, rounded, logits)))
+    assert lattice(rows.engine, rows, 1.0).coarse
+    assert not lattice(rows.trainer, rows, 1.0).coarse
+
+
+@pytest.mark.parametrize("shift", [-1, 1])
+@pytest.mark.parametrize("every", [1, 4])
+def test_shifted_logprobs_are_named_and_mended_before_anything_else(shift: int, every: int) -> None:
+    world = World.make(8)
+    tokens, engine, trainer = truthful(world, world.logits, world.logits)
+    engine[::every] = np.roll(engine[::every], shift, axis=1)
+    found = diagnose(table(tokens, engine, trainer))
+    assert names(found) == {"misaligned_tokens"}
+
+
+def test_a_handful_of_broken_sequences_is_named_and_listed() -> None:
+    world = World.make(9)
+    tokens, engine, trainer = truthful(world, world.logits, world.logits)
+    engine[[3, 50]] = -world.rng.exponential(3, (2, LENGTH))
+    found = diagnose(table(tokens, engine, trainer))
+    assert names(found) == {"outlier_sequences"}
+    assert "3, 50" in found.first.evidence
+
+
+def test_several_causes_at_once_come_apart_and_the_first_layer_is_the_verdict() -> None:
+    world = World.make(10)
+    tokens = world.sample(log_softmax(world.logits / 0.7))
+    engine, trainer = pick(log_softmax(world.logits), tokens), pick(log_softmax(world.logits / 0.7), tokens)
+    engine[:3] = -world.rng.exponential(9, (3, LENGTH))
+    found = diagnose(table(tokens, engine, trainer))
+    assert {"raw_logprobs", "outlier_sequences"} <= names(found)
+    assert found.verdict == "raw_logprobs"
+
+
+def test_skew_too_large_for_rounding_and_without_versions_is_unknown_and_says_what_to_measure() -> None:
+    world = World.make(11)
+    moved = world.moved(0.6)
+    found = diagnose(table(*truthful(world, moved, world.logits)))
+    assert found.verdict == "unknown"
+    assert found.layer is None
+    assert "measure next" in found.first.evidence
+    assert "weight version" in found.first.evidence
+
+
+def test_a_truthful_engine_has_mean_ratio_one_and_raw_logprobs_mean_inverse_ratio_one() -> None:
+    world = World.make(12)
+    plain, heated = log_softmax(world.logits), log_softmax(world.logits / 0.7)
+    tokens = world.sample(heated)
+    raw = truth(Rows.from_table(table(tokens, pick(plain, tokens), pick(heated, tokens))))
+    assert abs(raw.inverse.z) < 4
+    assert raw.bias.z > 4
+    noisy = truth(
+        Rows.from_table(table(*truthful(world, world.logits + world.rng.normal(0, 0.1, plain.shape), world.logits)))
+    )
+    assert abs(noisy.ratio.z) < 4
+    assert noisy.lean == pytest.approx(-1, abs=0.5)
+
+
+def test_json_has_exactly_the_promised_keys_and_names() -> None:
+    world = World.make(13)
+    found = diagnose(table(*truthful(world, world.logits, world.logits))).to_json()
+    assert list(json.loads(json.dumps(found))) == ["verdict", "layer", "causes"]
+    assert list(found["causes"][0]) == ["name", "layer", "explained", "evidence", "fix"]
+    assert set(LAYER_OF) == {
+        *("raw_logprobs", "wrong_temperature", "truncation_mass", "stale_weights", "stale_kv", "head_dtype"),
+        *("compute_dtype", "one_sided_fp32_head", "misaligned_tokens", "outlier_sequences", "healthy", "unknown"),
+    }
+
+
+def test_every_fix_names_the_setting_of_every_framework() -> None:
+    from skewsim.diagnose import FIX
+
+    for name, fix in FIX.items():
+        if name not in ("healthy", "unknown"):
+            for framework in ("vLLM", "PipelineRL", "verl", "TRL", "prime-rl", "slime"):
+                assert framework in fix, (name, framework)
+
+
+# ------------------------------------------------------------------------------------------ with models at hand
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """A random policy and, as its older self, the same with every weight moved a little."""
+    new = Policy.random(PolicyConfig(num_hidden_layers=1), generator=torch.Generator().manual_seed(0))
+    noise = torch.randn(new.flat.shape, generator=torch.Generator().manual_seed(1))
+    old = Policy(new.config, new.flat + 0.02 * noise)
+    root = tmp_path_factory.mktemp("models")
+    for name, policy in (("new", new), ("old", old)):
+        policy.save(root / name)
+    return [root / "new", root / "old"]
+
+
+def rollouts(folder: Path, *, temperature: float = 0.8, seed: int = 0) -> list[SequenceRecord]:
+    """Sampled with transformers, token by token, at a temperature; processed logprobs."""
+    model = load_models([folder])[0].model  # type: ignore[attr-defined]
+    stream = torch.Generator().manual_seed(seed)
+    prompts = torch.randint(0, 64, (10, 6), generator=stream).repeat_interleave(4, 0)
+    ids = prompts
+    reported = []
+    with torch.inference_mode():
+        for _ in range(8):
+            logprobs = (model(ids).logits[:, -1] / temperature).log_softmax(-1)
+            token = torch.multinomial(logprobs.exp(), 1, generator=stream)
+            reported.append(logprobs.gather(1, token))
+            ids = torch.cat([ids, token], 1)
+    engine = torch.cat(reported, 1).double().numpy()
+    return [
+        SequenceRecord(
+            ids[n, 6:].numpy(), engine[n], prompt_tokens=ids[n, :6].numpy(), settings={"temperature": temperature}
+        )
+        for n in range(len(ids))
+    ]
+
+
+def test_a_model_in_the_trainers_place_finds_its_own_rollouts_healthy(folders: list[Path], tmp_path: Path) -> None:
+    write_sequences(rollouts(folders[0]), tmp_path / "log.jsonl")
+    assert diagnose_path(tmp_path / "log.jsonl", models=folders).verdict == "healthy"
+
+
+def test_older_weights_are_found_by_scoring_under_them(folders: list[Path], tmp_path: Path) -> None:
+    write_sequences(rollouts(folders[1]), tmp_path / "log.jsonl")
+    found = diagnose_path(tmp_path / "log.jsonl", models=folders)
+    assert names(found) == {"stale_weights"}
+    assert "old" in found.first.evidence
+    assert found.first.explained > 0.99
+
+
+def test_a_wrong_temperature_is_estimated_with_a_model(folders: list[Path], tmp_path: Path) -> None:
+    records = [replace(record, settings={"temperature": 1.0}) for record in rollouts(folders[0], temperature=0.8)]
+    write_sequences(records, tmp_path / "log.jsonl")
+    found = diagnose_path(tmp_path / "log.jsonl", models=folders[:1])
+    assert names(found) == {"wrong_temperature"}
+    assert "temperature 0.8," in found.first.evidence
+
+
+def test_the_simulators_pairs_are_named_both() -> None:
+    """A small sample of benchmarks/diagnosis_confusion.py."""
+    for labels in (PAIRS[0], PAIRS[9]):
+        case = make_case(labels, 1)
+        assert set(labels) <= names(diagnose(case.log, models=case.models)), labels
+
+
+def test_users_mistakes_are_one_line(folders: list[Path], tmp_path: Path) -> None:
+    log = SequenceLog(tuple(rollouts(folders[0])))
+    with pytest.raises(UserError, match="trainer_logprobs"):
+        diagnose(log)
+    with pytest.raises(UserError, match="prompt_token_ids"):
+        diagnose(log.table(), models=load_models(folders[:1]))
+    with pytest.raises(FileFormatError, match=r"config\.json"):
+        load_models([tmp_path])
+    (tmp_path / "bad.jsonl").write_text('{"token_ids": [1]}\n')
+    with pytest.raises(FileFormatError, match="line 1"):
+        diagnose_path(tmp_path / "bad.jsonl")
+
+
+def test_too_few_tokens_are_unknown_and_no_rows_no_crash() -> None:
+    few = TokenTable.from_rollouts(
+        tokens=np.zeros((1, 5)),
+        mask=np.ones((1, 5)),
+        engine_logprobs=np.full((1, 5), -1.0),
+        trainer_logprobs=np.full((1, 5), -1.1),
+    )
+    assert diagnose(few).verdict == "unknown"
+    assert diagnose(TokenTable.empty()).verdict == "unknown"
