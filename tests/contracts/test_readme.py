@@ -39,3 +39,10 @@ def test_every_command_and_option_named_exists(line: str, capsys: pytest.Capture
 @pytest.mark.parametrize("name", ["LICENSE", "CHANGELOG.md", "CONTRIBUTING.md", "constraints.txt", ".ci/run"])
 def test_the_project_has_the_files_that_readers_look_for(name: str) -> None:
     assert (ROOT / name).is_file()
+
+
+def test_the_demo_runs_on_a_profile_that_was_measured_and_ships() -> None:
+    from skewsim.profile import load_profile
+
+    (name,) = re.findall(r"^DEMO .*--profile (\S+)", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+    assert load_profile(name).kind == "measured"
