@@ -1,0 +1,119 @@
+"""What the pages under docs/ say of the code is so."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import fields
+from functools import reduce
+from pathlib import Path
+
+import pytest
+
+from skewsim.metrics import METRICS, Metric
+from skewsim.objectives import OBJECTIVES
+from skewsim.scenarios import SCENARIOS, Named
+from skewsim.settings import CorrectionSettings, Scenario
+from skewsim.share import from_toml
+from skewsim.sweep import Rung
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+SCIENCE, SCENARIO_PAGE, ARCHITECTURE = ((DOCS / f"{n}.md").read_text() for n in ("science", "scenarios", "architecture"))
+
+
+def table_row(metric: Metric) -> str:
+    """A metric's row in the science page: key, formula, unit, meaning, other names; bars escaped as Markdown wants."""
+
+    def quoted(name: str) -> str:
+        word, _, remark = name.partition(" (")
+        return f"`{word}`" + (f" ({remark}" if remark else "")
+
+    names = "; ".join(f"{who} {quoted(name)}" for who, name in metric.aliases.items())
+    cells = [f"`{metric.key}`", f"`{metric.formula}`", metric.unit, metric.description, names]
+    return "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
+
+
+def differences(named: Named) -> dict[str, object]:
+    """The dotted settings in which a named scenario is not the reference."""
+    return {path: value for path, value in named.values.items() if value_at(Scenario(), path) != value}
+
+
+def value_at(scenario: Scenario, path: str) -> object:
+    return reduce(getattr, path.split("."), scenario)
+
+
+def setting_tables() -> list[tuple[str, str, str]]:
+    """(setting, scenario, value as written) from every table whose first column is headed `setting`."""
+    found, names = [], []
+    for line in SCENARIO_PAGE.splitlines():
+        cells = [cell.strip(" `*") for cell in line.strip("|").split("|")]
+        if not line.startswith("|"):
+            names = []
+        elif cells[0] == "setting" and set(cells[1:]) <= set(SCENARIOS):
+            names = cells[1:]
+        elif names and not set(cells[0]) <= set("-: "):
+            found += [(cells[0], name, value) for name, value in zip(names, cells[1:], strict=True)]
+    return found
+
+
+@pytest.mark.parametrize("key", METRICS)
+def test_every_metric_has_its_row_as_the_code_has_it(key: str) -> None:
+    assert table_row(METRICS[key]) in SCIENCE.splitlines(), f"docs/science.md needs: {table_row(METRICS[key])}"
+
+
+@pytest.mark.parametrize("name", sorted({name.partition("/")[0] for name in OBJECTIVES}))
+def test_every_objective_is_explained(name: str) -> None:
+    assert f"| `{name}`" in SCIENCE
+
+
+@pytest.mark.parametrize("name", CorrectionSettings.model_fields)
+def test_every_correction_setting_is_explained(name: str) -> None:
+    assert f"`{name}" in SCIENCE
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_every_named_scenario_is_on_its_page_with_the_settings_that_make_it(name: str) -> None:
+    assert f"| `{name}` | " in SCENARIO_PAGE
+    shown = {setting for setting, other, _ in setting_tables() if other == name}
+    assert set(differences(SCENARIOS[name])) <= shown
+
+
+@pytest.mark.parametrize(("setting", "name", "value"), setting_tables())
+def test_every_setting_shown_of_a_scenario_is_its_own(setting: str, name: str, value: str) -> None:
+    assert str(value_at(SCENARIOS[name].scenario(name), setting)).lower() == value
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(Rung)])
+def test_every_key_of_a_rung_is_explained(name: str) -> None:
+    assert f"| `{name}` |" in SCENARIO_PAGE
+
+
+def test_the_toml_on_the_page_is_a_scenario() -> None:
+    (text,) = re.findall(r"```toml\n(.*?)```", SCENARIO_PAGE, flags=re.DOTALL)
+    assert from_toml(text).skew.noise == "student_t"
+
+
+def test_the_python_on_the_page_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", SCENARIO_PAGE, flags=re.DOTALL)
+    exec(compile(code, "docs/scenarios.md", "exec"), {})
+    k3, loss, kept = map(float, capsys.readouterr().out.split())
+    assert 0 < k3 < 0.1
+    assert abs(loss) < 1
+    assert kept == 1
+
+
+def test_every_module_named_in_the_architecture_exists() -> None:
+    rooms = re.search(r"```\n(.*?)```", ARCHITECTURE, flags=re.DOTALL)
+    assert rooms is not None
+    room, missing = "", []
+    for line in rooms[1].splitlines():
+        if line and not line.startswith(" "):
+            room = line.split()[0]
+        missing += [room + name for name in re.findall(r"^  ([\w/]+\.\w+)", line) if not (ROOT / room / name).is_file()]
+    assert not missing
+
+
+@pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda page: page.name)
+def test_every_link_to_a_file_of_the_project_leads_somewhere(page: Path) -> None:
+    targets = re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text())
+    assert [target for target in targets if not (page.parent / target).exists()] == []
