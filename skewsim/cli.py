@@ -30,6 +30,7 @@ COMMANDS = {
     "measure": ("skewsim.engine_commands:measure", "Measure a real engine's skew on a model: table and profile."),
     "engines": ("skewsim.engine_commands:engines", "Install, list and check real engines."),
     "tui": ("tui.app:run", "The terminal UI: toggle a fix, watch the curves respond."),
+    "serve": ("tui.serve:serve", "The terminal UI in a browser."),
     "pretrain": ("skewsim.commands:pretrain", "Make the base policy that training starts from."),
 }
 """Name -> (import string of a function or a cyclopts App, help)."""
