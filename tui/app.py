@@ -33,6 +33,8 @@ from tui.driver import Driver, Train
 from tui.lab import YOURS, Lab, next_speed, opening, parse_share, speed_text
 from tui.lesson import Player, load_lesson
 from tui.measuring import Measuring
+from tui.presets import check_hidden, find_preset
+from tui.recorder import recorder
 from tui.screens.explore import Explore
 from tui.snapshot import Watch, watched
 from tui.views import REWARD, Look, ascii_wanted
@@ -161,6 +163,10 @@ class SkewsimApp(App[None]):
 
     def _runner(self, owner: Any, id: str) -> Any:
         return lambda: owner.action_do(id)
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """What is hidden for teaching has no key, no footer entry and no line in the palette."""
+        return not (action == "do" and parameters and parameters[0] in self.options.hidden)
 
     def action_do(self, id: str) -> None:
         try:
@@ -372,35 +378,60 @@ def run(
     hide: Sequence[str] = (),
     preset: str = "",
     out: Path | None = None,
-    train: Train | None = None,
 ) -> int:
     """Open the terminal UI.
 
     Parameters
     ----------
-    target: A scenario's name, a TOML file, a share string, or `last`; default: initial V1.
-    lesson: Start with this lesson (`list` prints them).
-    hide: Controls and actions to hide, for teaching.
-    preset: A named classroom setting: a scenario, what is hidden, the speed.
-    out: Folder for run folders, pictures and exports.
-    train: What computes the curves; default: the simulator.
+    target
+        A scenario's name, a TOML file, a share string, or last; default: initial V1.
+    lesson
+        Start with this lesson: its name or a part of it.
+    hide
+        A control or action to hide, for teaching; may be given several times.
+    preset
+        A classroom preset: what is hidden, the speed, where yours starts.
+    out
+        Folder for run folders, pictures and exports.
     """
-    keymap = load_keymap()
-    yours = find_scenario(target).with_values({"name": YOURS}) if target else opening()
-    lens = Watch()
-    driver = Driver(train or watched(lens))
-    lab = Lab(driver, yours=yours)
-    app = SkewsimApp(lab, Options(hidden=frozenset(hide), lesson=lesson or None, out=out), lens=lens, keymap=keymap)
+    if not (sys.stdout.isatty() or "TEXTUAL_DRIVER" in os.environ):
+        raise UserError("the terminal UI needs a terminal; `skewsim run --plain` prints the numbers")
+    app = build(target, lesson=lesson, hide=hide, preset=preset, out=out)
     app.run()
     if app.measuring is not None:
         app.measuring.stop()
-    ended = driver.stop()
-    print(farewell(lab, app.score))
-    _remember(lab.yours)
-    if not ended:  # a step under way is not waited for: nothing of it is kept
-        sys.stdout.flush()
-        os._exit(0)
-    return 0
+    ended = app.lab.driver.stop()
+    _remember(app.lab.yours)
+    if "TEXTUAL_DRIVER" not in os.environ:
+        print(farewell(app.lab, app.score), flush=True)
+    if not ended:
+        os._exit(app.return_code or 0)  # a step under way is not waited for; every record is already in its file
+    return app.return_code or 0
+
+
+def build(
+    target: str = "",
+    *,
+    lesson: str = "",
+    hide: Sequence[str] = (),
+    preset: str = "",
+    out: Path | None = None,
+    train: Train | None = None,
+) -> SkewsimApp:
+    """The app for these options; `train` computes the curves (default: the simulator). Raises UserError."""
+    chosen = find_preset(preset) if preset else None
+    keymap = load_keymap()
+    if lesson:
+        lesson = load_lesson(lesson).name
+    hidden = check_hidden({*hide, *(chosen.hide if chosen else ())})
+    yours = find_scenario(target).with_values({"name": YOURS}) if target else opening()
+    if chosen is not None:
+        yours = yours.with_values(chosen.set)
+    lens = Watch()
+    recording = recorder(out) if out is not None else None
+    driver = Driver(train or watched(lens, recording), speed=chosen.speed if chosen else 10)
+    options = Options(hidden=hidden, lesson=lesson or None, out=out)
+    return SkewsimApp(Lab(driver, yours=yours), options, lens=lens, keymap=keymap)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -410,11 +441,12 @@ def main(arguments: Sequence[str]) -> int:
     from cyclopts import App as Parser
     from cyclopts import CycloptsError
 
-    parser = Parser(name="skewsim tui", default_command=run)
+    parser = Parser(name="skewsim", default_command=run)
     try:
-        return int(parser(list(arguments), exit_on_error=False, print_error=False, result_action="return_value") or 0)
+        result = parser(list(arguments), exit_on_error=False, print_error=False, result_action="return_value")
     except CycloptsError as error:
         raise UserError(f"tui: {error}; see skewsim tui --help") from None
+    return int(result or 0)
 
 
 def farewell(lab: Lab, score: str) -> str:

@@ -48,6 +48,8 @@ class Look:
 
 def ascii_wanted() -> bool:
     """Whether the terminal probably has no braille: a Linux console, a dumb terminal, or not UTF-8."""
+    if "TEXTUAL_DRIVER" in os.environ:
+        return False  # a browser has every glyph
     encoding = (getattr(sys.stdout, "encoding", None) or "ascii").lower()
     return os.environ.get("TERM") in ("linux", "dumb", "vt100") or "utf" not in encoding
 

@@ -77,6 +77,9 @@ class Page(Screen[None]):
             self.skewsim.say(str(error))
         self.redraw()
 
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        return not (action == "do" and parameters and parameters[0] in self.skewsim.options.hidden)
+
     def do_page_down(self) -> None:
         self.query_one("#page").scroll_page_down()
 

@@ -1,0 +1,98 @@
+"""A program in a real pseudo-terminal: type keys, resize, wait for text, look at how it ends."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pty
+import select
+import signal
+import struct
+import sys
+import termios
+import time
+from pathlib import Path
+
+TUI = (sys.executable, "-m", "skewsim.cli", "tui")
+
+
+class Terminal:
+    """`with Terminal(command, home=...) as t:`; everything written so far is in `t.output`."""
+
+    def __init__(self, command: tuple[str, ...], *, home: Path, size: tuple[int, int] = (80, 24)) -> None:
+        self.output = b""
+        environment = {
+            **{k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "TEXTUAL_DRIVER")},
+            "TERM": "xterm-256color",
+            "COLORTERM": "truecolor",
+            "PYTHONUTF8": "1",
+            "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
+            "HOME": str(home),
+            "XDG_CONFIG_HOME": str(home / "config"),
+            "XDG_STATE_HOME": str(home / "state"),
+        }
+        self.pid, self._fd = pty.fork()
+        if self.pid == 0:
+            os.chdir(home)
+            os.execve(command[0], list(command), environment)
+        self.resize(*size)
+        self._status: int | None = None
+
+    def __enter__(self) -> Terminal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._status is None:
+            os.kill(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+        os.close(self._fd)
+
+    def resize(self, width: int, height: int) -> None:
+        fcntl.ioctl(self._fd, termios.TIOCSWINSZ, struct.pack("HHHH", height, width, 0, 0))
+
+    def type(self, text: str) -> None:
+        os.write(self._fd, text.encode())
+
+    def pump(self, seconds: float) -> None:
+        """Take in what the program writes for so long, or until it ends."""
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0 and self._read(left):
+            pass
+
+    def wait_for(self, text: str, *, seconds: float = 60) -> None:
+        """Until the text has been written since the last wait. Raises AssertionError with the end of the output."""
+        wanted, end = text.encode(), time.monotonic() + seconds
+        while wanted not in self.output:
+            more = self._read(0.2)
+            assert time.monotonic() < end, f"{text!r} was not written; the end is {self.output[-1500:]!r}"
+            assert more or wanted in self.output, f"ended without {text!r}: {self.output[-1500:]!r}"
+        self.output = self.output[self.output.index(wanted) + len(wanted) :]
+
+    def _read(self, seconds: float) -> bool:
+        ready, _, _ = select.select([self._fd], [], [], seconds)
+        if not ready:
+            return True
+        try:
+            data = os.read(self._fd, 65536)
+        except OSError:  # Linux: the other side has closed
+            return False
+        self.output += data
+        return bool(data)
+
+    def end(self, *, seconds: float = 30) -> int:
+        """Wait for the program to end; its exit code."""
+        self.pump_to_end(seconds)
+        _, status = os.waitpid(self.pid, 0)
+        self._status = os.waitstatus_to_exitcode(status)
+        return self._status
+
+    def pump_to_end(self, seconds: float) -> None:
+        end = time.monotonic() + seconds
+        while self._read(0.2):
+            assert time.monotonic() < end, "the program does not end"
+
+    def kill(self) -> None:
+        """SIGKILL, as a machine that goes down."""
+        os.kill(self.pid, signal.SIGKILL)
+        os.waitpid(self.pid, 0)
+        self._status = -signal.SIGKILL
