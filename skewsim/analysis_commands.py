@@ -131,7 +131,7 @@ def import_log(
     log
         A file, or a folder of them.
     out
-        The table to write, .npz or .parquet.
+        The table to write, .npz or .parquet; or .jsonl: whole sequences with their prompts, as diagnose --model needs.
     format
         auto, or the name of the program, or table.
     column
@@ -143,6 +143,12 @@ def import_log(
     if out.exists():
         raise UserError(f"--out {out} is there already; allowed is a file that is new")
     columns = {name: value for name, _, value in pairs}
+    if out.suffix == ".jsonl":
+        from skewsim.sequences import write_sequences
+
+        records = resolve("harness.logs:import_sequences")(log, format=format, columns=columns or None)
+        print(f"{out}: {write_sequences(records, out)} sequences")
+        return
     table = resolve("harness.logs:import_rollouts")(log, format=format, columns=columns or None)
     table.save(out)
     print(f"{out}: {len(table)} tokens")

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from skewsim.diagnose.models import ModelScorer
-from skewsim.engine import RolloutRequest, Rollouts, SimEngine, WeightUpdate
+from skewsim.engine import RolloutEngine, RolloutRequest, Rollouts, SimEngine, WeightUpdate
 from skewsim.policy import Policy
 from skewsim.scoring import score
 from skewsim.sequences import SequenceLog, SequenceRecord
@@ -31,6 +31,22 @@ from skewsim.trainer import Trainer
 PROMPTS, GROUP = 12, 6
 CHECKPOINTS = 5
 TEMPERATURES = (0.6, 0.7, 0.8, 0.9, 1.0, 1.2)
+
+REAL_TASK = TaskSettings(name="reverse", response_length=12, pool_size=24)
+REAL_LABELS = (
+    ("healthy",),
+    ("wrong_temperature",),
+    ("truncation_mass",),
+    ("stale_weights",),
+    ("misaligned_tokens",),
+    ("outlier_sequences",),
+    ("wrong_temperature", "stale_weights"),
+    ("truncation_mass", "stale_weights"),
+    ("raw_logprobs",),
+    ("raw_logprobs", "stale_weights"),
+    ("compute_dtype",),
+)
+"""What a real engine can be made to do by its settings, in an order that starts few processes."""
 
 SINGLE = (
     "raw_logprobs",
@@ -95,13 +111,18 @@ class _Plan:
     """The log's meta names the dtypes."""
 
 
-def make_case(labels: Sequence[str], seed: int, *, knowledge: str | None = None) -> Case:
-    """The case of these labels ("healthy" alone for none) and this seed."""
+def make_case(
+    labels: Sequence[str], seed: int, *, knowledge: str | None = None, engine: RolloutEngine | None = None
+) -> Case:
+    """The case of these labels ("healthy" alone for none) and this seed; on a real engine, if one is given."""
     rng = np.random.default_rng((seed, *[sum(label.encode()) for label in labels]))
     seen = knowledge or _knowledge(labels, rng)
     plan = _plan(tuple(labels), rng, with_models=seen == "models")
     checkpoints = _checkpoints(plan.task.name, plan.task.response_length)
-    log = _log(plan, checkpoints, seed)
+    if engine is not None:  # settings that need no new process: one task, float32 unless the fault is precision
+        plan = replace(plan, task=REAL_TASK, update_at=None)
+        checkpoints = _checkpoints(REAL_TASK.name, REAL_TASK.response_length)
+    log = _log(plan, checkpoints, seed, engine)
     if "misaligned_tokens" in labels:
         log = _misalign(log, rng)
     if "outlier_sequences" in labels:
@@ -243,42 +264,36 @@ def _scorers(task: str, length: int) -> tuple[ModelScorer, ...]:
     return tuple(scorers)
 
 
-def _log(plan: _Plan, checkpoints: tuple[Policy, ...], seed: int) -> SequenceLog:
+def _log(plan: _Plan, checkpoints: tuple[Policy, ...], seed: int, engine: RolloutEngine | None = None) -> SequenceLog:
+    """The rollouts that a run would have logged. Every rollout of a warm run starts with the next weights."""
     newest = len(checkpoints) - 1
-    first = checkpoints[0] if plan.warm else checkpoints[newest - plan.lag]
-    engine = SimEngine()
-    scenario = Scenario(task=plan.task, engine=plan.engine)
-    engine.start(scenario, first, version=0 if plan.warm else newest - plan.lag)
-    task = Task(plan.task)
+    start = 0 if plan.warm else newest - plan.lag
+    task, running = Task(plan.task), engine or SimEngine()
+    running.start(Scenario(task=plan.task, engine=plan.engine), checkpoints[start], version=start)
+    order = torch.randperm(plan.task.pool_size, generator=torch.Generator().manual_seed(seed))
+    if engine is not None:  # it may hold another case's weights
+        _rollout(running, task, order[:1], seed, WeightUpdate(checkpoints[start].flat, start))
     records: list[SequenceRecord] = []
-    # a warm cache: a rollout under every older weight but the last few prompts of the pool
-    order = torch.randperm(24, generator=torch.Generator().manual_seed(seed))
+    update: WeightUpdate | None = None
     if plan.warm:
         for version in range(newest):
-            made = _rollout(
-                engine, task, order[:12] if version == 0 else order[4 * version : 4 * version + 8], seed + version, None
-            )
+            prompts = order[:12] if version == 0 else order[4 * version : 4 * version + 8]
+            before = WeightUpdate(checkpoints[version].flat, version) if version else None
+            made = _rollout(running, task, prompts, seed + version, before)
             if plan.all_rollouts:
                 records += _records(plan, made, checkpoints[version])
-            _update(engine, checkpoints[version + 1], version + 1, task)
-    update = None
+        update = WeightUpdate(checkpoints[newest].flat, newest)
+    at = 0
     if plan.update_at is not None and plan.lag:
-        update = (WeightUpdate(checkpoints[newest].flat, newest), plan.update_at)
-    made = _rollout(engine, task, order[:PROMPTS], seed + 100, update)
+        update, at = WeightUpdate(checkpoints[newest].flat, newest), plan.update_at
+    made = _rollout(running, task, order[:PROMPTS], seed + 100, update, at=at)
     records += _records(plan, made, checkpoints[newest])
-    meta: dict[str, Any] = {}
-    if plan.declare:
-        meta = {"dtype": plan.engine.dtype, "trainer_dtype": plan.trainer_dtype}
+    meta = {"dtype": plan.engine.dtype, "trainer_dtype": plan.trainer_dtype} if plan.declare else {}
     return SequenceLog(tuple(records), meta)
 
 
-def _update(engine: SimEngine, policy: Policy, version: int, task: Task) -> None:
-    """Weights that arrive between rollouts: with an empty rollout of one token."""
-    engine._load(WeightUpdate(policy.flat, version))
-
-
 def _rollout(
-    engine: SimEngine, task: Task, prompts: Tensor, seed: int, update: tuple[WeightUpdate, int] | None
+    engine: RolloutEngine, task: Task, prompts: Tensor, seed: int, update: WeightUpdate | None, *, at: int = 0
 ) -> Rollouts:
     ids = prompts.unsqueeze(0)
     request = RolloutRequest(
@@ -288,8 +303,8 @@ def _rollout(
         prompts=task.pool[ids],
         num_generations=GROUP,
         max_tokens=task.max_tokens,
-        update=None if update is None else update[0],
-        update_at=0 if update is None else update[1],
+        update=update,
+        update_at=at,
     )
     return engine.generate(request)
 
