@@ -74,7 +74,7 @@ def pretrain(task: TaskSettings, *, seed: int = 0, max_steps: int = 6000) -> Ite
         optimizer.param_groups[0]["lr"] = 3e-3 * min(1.0, step / 50)
         loss = _loss(policy, digits, variable=variable, stream=stream)
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
         if step % CHECK_EVERY == 0:
             share = solved(policy, held_out, variable=variable)

@@ -29,7 +29,7 @@ from skewsim.base_policy import starting_policy
 from skewsim.engine import FINISH_ABORT, RolloutEngine, RolloutRequest, Rollouts, SimEngine, WeightUpdate
 from skewsim.errors import UserError
 from skewsim.objectives import LossInputs, compute_advantages, compute_loss
-from skewsim.policy import Policy, cast_weights
+from skewsim.policy import cast_weights
 from skewsim.scoring import Scored, score
 from skewsim.settings import Scenario
 from skewsim.task import Scores, Task
@@ -101,7 +101,9 @@ class Trainer:
         self.step_number = 0
         self.alive = set(range(len(self.seeds)))
         self.engine = engine if engine is not None else SimEngine()
-        self._adopt(scenario)
+        self.scenario, self.task = scenario, Task(scenario.task)
+        self._diverged: dict[int, str] = {}
+        self._events: list[str] = []
         start = starting_policy(scenario)
         self.policy = start.stacked(len(self.seeds), device=scenario.device)
         self._optimizer = _optimizer(self.policy.flat, scenario)
@@ -266,18 +268,11 @@ class Trainer:
         for name in fixed:
             if getattr(before, name) != getattr(scenario, name):
                 raise UserError(f"{name} cannot change while a run goes on; allowed: engine, skew, trainer, steps")
-        self._adopt(scenario)
+        self.scenario = scenario
         self._events += changes(before, scenario)
         for group in self._optimizer.param_groups:
             group.update(_hyperparameters(scenario))
         self.engine.start(scenario, self.policy, version=self._engine_version)
-
-    def _adopt(self, scenario: Scenario) -> None:
-        if not hasattr(self, "scenario"):
-            self._diverged: dict[int, str] = {}
-            self._events: list[str] = []
-        self.scenario = scenario
-        self.task = Task(scenario.task)
 
     def state(self) -> TrainState:
         """A checkpoint of everything that the next step depends on."""
@@ -338,7 +333,7 @@ class _Batch:
 
     def _rows(self, rows: slice) -> _Batch:
         r = self.rollouts
-        parts = {n: None if t is None else t[:, rows] for n, t in vars(r).items()}
+        parts: dict[str, Any] = {n: None if t is None else t[:, rows] for n, t in vars(r).items()}
         return _Batch(
             Rollouts(**parts), self.old[:, rows], self.advantages[:, rows], self.group_ids[rows], self.mask[:, rows]
         )

@@ -27,9 +27,7 @@ def huggingface(policy: Policy, folder: Path) -> LlamaForCausalLM:
     return LlamaForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
 
 
-def replay(
-    parts: list[tuple[LlamaForCausalLM, Tensor]], *, cache: DynamicCache | None = None
-) -> Tensor:
+def replay(parts: list[tuple[LlamaForCausalLM, Tensor]], *, cache: DynamicCache | None = None) -> Tensor:
     """float32 logits (N, tokens, V) of consecutive parts of sequences, each under its own weights, over one cache."""
     cache = DynamicCache() if cache is None else cache
     logits = []

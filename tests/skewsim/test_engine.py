@@ -9,11 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from skewsim.engine import FINISH_ABORT, FINISH_LENGTH, FINISH_STOP, RolloutRequest, Rollouts, SimEngine, WeightUpdate
-from skewsim.sampling import draw, process
-from skewsim.scoring import score
-from skewsim.settings import EngineSettings, Scenario, SkewSettings, TaskSettings
-from skewsim.task import EOS, Task
 from transformers.generation.logits_process import (
     MinPLogitsWarper,
     TemperatureLogitsWarper,
@@ -21,6 +16,11 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
+from skewsim.engine import FINISH_ABORT, FINISH_LENGTH, FINISH_STOP, RolloutRequest, Rollouts, SimEngine, WeightUpdate
+from skewsim.sampling import draw, process
+from skewsim.scoring import score
+from skewsim.settings import EngineSettings, Scenario, SkewSettings, TaskSettings
+from skewsim.task import EOS, Task
 from tests.skewsim.llama_oracle import huggingface, random_policy, replay
 
 TASK = TaskSettings(response_length=8, pool_size=6)
@@ -32,7 +32,9 @@ def _scenario(*, task: TaskSettings = TASK, skew: SkewSettings | None = None, **
     return Scenario(task=task, skew=skew or SkewSettings(), engine=EngineSettings.model_validate(engine))
 
 
-def _request(task: TaskSettings = TASK, *, step: int = 0, update: bool = False, at: int = 0, seeds=(0,)) -> RolloutRequest:
+def _request(
+    task: TaskSettings = TASK, *, step: int = 0, update: bool = False, at: int = 0, seeds=(0,)
+) -> RolloutRequest:
     built = Task(task)
     ids = torch.arange(task.pool_size).expand(len(seeds), -1)
     new = WeightUpdate(B.flat.expand(len(seeds), -1), 1) if update else None
@@ -164,7 +166,9 @@ def _parts(rollouts: Rollouts, at: int, folder: Path) -> tuple[object, object, t
 
 
 @pytest.mark.parametrize(("asynchronous", "boundary"), [(False, 3), (True, 4)])
-def test_keep_continues_on_old_keys_and_values_under_new_weights(asynchronous: bool, boundary: int, tmp_path: Path) -> None:
+def test_keep_continues_on_old_keys_and_values_under_new_weights(
+    asynchronous: bool, boundary: int, tmp_path: Path
+) -> None:
     rollouts = _rollout(_request(update=True, at=3), mode="keep", clear_cache=False, async_scheduling=asynchronous)
     a, b, tokens = _parts(rollouts, boundary, tmp_path)
     p = rollouts.prompts.shape[2]
@@ -172,7 +176,7 @@ def test_keep_continues_on_old_keys_and_values_under_new_weights(asynchronous: b
     logits = replay([(a, tokens[:, :cut]), (b, tokens[:, cut:])])[:, p - 1 :]
     assert _skew_to(_picked(logits, rollouts), rollouts) < 1e-5
     assert rollouts.weight_versions[0, 0].tolist() == [0] * boundary + [1] * (8 - boundary)
-    wrong = replay([(a, tokens[:, :cut + 1]), (b, tokens[:, cut + 1 :])])[:, p - 1 :]
+    wrong = replay([(a, tokens[:, : cut + 1]), (b, tokens[:, cut + 1 :])])[:, p - 1 :]
     assert _skew_to(_picked(wrong, rollouts), rollouts) > 1e-2
 
 
@@ -242,7 +246,9 @@ def test_a_prefix_cache_that_is_not_reset_serves_stale_keys_and_values(block_siz
     assert _skew_to(_picked(fresh, rollouts), rollouts) > 1e-2
 
 
-@pytest.mark.parametrize("settings", [{"clear_cache": True, "enable_prefix_caching": True}, {"enable_prefix_caching": False}])
+@pytest.mark.parametrize(
+    "settings", [{"clear_cache": True, "enable_prefix_caching": True}, {"enable_prefix_caching": False}]
+)
 def test_a_cleared_or_absent_prefix_cache_is_never_stale(settings: dict, tmp_path: Path) -> None:
     engine = SimEngine()
     engine.start(_scenario(**settings), A, version=0)
@@ -306,5 +312,3 @@ def test_state_and_restore_continue_bit_for_bit() -> None:
     second.restore({n: t.clone() for n, t in first.state().items()})
     request = _request(step=1, update=True, at=2)
     assert torch.equal(first.generate(request).engine_logprobs, second.generate(request).engine_logprobs)
-
-

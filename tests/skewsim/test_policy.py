@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from skewsim.base_policy import SHIPPED_LENGTHS, shipped_folder, starting_policy
 from skewsim.engine import RolloutRequest, SimEngine
 from skewsim.errors import UserError
@@ -14,7 +15,6 @@ from skewsim.policy import Policy, cast_weights
 from skewsim.scoring import response_logits
 from skewsim.settings import Scenario, TaskSettings
 from skewsim.task import Task
-
 from tests.skewsim.llama_oracle import GROUPED, SMALL, huggingface, random_policy
 
 PROMPTS, GROUP, P, T = 3, 4, 5, 6
@@ -107,7 +107,12 @@ def test_a_folder_that_is_no_model_is_one_line(tmp_path: Path) -> None:
         (lambda: None, "config.json"),
         (lambda: (tmp_path / "config.json").write_text("{"), "not a JSON file"),
         (lambda: (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2"})), "gpt2"),
-        (lambda: random_policy().save(tmp_path / "x") or (tmp_path / "x/config.json").rename(tmp_path / "config.json"), "model.safetensors"),
+        (
+            lambda: (
+                random_policy().save(tmp_path / "x") or (tmp_path / "x/config.json").rename(tmp_path / "config.json")
+            ),
+            "model.safetensors",
+        ),
         (lambda: (tmp_path / "model.safetensors").write_bytes(b"\x80\x04pickle"), "safetensors"),
     ):
         prepare()

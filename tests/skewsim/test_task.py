@@ -5,10 +5,13 @@ from __future__ import annotations
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+
 from skewsim.settings import TaskSettings
 from skewsim.task import ANSWER, DIGIT, EOS, SYNONYMS, Task, written
 
-SETTINGS = {name: TaskSettings(name=name, response_length=6, pool_size=40) for name in ("reverse", "reverse_until_zero")}
+SETTINGS = {
+    name: TaskSettings(name=name, response_length=6, pool_size=40) for name in ("reverse", "reverse_until_zero")
+}
 
 
 def _oracle(prompt: list[int], response: list[int], *, variable: bool) -> tuple[bool, float]:

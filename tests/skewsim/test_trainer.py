@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+
 from skewsim.errors import UserError
 from skewsim.metrics import METRICS
 from skewsim.scenarios import INITIAL_V1, find_scenario
@@ -25,9 +26,7 @@ def _run(scenario: Scenario, *, seeds: tuple[int, ...] = (0,)) -> list[StepRecor
 
 
 def _numbers(records: list[StepRecord]) -> list[tuple]:
-    return [
-        (r.seed, r.step, *((k, v) for k, v in r.metrics.items() if not k.startswith("time/"))) for r in records
-    ]
+    return [(r.seed, r.step, *((k, v) for k, v in r.metrics.items() if not k.startswith("time/"))) for r in records]
 
 
 def test_a_run_is_a_function_of_scenario_and_seed_bit_for_bit() -> None:
@@ -79,7 +78,9 @@ def test_records_survive_json() -> None:
     assert StepRecord.from_json(record.to_json()) == record
 
 
-@pytest.mark.parametrize("objective", ["reinforce", "rloo", "reinforce_pp", "ppo", "grpo", "dr_grpo", "dapo", "gspo", "cispo", "dppo"])
+@pytest.mark.parametrize(
+    "objective", ["reinforce", "rloo", "reinforce_pp", "ppo", "grpo", "dr_grpo", "dapo", "gspo", "cispo", "dppo"]
+)
 @pytest.mark.parametrize("old", ["rollout", "recompute"])
 def test_every_objective_trains_with_finite_numbers(objective: str, old: str) -> None:
     records = _run(_scenario(trainer__objective=objective, trainer__old_logprobs=old, steps=2))
@@ -94,7 +95,10 @@ def test_with_no_lag_one_precision_and_no_minibatches_there_is_no_skew_and_no_cl
         assert r.metrics["lag/mean"] == 0
 
 
-@pytest.mark.parametrize(("lag", "at", "mode", "expected"), [(1, 3, "keep", 0.5), (1, None, "keep", 1), (4, None, "keep", 4), (4, 3, "wait", 4), (4, 3, "keep", 3.5)])
+@pytest.mark.parametrize(
+    ("lag", "at", "mode", "expected"),
+    [(1, 3, "keep", 0.5), (1, None, "keep", 1), (4, None, "keep", 4), (4, 3, "wait", 4), (4, 3, "keep", 3.5)],
+)
 def test_lag_is_trainer_version_minus_sampling_version(lag: int, at: int | None, mode: str, expected: float) -> None:
     records = _run(_scenario(engine__lag=lag, engine__update_at_token=at, engine__mode=mode, steps=8))
     assert records[-1].metrics["lag/mean"] == pytest.approx(expected)
@@ -115,7 +119,9 @@ def test_a_toggle_takes_effect_at_the_step_boundary_and_is_recorded() -> None:
     assert _numbers(before) == _numbers(plain[:2])
     assert after.events == ["engine.logprobs_mode: processed_logprobs -> raw_logprobs"]
     assert after.metrics["skew/bias"] != plain[2].metrics["skew/bias"]
-    assert after.metrics["reward/mean"] == plain[2].metrics["reward/mean"]  # what is reported does not change what is sampled
+    assert (
+        after.metrics["reward/mean"] == plain[2].metrics["reward/mean"]
+    )  # what is reported does not change what is sampled
 
 
 def test_a_toggle_that_changes_the_task_is_refused_and_changes_nothing() -> None:
@@ -127,7 +133,15 @@ def test_a_toggle_that_changes_the_task_is_refused_and_changes_nothing() -> None
 
 def test_every_engine_setting_can_be_toggled_in_mid_run() -> None:
     trainer = Trainer(_scenario(engine__enable_prefix_caching=True))
-    for values in (INITIAL_V1, {"engine.dtype": "bfloat16"}, {"engine.kv_cache_dtype": "fp8"}, {"engine.lag": 0}, {"engine.lag": 5}, {"engine.quantization": "int8"}, {"engine.enable_prefix_caching": False}):
+    for values in (
+        INITIAL_V1,
+        {"engine.dtype": "bfloat16"},
+        {"engine.kv_cache_dtype": "fp8"},
+        {"engine.lag": 0},
+        {"engine.lag": 5},
+        {"engine.quantization": "int8"},
+        {"engine.enable_prefix_caching": False},
+    ):
         trainer.step()
         trainer.toggle(trainer.scenario.with_values(values))
     assert trainer.step()[0].diverged is None
@@ -146,7 +160,11 @@ def test_a_member_that_is_not_finite_ends_with_step_and_reason_and_the_others_go
     assert _numbers(third) == [n for n in _numbers(undisturbed) if n[1] == 2 and n[0] != 1]
 
 
-@pytest.mark.parametrize("values", [{}, INITIAL_V1 | {"engine.lag": 3}, {"skew.noise": "student_t", "skew.scale": 0.1, "skew.drift": 0.1}], ids=["reference", "initial v1", "noise"])
+@pytest.mark.parametrize(
+    "values",
+    [{}, INITIAL_V1 | {"engine.lag": 3}, {"skew.noise": "student_t", "skew.scale": 0.1, "skew.drift": 0.1}],
+    ids=["reference", "initial v1", "noise"],
+)
 def test_a_resumed_run_equals_an_undisturbed_one_bit_for_bit(values: dict) -> None:
     scenario = _scenario(steps=6).with_values(values)
     whole = _run(scenario, seeds=(0, 4))
@@ -166,7 +184,11 @@ def test_mask_truncated_completions_leaves_aborted_responses_out_of_the_loss() -
 
 def test_keep_sampling_mask_removes_the_skew_of_top_p() -> None:
     without = _run(_scenario(engine__top_p=0.8, engine__lag=0, trainer__num_minibatches=1))[0]
-    kept = _run(_scenario(engine__top_p=0.8, engine__lag=0, trainer__num_minibatches=1, trainer__correction__keep_sampling_mask=True))[0]
+    kept = _run(
+        _scenario(
+            engine__top_p=0.8, engine__lag=0, trainer__num_minibatches=1, trainer__correction__keep_sampling_mask=True
+        )
+    )[0]
     assert (without.metrics["skew/bias"] or 0) < -0.01
     assert abs(kept.metrics["skew/bias"] or 1) < 1e-5
 

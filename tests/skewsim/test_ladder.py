@@ -1,0 +1,117 @@
+"""The main claim: the ladder of the four fixes, over five seeds under common random numbers, computed, nothing drawn."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from skewsim.scenarios import LADDER
+from skewsim.sweep import Ladder, LadderResult, Rung
+
+STEPS = 80
+
+
+def _climb(objective: str, names: tuple[str, ...] = LADDER) -> LadderResult:
+    ladder = Ladder(objective=objective, seeds=5, steps=STEPS, names=names)
+    ensemble, records = ladder.ensemble(), []
+    while ensemble.alive:
+        records += ensemble.step()
+    return ladder.result(records)
+
+
+@pytest.fixture(scope="module")
+def grpo() -> LadderResult:
+    return _climb("grpo")
+
+
+@pytest.fixture(scope="module")
+def gspo() -> LadderResult:
+    return _climb("gspo", ("v0_reference", "initial_v1", "plus_inflight", "plus_fp32_head"))
+
+
+def _rung(result: LadderResult, name: str) -> Rung:
+    return next(r for r in result.rungs if r.name == name)
+
+
+def _mean(result: LadderResult, name: str, key: str) -> float:
+    """Mean over seeds and the second half of the steps."""
+    half = result.steps // 2
+    return float(np.mean([r.metrics[key] for r in result.records[name] if r.step >= half]))
+
+
+def _smooth(result: LadderResult, name: str, key: str, width: int = 15) -> np.ndarray:
+    """(seeds, steps - width + 1) running means."""
+    by_seed: dict[int, list[float]] = {}
+    for r in result.records[name]:
+        by_seed.setdefault(r.seed, []).append(r.metrics[key] or 0.0)
+    return np.array([np.convolve(v, np.full(width, 1 / width), "valid") for v in by_seed.values()])
+
+
+@pytest.mark.parametrize("objective", ["grpo", "gspo"])
+def test_initial_v1_leaves_the_references_seed_band_and_never_returns(objective: str, request) -> None:
+    result = request.getfixturevalue(objective)
+    lowest = _smooth(result, "v0_reference", "reward/mean").min(0)
+    v1 = _smooth(result, "initial_v1", "reward/mean").mean(0)
+    outside = v1 < lowest
+    assert outside[len(outside) // 2 :].all()
+    assert not _rung(result, "initial_v1").inside_reference_band
+
+
+@pytest.mark.parametrize("objective", ["grpo", "gspo"])
+def test_all_four_fixes_equal_the_reference_bit_for_bit(objective: str, request) -> None:
+    result = request.getfixturevalue(objective)
+    assert _rung(result, "plus_fp32_head").identical_to_reference
+    assert not any(r.identical_to_reference for r in result.rungs if r.name not in ("v0_reference", "plus_fp32_head"))
+
+
+@pytest.mark.parametrize("objective", ["grpo", "gspo"])
+def test_the_first_three_fixes_bring_the_reward_back_into_the_band(objective: str, request) -> None:
+    assert _rung(request.getfixturevalue(objective), "plus_inflight").inside_reference_band
+
+
+def test_fix_1_makes_the_gradient_truthful_and_the_mean_ratio_one(grpo: LadderResult) -> None:
+    before, after = (_mean(grpo, n, "optim/grad_cosine") for n in ("initial_v1", "plus_processed"))
+    assert before < 0.97
+    assert after == 1
+    # an engine that is stale but truthful samples from what it reports: E[ratio] = 1; a wrong report breaks that
+    before, after = (abs(_mean(grpo, n, "skew/ratio_mean") - 1) for n in ("initial_v1", "plus_processed"))
+    assert after < 0.03
+    assert before > 2 * after
+
+
+def test_fix_2_removes_the_stale_prefix_from_the_skew(grpo: LadderResult) -> None:
+    for key in ("skew/logprob_diff_mean", "skew/kl_k3", "update/clip_rate"):
+        assert _mean(grpo, "plus_defaults", key) < 0.95 * _mean(grpo, "plus_processed", key), key
+
+
+def test_fix_3_brings_lag_and_with_it_clip_rate_and_k3_back(grpo: LadderResult) -> None:
+    assert _mean(grpo, "plus_defaults", "lag/mean") > 7
+    assert _mean(grpo, "plus_inflight", "lag/mean") == pytest.approx(0.5)
+    for key in ("update/clip_rate", "skew/kl_k3"):
+        assert _mean(grpo, "plus_inflight", key) < 0.3 * _mean(grpo, "plus_defaults", key), key
+
+
+def test_fix_4_closes_the_remaining_gap(grpo: LadderResult) -> None:
+    assert _mean(grpo, "plus_fp32_head", "skew/logprob_diff_mean") < _mean(
+        grpo, "plus_inflight", "skew/logprob_diff_mean"
+    )
+
+
+def test_clip_rate_is_the_clearest_signal(grpo: LadderResult) -> None:
+    """The migration's own observation: the clip rate is off tenfold where the reward is off by a third."""
+    assert _mean(grpo, "initial_v1", "update/clip_rate") > 5 * _mean(grpo, "v0_reference", "update/clip_rate")
+    assert _mean(grpo, "initial_v1", "policy/entropy") > _mean(grpo, "v0_reference", "policy/entropy")
+
+
+def test_gspos_clip_is_hit_harder_than_grpos(grpo: LadderResult, gspo: LadderResult) -> None:
+    assert _mean(gspo, "initial_v1", "update/clip_rate") > 2 * _mean(grpo, "initial_v1", "update/clip_rate")
+
+
+def test_json_has_the_published_keys(grpo: LadderResult) -> None:
+    found = grpo.to_json()
+    assert set(found) == {"objective", "seeds", "steps", "rungs"}
+    assert [r["name"] for r in found["rungs"]] == list(LADDER)
+    assert set(found["rungs"][0]) == {
+        "name", "reward_final", "reward_band", "entropy_final", "clip_rate", "kl_k3", "logprob_diff_mean", "lag",
+        "inside_reference_band", "identical_to_reference", "diverged",
+    }  # fmt: skip
