@@ -20,9 +20,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from skewsim.kv_cache import KVCache, PrefixCache, prefill
+from skewsim.kv_cache import PrefixCache, prefill
 from skewsim.noise import NoiseModel
-from skewsim.policy import Policy, PolicyConfig, Weights
+from skewsim.policy import Policy, Weights
 from skewsim.profile import load_profile
 from skewsim.quantization import quantize
 from skewsim.sampling import Sample, Sampler
