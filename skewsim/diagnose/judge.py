@@ -109,20 +109,19 @@ def _temperature(findings: Findings, facts: sign.Truth) -> bool:
     """Raw logprobs or a wrong temperature; the sign of the bias says who was sampled from."""
     rows = findings.rows
     slope = sign.context_slope(rows)
-    raw = facts.bias.z > 4 and facts.lean > 0.25 if slope is None else _sampled_by_trainer(facts, slope, rows)
-    share, k = sign.curve_slope(rows, given=rows.trainer if raw else rows.engine)
-    how = f"a function of the token's probability explains {share:.0%} of the skew"
     if slope is not None:
-        if abs(slope.k.value - 1) < max(0.02, 5 * slope.k.error) or slope.explained < 0.8:
+        k, share = slope.k.value, slope.explained
+        if abs(k - 1) < max(0.02, 5 * slope.k.error) or share < 0.8:
             findings.notes.append(f"no temperature: slope within contexts {slope.k} over {slope.tokens} tokens")
             return False
-        k = slope.k.value
-        share = max(share, slope.explained)
-        how = f"within {slope.tokens} tokens of equal context, engine = {slope.k} x trainer + const, explaining {slope.explained:.0%}"
-    elif (not raw and (share < 0.4 or abs(k - 1) < 0.05 or facts.bias.z > -4)) or (
-        raw and (share < 0.15 or k >= 1.0) and (abs(k - 1) < 0.05 or share < 0.15)
-    ):
-        return False
+        how = f"within {slope.tokens} tokens of equal context, engine = {slope.k} x trainer + const, explaining {share:.0%}"
+    else:
+        share, k = max(sign.curve_slope(rows, given=given) for given in (rows.trainer, rows.engine))
+        one_signed = float((rows.skew > FLOOR).mean()) < 0.05 and facts.ratio.z < -4
+        if share < 0.6 or abs(k - 1) < 0.03 or one_signed:
+            return False
+        how = f"a function of the token's probability explains {share:.0%} of the skew, with slope {k:.3g}"
+    raw = _sampled_by_trainer(facts, k, rows)
     request = rows.setting("temperature")
     known = "" if request is None else f" (request {request:.3g}: engine {request / k:.3g} if that is the trainer's)"
     moments = f"bias {facts.bias}, mean ratio - 1 = {facts.ratio}, mean inverse ratio - 1 = {facts.inverse}"
@@ -142,13 +141,13 @@ def _temperature(findings: Findings, facts: sign.Truth) -> bool:
     return True
 
 
-def _sampled_by_trainer(facts: sign.Truth, slope: sign.Slope, rows: Rows) -> bool:
+def _sampled_by_trainer(facts: sign.Truth, k: float, rows: Rows) -> bool:
     """Whether the trainer's distribution is the one that was sampled from, so that the engine's report is raw."""
     request = rows.setting("temperature")
     if abs(facts.bias.z) > 4:
         return facts.bias.value > 0
-    if request is not None:
-        return abs(slope.k.value - request) < 4 * slope.k.error + 0.01
+    if request is not None and request != 1.0 and abs(k - request) < 0.2 * abs(request - 1):
+        return facts.bias.z > -2
     return abs(facts.inverse.z) < abs(facts.ratio.z)
 
 
@@ -310,7 +309,7 @@ def _precision(findings: Findings) -> None:
         f"rms {rms:.3g}; noise of {law.sigma_z:.3g} on each logit, the law holds within a factor {law.spread:.2g} "
         f"from improbable to probable tokens; bias {law.bias}"
     )
-    if law.lawful and (law.sigma_z < LARGEST_SIGMA or low_precision(rows)):
+    if law.lawful and (is_rounding(law) or low_precision(rows)):
         findings.add("compute_dtype", share, text)
     elif not findings.causes:
         findings.add("unknown", share, f"{text}; {what_next(rows)}")
@@ -342,6 +341,11 @@ def _head(findings: Findings, rms: float) -> tuple[str, str] | None:
 def _floor(rows: Rows) -> float:
     dtypes = {str(rows.meta[key]) for key in ("dtype", "trainer_dtype", "head_dtype") if key in rows.meta}
     return max((FLOORS.get(name, FLOOR) for name in dtypes), default=FLOOR)
+
+
+def is_rounding(law: sign.Noise) -> bool:
+    """Whether a 16-bit type makes noise of this size."""
+    return law.sigma_z < LARGEST_SIGMA and law.square < FLOORS["bfloat16"] ** 2
 
 
 def low_precision(rows: Rows) -> bool:

@@ -18,7 +18,15 @@ import numpy as np
 from scipy import optimize
 
 from skewsim.diagnose import signatures as sign
-from skewsim.diagnose.judge import FLOOR, Findings, low_precision, stale_by_contrast, take_out_outliers, what_next
+from skewsim.diagnose.judge import (
+    FLOOR,
+    Findings,
+    is_rounding,
+    low_precision,
+    stale_by_contrast,
+    take_out_outliers,
+    what_next,
+)
 from skewsim.diagnose.rows import Bools, Floats, Ints, Rows, mean, sequence_means
 from skewsim.errors import UserError
 from skewsim.sequences import SequenceRecord
@@ -482,7 +490,7 @@ def _leftover(findings: Findings, trainer: Config, engine: Config, trainer_rms: 
         f"what no other weights, precision of the head, temperature or truncation explains: rms {rms:.3g}, noise of "
         f"{law.sigma_z:.3g} on each logit, the law holds within a factor {law.spread:.2g}, bias {law.bias}"
     )
-    if law.lawful and (law.sigma_z < 0.3 or low_precision(rows)):
+    if law.lawful and (is_rounding(law) or low_precision(rows)):
         findings.add("compute_dtype", share, text)
     elif not findings.causes:
         findings.add("unknown", share, f"{text}; {what_next(rows)}")
