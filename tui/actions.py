@@ -72,6 +72,7 @@ ACTIONS: tuple[Action, ...] = (
     Action("tokens", "t", "Tokens", "This step's sequences, ratios and skew by probability."),
     Action("formula", "f", "Formula", "The objective with this step's numbers in it, and where the code stands."),
     Action("profile", "p", "Profile", "Measured skew profiles: look at one, compare two, use one as the noise source."),
+    Action("diagnose", "d", "Diagnose", "What causes the skew: ranked, with proof and fix; of this step or of a file."),
     Action("advise", "a", "Advise", "What default thresholds do to healthy data at your noise level and length."),
     Action("ladder", "g", "Ladder", "The reference, initial V1 and the four fixes one by one, side by side."),
     Action("runs", "r", "Runs", "Open a run folder and replay it."),
@@ -79,7 +80,7 @@ ACTIONS: tuple[Action, ...] = (
     Action("markers", "m", "Markers", "Draw with braille dots or with plain ASCII letters."),
     Action("theme", "k", "Theme", "Dark or light."),
     Action("help", "f1,question_mark", "Help", "Explain what is focused, and list the keys.", footer=True),
-    Action("palette", "colon", "Palette", "Everything that can be done now, by name."),
+    Action("palette", "colon,ctrl+p", "Palette", "Everything that can be done now, by name."),
     Action("screenshot", "s", "Picture", "Save this screen as an SVG picture."),
     Action("export", "e", "Export", "Save every number on the chart as a CSV table, with the share string."),
     Action("share", "y", "Share", "Copy the share string: these settings, also on the command line."),
@@ -100,10 +101,12 @@ ACTIONS: tuple[Action, ...] = (
     Action("next", "right", "Next", "Profile: the one after.", "profile", True),
     Action("compare", "c", "Compare", "Profile: keep this one beside the others, or stop.", "profile", True),
     Action("use", "enter", "Use", "Profile: make it the noise source of yours.", "profile", True),
+    Action("again", "n", "Newest", "Diagnose: look at the newest step.", "diagnose", True),
+    Action("open", "enter", "Open", "Diagnose: a token table or JSON lines.", "diagnose", True),
     Action("measure", "n", "Measure", "Profile: measure a real engine now, in a process of its own.", "profile", True),
 )
 
-SCREENS = ("explore", "advise", "profile")
+SCREENS = ("explore", "advise", "profile", "diagnose")
 """Screens with keys of their own; the app's and a page's keys are valid on each."""
 
 

@@ -10,7 +10,7 @@ import csv
 import io
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -18,8 +18,8 @@ from typing import Any, ClassVar
 
 from platformdirs import user_state_path
 from textual import events
-from textual.app import App, SystemCommand
-from textual.binding import BindingType
+from textual.app import App
+from textual.binding import Binding, BindingType
 from textual.screen import Screen
 from textual.widgets import Footer
 
@@ -28,8 +28,8 @@ from skewsim.files import atomic_writer
 from skewsim.scenarios import find_scenario as named_scenario
 from skewsim.settings import Scenario
 from skewsim.share import is_share, load_toml, to_share
-from tui.actions import bindings, load_keymap, valid_on
-from tui.driver import Driver, Train
+from tui.actions import Action, bindings, key_text, load_keymap, valid_on
+from tui.driver import Driver, Train, training_alive
 from tui.lab import YOURS, Lab, next_speed, opening, parse_share, speed_text
 from tui.lesson import Player, load_lesson
 from tui.measuring import Measuring
@@ -57,6 +57,7 @@ class SkewsimApp(App[None]):
 
     CSS_PATH = "app.tcss"
     TITLE = "skewsim"
+    ENABLE_COMMAND_PALETTE = False
     BINDINGS: ClassVar[list[BindingType]] = bindings("app")
 
     def __init__(
@@ -81,6 +82,7 @@ class SkewsimApp(App[None]):
 
     def on_mount(self) -> None:
         self.set_keymap(self._keys)
+        self.set_class(self.look.ascii_only, "-ascii")
         self.push_screen(self.explore)
         self.lab.reset()
         self.lab.driver.start()
@@ -139,6 +141,10 @@ class SkewsimApp(App[None]):
         elif fits and isinstance(self.screen, TooSmall):
             self.pop_screen()
 
+    def get_key_display(self, binding: Binding) -> str:
+        """Keys as words where the terminal may not have the arrows."""
+        return key_text(binding.key) if self.look.ascii_only else super().get_key_display(binding)
+
     def footer(self) -> Footer:
         return Footer(show_command_palette=False, compact=True)
 
@@ -154,15 +160,14 @@ class SkewsimApp(App[None]):
             self.notify(text)
         self.redraw()
 
-    def get_system_commands(self, screen: Screen[Any]) -> Iterable[SystemCommand]:
-        """The palette: every action that is valid on this screen now."""
+    def _valid(self, screen: Screen[Any]) -> list[Action]:
+        """Every action that can be done on a screen now."""
+        found = []
         for action in valid_on(getattr(screen, "where", "page")):
             owner = self if action.where == "app" else screen
-            if owner.check_action("do", (action.id,)) and action.id != "palette":
-                yield SystemCommand(action.title, action.help, self._runner(owner, action.id))
-
-    def _runner(self, owner: Any, id: str) -> Any:
-        return lambda: owner.action_do(id)
+            if action.id != "palette" and owner.check_action("do", (action.id,)):
+                found.append(action)
+        return found
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """What is hidden for teaching has no key, no footer entry and no line in the palette."""
@@ -228,6 +233,11 @@ class SkewsimApp(App[None]):
 
         self._look_closer(ProfileScreen(self.lab))
 
+    def do_diagnose(self) -> None:
+        from tui.screens.diagnose import DiagnoseScreen
+
+        self._look_closer(DiagnoseScreen())
+
     def do_advise(self) -> None:
         from tui.screens.advise import AdviseScreen
 
@@ -274,10 +284,22 @@ class SkewsimApp(App[None]):
         self.push_screen(HelpScreen(getattr(subject, "help_title", ""), getattr(subject, "help_text", "")))
 
     def do_palette(self) -> None:
-        self.action_command_palette()
+        from tui.screens.palette import PaletteScreen
+
+        below = self.screen
+
+        def do(action: Action) -> None:
+            owner: Any = self if action.where == "app" else below
+            if below is self.screen:
+                owner.action_do(action.id)
+
+        self.push_screen(PaletteScreen(self._valid(below), do))
 
     def do_markers(self) -> None:
         self.look = replace(self.look, ascii_only=not self.look.ascii_only)
+        self.set_class(self.look.ascii_only, "-ascii")
+        for screen in self.screen_stack:
+            screen.refresh_bindings()
         self.say("ASCII letters" if self.look.ascii_only else "braille dots")
 
     def do_theme(self) -> None:
@@ -400,12 +422,13 @@ def run(
     app.run()
     if app.measuring is not None:
         app.measuring.stop()
-    ended = app.lab.driver.stop()
+    app.lab.driver.stop()
     _remember(app.lab.yours)
     if "TEXTUAL_DRIVER" not in os.environ:
         print(farewell(app.lab, app.score), flush=True)
-    if not ended:
-        os._exit(app.return_code or 0)  # a step under way is not waited for; every record is already in its file
+    if training_alive():  # a step under way is not waited for; every record is already in its file
+        sys.stdout.flush()
+        os._exit(app.return_code or 0)
     return app.return_code or 0
 
 

@@ -12,6 +12,7 @@ import math
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -254,7 +255,7 @@ def noise_sources(profiles: Sequence[str]) -> Control:
         Choice("computed", _NO_NOISE),
         Choice("invented", {"skew.profile": None, "skew.noise": "normal", "skew.scale": 0.155}),
         Choice("heavy tail", {"skew.profile": None, "skew.noise": "student_t", "skew.scale": 0.155}),
-        *(Choice(name, {**_NO_NOISE, "skew.noise": "profile", "skew.profile": name}) for name in profiles),
+        *(Choice(Path(name).stem, {**_NO_NOISE, "skew.noise": "profile", "skew.profile": name}) for name in profiles),
     ]
     return Control(
         "source",

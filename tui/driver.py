@@ -23,6 +23,7 @@ from tui.series import Record
 Records = Sequence[Record]
 Training = Generator[Records, Scenario | None, None]
 Train = Callable[[Scenario, tuple[int, ...]], Training]
+_THREAD = "skewsim-training"
 SPEEDS: tuple[float, ...] = (1, 2, 5, 10, 20, 50, float("inf"))
 
 
@@ -114,7 +115,7 @@ class Driver:
         self.epoch = self._running_epoch = 0
         self.playing = True
         self.speed = speed
-        self._thread = threading.Thread(target=self._run, name="training", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=_THREAD, daemon=True)
 
     def start(self) -> None:
         self._thread.start()
@@ -282,3 +283,8 @@ class Driver:
             return False
         self._updates.append(Update(epoch, name, records, toggled=track.toggled))
         return True
+
+
+def training_alive() -> bool:
+    """Whether any driver's thread is still in a step: the interpreter must not be torn down under it."""
+    return any(thread.name == _THREAD for thread in threading.enumerate())

@@ -10,6 +10,7 @@ from skewsim.errors import UserError
 from tui.actions import ACTIONS, SCREENS, load_keymap, valid_on
 from tui.app import SkewsimApp
 from tui.screens.advise import AdviseScreen
+from tui.screens.diagnose import DiagnoseScreen
 from tui.screens.explore import Explore
 from tui.screens.formula import FormulaScreen
 from tui.screens.ladder import LadderScreen
@@ -21,12 +22,18 @@ from tui.screens.tokens import TokensScreen
 def test_no_key_means_two_things_on_a_screen_and_none_needs_ctrl(screen: str) -> None:
     keys = [key for action in valid_on(screen) for key in action.keys.split(",")]
     assert len(keys) == len(set(keys))
-    assert not any("ctrl" in key for key in keys)
+    assert all(any("ctrl" not in key for key in action.keys.split(",")) for action in valid_on(screen))
 
 
 def test_every_action_is_carried_out_by_somebody_and_explained() -> None:
-    owners = {"app": [SkewsimApp], "explore": [Explore], "advise": [AdviseScreen], "profile": [ProfileScreen]}
-    owners["page"] = [TokensScreen, FormulaScreen, AdviseScreen, ProfileScreen, LadderScreen]
+    owners = {
+        "app": [SkewsimApp],
+        "explore": [Explore],
+        "advise": [AdviseScreen],
+        "profile": [ProfileScreen],
+        "diagnose": [DiagnoseScreen],
+    }
+    owners["page"] = [TokensScreen, FormulaScreen, AdviseScreen, ProfileScreen, LadderScreen, DiagnoseScreen]
     for action in ACTIONS:
         for owner in owners[action.where]:
             assert action.argument or callable(getattr(owner, f"do_{action.id}", None)), (action.id, owner)

@@ -208,3 +208,18 @@ async def test_a_diverged_curve_is_shown_as_such(stage: StageMaker) -> None:
             await s.pilot.pause(0.01)
         await s.settle()
         assert "diverged at step 30: loss is not finite" in s.text()
+
+
+@on_stage
+async def test_the_palette_lists_what_is_valid_here_and_does_it(stage: StageMaker) -> None:
+    async with stage(steps=2) as s:
+        await s.press("colon", *"dark")
+        assert "Theme" in s.text()
+        assert "All curves from step 0" not in s.text()
+        await s.press("enter")
+        await s.settle()
+        assert not s.app.current_theme.dark
+        await s.press("colon")
+        assert "Step back" not in s.text(), "only a replay can go back"
+        await s.press("escape")
+        assert s.app.screen is s.app.explore

@@ -1,0 +1,231 @@
+"""The screens that look closer, from made-up rollouts and scripted curves."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from skewsim.errors import UserError
+from skewsim.objectives import LossInputs, compute_loss
+from skewsim.profile import fit_profile, save_profile
+from skewsim.settings import Scenario
+from skewsim.tokens import TokenTable
+from tui.app import curves_csv
+from tui.driver import TrackSpec
+from tui.measuring import Measuring
+from tui.screens.advise import share_outside
+from tui.screens.formula import family_of, worked
+from tui.screens.runs import open_run
+from tui.screens.tokens import histogram
+from tui.snapshot import clip_bounds
+from tui.views import Look
+
+from .conftest import StageMaker, check_golden
+from .scripted import scripted
+from .snapshots import snapshot
+from .stagecraft import on_stage
+
+SIZES = [(80, 24), (120, 40), (200, 50)]
+OBJECTIVES = ["reinforce", "rloo", "reinforce_pp", "ppo", "grpo", "dr_grpo", "dapo", "cispo", "dppo"]
+
+
+@pytest.mark.parametrize("size", SIZES, ids=lambda s: f"{s[0]}x{s[1]}")
+@pytest.mark.parametrize(("key", "name"), [("t", "tokens"), ("f", "formula"), ("a", "advise")])
+@on_stage
+async def test_a_page_looks_as_stored(stage: StageMaker, size: tuple[int, int], key: str, name: str) -> None:
+    async with stage(size=size, steps=3) as s:
+        await s.press(key)
+        s.app.lens.latest = snapshot()
+        await s.settle()
+        check_golden(f"{name}-{size[0]}x{size[1]}", s.text())
+        await s.press("m")
+        assert s.text().isascii()
+        await s.press("escape")
+        assert s.app.screen is s.app.explore
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("advantage", [1.0, -1.0])
+@pytest.mark.parametrize("ratio", [0.5, 1.0, 1.1, 6.0])
+def test_the_formula_screen_works_out_the_loss_that_the_trainer_takes(
+    objective: str, advantage: float, ratio: float
+) -> None:
+    scenario = Scenario().with_values({"trainer.objective": objective})
+    engine = -2.5
+    trainer = engine + math.log(ratio)
+    inputs = LossInputs(
+        trainer_logprobs=torch.tensor([[trainer], [trainer]], dtype=torch.float64),
+        old_logprobs=torch.tensor([[engine], [engine]], dtype=torch.float64),
+        engine_logprobs=torch.tensor([[engine], [engine]], dtype=torch.float64),
+        mask=torch.ones(2, 1, dtype=torch.float64),
+        advantages=torch.tensor([advantage, advantage + 1e-9], dtype=torch.float64),
+        group_ids=torch.tensor([0, 0]),
+    )
+    family, where, source = family_of(scenario)
+    low, high = clip_bounds(scenario.trainer)
+    numbers = worked(family, trainer=trainer, old=engine, engine=engine, advantage=advantage, low=low, high=high)
+    assert numbers.loss == pytest.approx(float(compute_loss(inputs, scenario.trainer).loss), abs=1e-6)
+    assert where.startswith("skewsim/objectives.py:")
+    assert f"def {family}" in source
+
+
+def test_the_histogram_counts_what_the_clip_would_change() -> None:
+    shot = snapshot(noise=0.5)
+    ratios = shot.ratios[shot.mask]
+    outside = float(((ratios < 0.8) | (ratios > 1.2)).mean())
+    assert f"outside the clip bounds: {outside:.1%}" in histogram(shot, Look(), width=80).plain
+
+
+def test_recomputed_old_logprobs_put_every_first_ratio_at_one() -> None:
+    shot = snapshot(Scenario().with_values({"trainer.old_logprobs": "recompute"}))
+    assert np.array_equal(shot.ratios, np.ones_like(shot.ratios))
+
+
+def test_advise_reproduces_the_share_of_healthy_sequences_inside_gspos_paper_clip() -> None:
+    gspo = Scenario().with_values({"trainer.objective": "gspo", "trainer.gspo_form": "paper"})
+    assert 1 - share_outside(gspo, 0.0449, 1506) == pytest.approx(0.16, abs=0.01)
+
+
+@on_stage
+async def test_advise_moves_with_noise_and_length(stage: StageMaker) -> None:
+    async with stage(size=(120, 40), steps=1) as s:
+        await s.press("a", "right", "up")
+        assert "sigma 0.06 nats, 2048 tokens" in s.text()
+        await s.press("left", "left", "down", "down")
+        assert "sigma 0.031 nats, 1024 tokens" in s.text()
+
+
+def make_profile(path: Path) -> None:
+    rng = np.random.default_rng(1)
+    n = 2000
+    trainer = np.log(rng.uniform(0.01, 0.99, n))
+    table = TokenTable(
+        sequence=np.repeat(np.arange(n // 20), 20),
+        position=np.tile(np.arange(20), n // 20),
+        token=np.zeros(n, np.int64),
+        engine_logprob=trainer - rng.normal(0, 0.05, n),
+        trainer_logprob=trainer,
+        weight_version=np.full(n, -1),
+        meta={},
+    )
+    save_profile(fit_profile(table, name=path.stem, provenance={"engine": "made-up"}, bootstrap=10), path)
+
+
+@on_stage
+async def test_a_profile_is_shown_compared_and_used_as_the_noise_source(stage: StageMaker, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        make_profile(tmp_path / f"{name}.json")
+    async with stage(size=(120, 40), steps=2) as s:
+        s.app.profiles = tuple(str(tmp_path / f"{name}.json") for name in ("one", "two"))
+        await s.press("p")
+        assert "one (measured)" in s.text()
+        assert "published bf16" in s.text()
+        await s.press("c", "right")
+        assert "sigma_z" in s.text()
+        await s.press("enter", "escape")
+        assert s.lab.yours.skew.profile == s.app.profiles[1]
+        assert "two" in s.text()
+        await s.press("u")
+        assert s.lab.yours.skew.profile is None
+
+
+@on_stage
+async def test_the_ladder_runs_its_six_rungs_beside_the_lab(stage: StageMaker) -> None:
+    async with stage(size=(120, 40), steps=1) as s:
+        await s.press("g")
+        async with asyncio.timeout(20):
+            while "step 100 of 100" not in s.text():
+                await asyncio.sleep(0.05)
+                s.app.tick()
+                await s.settle()
+        assert "identical to the last bit" in s.text()
+        check_golden("ladder-120x40", s.text())
+        await s.press("escape")
+
+
+@on_stage
+async def test_a_replay_goes_forward_and_backward_through_the_live_path(stage: StageMaker) -> None:
+    async with stage(steps=0) as s:
+        specs = [
+            TrackSpec(name, Scenario(name=name, steps=30), (0,), taped=True, train=scripted)
+            for name in ("yours", "other")
+        ]
+        s.lab.replay(Path("run-1"), specs)
+        await s.advance(20)
+        assert "replay of run-1" in s.text()
+        await s.press("comma", "comma")
+        async with asyncio.timeout(10):
+            while s.lab.step != 17:
+                s.lab.tick()
+                await asyncio.sleep(0.01)
+        await s.press("backspace")
+        async with asyncio.timeout(10):
+            while s.lab.step > 5:
+                s.app.tick()
+                await asyncio.sleep(0.02)
+        await s.press("0", "space")
+        assert s.lab.replaying is None
+
+
+def test_an_empty_or_missing_run_folder_is_one_line(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "none"):
+        with pytest.raises(UserError) as caught:
+            open_run(path)
+        assert "\n" not in str(caught.value)
+
+
+@on_stage
+async def test_every_number_on_the_charts_is_in_the_export(stage: StageMaker) -> None:
+    async with stage(steps=7) as s:
+        lines = curves_csv(s.lab).splitlines()
+        assert lines[1].startswith("curve,seed,step,")
+        header = lines[1].split(",")
+        last = dict(zip(header, lines[-1].split(","), strict=True))
+        assert last["curve"] == "yours"
+        assert float(last["reward/mean"]) == pytest.approx(s.lab.tracks["yours"].series.now("reward/mean"), rel=1e-4)
+
+
+def test_measuring_survives_the_failure_of_its_child(tmp_path: Path) -> None:
+    script = "import sys; print('loading', file=sys.stderr); sys.exit(3)"
+    measuring = Measuring("base", tmp_path, command=(sys.executable, "-c", script))
+    seen: list[str] = []
+    asyncio.run(measuring.run(lambda: seen.append(measuring.line)))
+    assert measuring.line == "measuring failed (exit code 3): loading"
+    assert not measuring.running
+    assert "measuring: loading" in seen
+    missing = Measuring("base", tmp_path, command=(str(tmp_path / "no-such-program"),))
+    asyncio.run(missing.run(lambda: None))
+    assert missing.line.startswith("measuring failed")
+
+
+def test_a_measured_profile_is_found_when_the_child_ends_well(tmp_path: Path) -> None:
+    script = "import sys, pathlib; pathlib.Path(sys.argv[-1], 'profile.json').write_text('{}')"
+    measuring = Measuring("base --engine x", tmp_path, command=(sys.executable, "-c", script))
+    asyncio.run(measuring.run(lambda: None))
+    assert measuring.profile == tmp_path / "profile.json"
+    with pytest.raises(UserError, match="measure"):
+        Measuring("base 'unclosed", tmp_path)
+
+
+@on_stage
+async def test_diagnose_names_the_cause_of_the_newest_step_and_of_a_file(stage: StageMaker, tmp_path: Path) -> None:
+    async with stage(size=(120, 40), steps=2) as s:
+        s.app.lens.latest = snapshot(sequences=64, noise=0.0)
+        await s.press("d")
+        async with asyncio.timeout(20):
+            while "Verdict" not in s.text():
+                await asyncio.sleep(0.05)
+                await s.settle()
+        assert "Verdict: healthy" in s.text()
+        await s.press("enter", *str(tmp_path / "none.npz"), "enter")
+        async with asyncio.timeout(20):
+            while "none.npz:" not in s.text() and "no such" not in s.text().lower():
+                await asyncio.sleep(0.05)
+                await s.settle()
+        await s.press("escape")

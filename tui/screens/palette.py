@@ -1,0 +1,71 @@
+"""The palette: everything that can be done on the screen below, by name; typing narrows it down.
+
+(Textual's own palette can raise NoMatches when it is closed while its search is under way, so this one is ours.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import ClassVar
+
+from textual.app import ComposeResult
+from textual.binding import BindingType
+from textual.containers import Vertical
+from textual.screen import ModalScreen
+from textual.widgets import Input, OptionList
+from textual.widgets.option_list import Option
+
+from tui.actions import Action, key_text
+
+
+class PaletteScreen(ModalScreen[None]):
+    """Enter does the highlighted thing, escape closes."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        ("escape", "dismiss", "Close"),
+        ("down", "move(1)", "Down"),
+        ("up", "move(-1)", "Up"),
+    ]
+
+    def __init__(self, actions: list[Action], do: Callable[[Action], None]) -> None:
+        super().__init__()
+        self._actions, self._do = actions, do
+        self._found = actions
+
+    def compose(self) -> ComposeResult:
+        with Vertical(id="palette"):
+            yield Input(placeholder="what to do")
+            yield OptionList()
+
+    def on_mount(self) -> None:
+        self.query_one(OptionList).can_focus = False
+        self._show("")
+
+    def on_input_changed(self, event: Input.Changed) -> None:
+        self._show(event.value)
+
+    def _show(self, text: str) -> None:
+        words = text.lower().split()
+        self._found = [a for a in self._actions if all(w in f"{a.title} {a.help}".lower() for w in words)]
+        options = self.query_one(OptionList)
+        options.clear_options()
+        options.add_options([Option(f"{a.title:<12} {key_text(a.keys):<9} {a.help}") for a in self._found])
+        options.highlighted = 0 if self._found else None
+
+    def action_move(self, by: int) -> None:
+        options = self.query_one(OptionList)
+        if options.highlighted is not None:
+            options.highlighted = (options.highlighted + by) % len(self._found)
+
+    def on_input_submitted(self) -> None:
+        at = self.query_one(OptionList).highlighted
+        if at is not None:
+            self._choose(at)
+
+    def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
+        self._choose(event.option_index)
+
+    def _choose(self, at: int) -> None:
+        action = self._found[at]
+        self.dismiss()
+        self.app.call_after_refresh(self._do, action)
