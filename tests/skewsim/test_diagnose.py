@@ -305,11 +305,10 @@ def test_a_wrong_temperature_is_estimated_with_a_model(folders: list[Path], tmp_
     assert "temperature 0.8," in found.first.evidence
 
 
-def test_the_simulators_pairs_are_named_both() -> None:
-    """A small sample of benchmarks/diagnosis_confusion.py."""
-    for labels in (PAIRS[0], PAIRS[9]):
-        case = make_case(labels, 1)
-        assert set(labels) <= names(diagnose(case.log, models=case.models)), labels
+def test_a_pair_of_the_simulators_causes_is_named_both() -> None:
+    """One of the cases of benchmarks/diagnosis_confusion.py, which runs hundreds."""
+    case = make_case(PAIRS[0], 1)
+    assert set(PAIRS[0]) <= names(diagnose(case.log, models=case.models))
 
 
 def test_users_mistakes_are_one_line(folders: list[Path], tmp_path: Path) -> None:
