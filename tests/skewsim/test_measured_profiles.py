@@ -63,12 +63,12 @@ def test_float32_engine_and_trainer_agree_to_1e_5() -> None:
     assert load_profile(f"{ENGINE}-float32").metrics["logprob_diff_mean"].value < 1e-5
 
 
-@pytest.mark.parametrize(("target", "slack"), [("reported", 0.0), ("sampled", 0.05)])
+@pytest.mark.parametrize(("target", "slack"), [("reported", 0.0), ("sampled", 0.1)])
 @pytest.mark.parametrize("label", ["bfloat16", "bfloat16-fp32-head"])
 def test_an_injected_profile_reproduces_the_measured_skew_within_its_bootstrap_interval(
     label: str, target: str, slack: float
 ) -> None:
-    """Sampled, the disturbed numbers must sum to one, and the calibration is first order: 5 % are granted on top."""
+    """Sampled, the disturbed numbers must sum to one, and the calibration is first order: 10 % are granted on top."""
     measured = load_profile(f"{ENGINE}-{label}")
     skew = {"skew.noise": "profile", "skew.profile": f"{ENGINE}-{label}", "skew.target": target}
     injected = _simulated(skew, generations=96)

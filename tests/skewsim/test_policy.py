@@ -8,13 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from skewsim.base_policy import SHIPPED_LENGTHS, shipped_folder, starting_policy
-from skewsim.engine import RolloutRequest, SimEngine
 from skewsim.errors import UserError
 from skewsim.policy import Policy, cast_weights
 from skewsim.scoring import response_logits
-from skewsim.settings import Scenario, TaskSettings
-from skewsim.task import Task
 from tests.skewsim.llama_oracle import GROUPED, SMALL, huggingface, random_policy
 
 PROMPTS, GROUP, P, T = 3, 4, 5, 6
@@ -85,21 +81,6 @@ def test_a_saved_policy_loads_unchanged(tmp_path: Path) -> None:
     again = Policy.load(tmp_path)
     assert torch.equal(again.flat, policy.flat)
     assert again.config == policy.config
-
-
-@pytest.mark.parametrize("length", SHIPPED_LENGTHS)
-@pytest.mark.parametrize("name", ["reverse", "reverse_until_zero"])
-def test_the_shipped_base_policy_solves_about_half_of_the_prompts(name: str, length: int) -> None:
-    settings = TaskSettings(name=name, response_length=length, pool_size=128)
-    scenario = Scenario(task=settings)
-    task, policy, engine = Task(settings), starting_policy(scenario), SimEngine()
-    engine.start(scenario, policy, version=0)
-    ids = torch.arange(128).unsqueeze(0)
-    request = RolloutRequest(0, (0,), ids, task.pool[ids], num_generations=2, max_tokens=task.max_tokens)
-    rollouts = engine.generate(request)
-    solved = task.score(rollouts.prompt_ids, rollouts.tokens, rollouts.mask).exact.mean()
-    assert 0.3 < solved < 0.7
-    assert shipped_folder(settings).is_dir()
 
 
 def test_a_folder_that_is_no_model_is_one_line(tmp_path: Path) -> None:

@@ -1,0 +1,67 @@
+"""Pretraining is deterministic and learns; the shipped policies are what a scenario starts from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from skewsim.base_policy import SHIPPED_LENGTHS, pretrain, shipped_folder, starting_policy
+from skewsim.engine import RolloutRequest, SimEngine
+from skewsim.errors import UserError
+from skewsim.policy import Policy, PolicyConfig
+from skewsim.settings import Scenario, TaskSettings
+from skewsim.task import Scores, Task
+
+
+def _scores(settings: TaskSettings) -> Scores:
+    scenario = Scenario(task=settings)
+    task, engine = Task(settings), SimEngine()
+    engine.start(scenario, starting_policy(scenario), version=0)
+    ids = torch.arange(settings.pool_size).unsqueeze(0)
+    request = RolloutRequest(0, (0,), ids, task.pool[ids], num_generations=2, max_tokens=task.max_tokens)
+    rollouts = engine.generate(request)
+    return task.score(rollouts.prompt_ids, rollouts.tokens, rollouts.mask)
+
+
+@pytest.mark.parametrize("length", [12, 32])
+@pytest.mark.parametrize("name", ["reverse", "reverse_until_zero"])
+def test_the_shipped_base_policy_solves_about_half_of_the_prompts(name: str, length: int) -> None:
+    solved = _scores(TaskSettings(name=name, response_length=length, pool_size=128)).exact.mean()
+    assert 0.25 < solved < 0.75
+
+
+@pytest.mark.parametrize("name", ["reverse", "reverse_until_zero"])
+def test_at_64_digits_the_shipped_base_policy_gets_most_positions_right(name: str) -> None:
+    partial = _scores(TaskSettings(name=name, response_length=64, pool_size=32)).partial.mean()
+    assert partial > 0.5
+
+
+def test_a_scenario_starts_from_the_shortest_policy_that_covers_its_length() -> None:
+    for length in (4, 12, 13, 33):
+        chosen = shipped_folder(TaskSettings(response_length=length)).name
+        assert chosen == f"reverse-{min(n for n in SHIPPED_LENGTHS if n >= length)}"
+
+
+def test_pretraining_is_deterministic_and_learns() -> None:
+    task = TaskSettings(response_length=4)
+    first, second = (list(pretrain(task, seed=1, max_steps=60)) for _ in range(2))
+    assert torch.equal(first[-1].policy.flat, second[-1].policy.flat)
+    assert first[-1].loss < first[0].loss
+    other = list(pretrain(task, seed=2, max_steps=20))
+    assert not torch.equal(first[0].policy.flat, other[0].policy.flat)
+
+
+def test_a_policy_whose_vocabulary_is_too_small_is_one_line(tmp_path: Path) -> None:
+    small = PolicyConfig(vocab_size=32)
+    Policy.random(small, generator=torch.Generator()).save(tmp_path)
+    with pytest.raises(UserError, match="vocab_size=32"):
+        starting_policy(Scenario(policy=str(tmp_path)))
+
+
+def test_a_folder_saved_from_a_policy_starts_the_same_run(tmp_path: Path) -> None:
+    scenario = Scenario()
+    starting_policy(scenario).save(tmp_path)
+    again = starting_policy(scenario.model_copy(update={"policy": str(tmp_path)}))
+    assert torch.equal(again.flat, starting_policy(scenario).flat)
