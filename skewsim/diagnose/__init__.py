@@ -15,7 +15,8 @@ import numpy as np
 
 from skewsim.diagnose.causes import FIX, LAYER_OF, LAYERS, Cause, Diagnosis, found, ranked
 from skewsim.diagnose.judge import Findings, clean, judge
-from skewsim.diagnose.rivals import Config, Models, Scorer, compare, prepare
+from skewsim.diagnose.predict import Config, Models, Scorer, prepare
+from skewsim.diagnose.rivals import compare
 from skewsim.diagnose.rows import Rows
 from skewsim.errors import UserError
 from skewsim.sequences import SequenceLog, load_sequences
