@@ -97,7 +97,7 @@ def gate(table: Path, /, *, max: Limits = None, min: Limits = None, json: Flag =
     Parameters
     ----------
     table
-        A token table (.npz, .parquet).
+        A token table (.npz, .parquet), or JSON lines with a sequence a line.
     max
         METRIC=VALUE, as in kl_k3=1e-3; may be given again and again.
     min
@@ -105,10 +105,13 @@ def gate(table: Path, /, *, max: Limits = None, min: Limits = None, json: Flag =
     json
         One JSON object.
     """
+    from skewsim.diagnose import load_source
     from skewsim.gate import gate
     from skewsim.tokens import TokenTable
 
-    report = gate(TokenTable.load(table), maximum=max or [], minimum=min or [])
+    source = load_source(table)
+    rows = source if isinstance(source, TokenTable) else source.table()
+    report = gate(rows, maximum=max or [], minimum=min or [])
     if json:
         print_json(report.to_json())
     else:

@@ -156,7 +156,9 @@ def _logprobs(logits: Floats, config: Config, rows: Rows) -> Floats:
 
 
 def temperatures(rows: Rows) -> Floats:
-    return np.nan_to_num(rows.settings["temperature"], nan=1.0)
+    """The request's; 1 where it is not known, or where decoding was greedy and nothing was divided."""
+    given = np.nan_to_num(rows.settings["temperature"], nan=1.0)
+    return np.where(given > 1e-3, given, 1.0)
 
 
 def _support(scaled: Floats, top_p: float, top_k: int, min_p: float) -> Bools:
