@@ -13,8 +13,10 @@ import pytest
 import torch
 
 from harness.logs import formats, import_rollouts, import_sequences
+from skewsim.cli import main
 from skewsim.errors import FileFormatError, UserError
 from skewsim.sequences import load_sequences, write_sequences
+from skewsim.tokens import TokenTable
 
 PROMPT = [5, 6, 7]
 TOKENS = [[10, 11, 12], [13, 14]]
@@ -243,6 +245,20 @@ def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FileFormatError):
         import_rollouts(tmp_path / "x.pt")
     assert not (tmp_path / "ran").exists()
+
+
+def test_the_command_writes_a_table_or_whole_sequences_by_suffix(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = str(nemo_rl(tmp_path))
+    assert main(["import", log, "--out", str(tmp_path / "t.npz")]) == 0
+    assert main(["import", log, "--out", str(tmp_path / "s.jsonl")]) == 0
+    assert "2 sequences" in capsys.readouterr().out
+    np.testing.assert_allclose(
+        TokenTable.load(tmp_path / "t.npz").skew, load_sequences(tmp_path / "s.jsonl").table().skew
+    )
+    assert main(["gate", str(tmp_path / "s.jsonl"), "--max", "logprob_diff_max=0.2"]) == 0
+    assert main(["gate", str(tmp_path / "t.npz"), "--max", "logprob_diff_max=0.01"]) == 1
 
 
 def test_wrong_paths_and_formats_are_the_users_mistake(tmp_path: Path) -> None:
