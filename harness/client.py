@@ -40,7 +40,7 @@ class Limits:
     """Start, import and model loading; without heartbeats, since imports may block them."""
     silence_s: float = 8.0
     """Without any sign of life, once it is ready."""
-    progress_s: float = field(default_factory=lambda: _seconds("SKEWSIM_ENGINE_TIMEOUT", default=120.0))
+    progress_s: float = field(default_factory=lambda: read_seconds("SKEWSIM_ENGINE_TIMEOUT", default=120.0))
     """Alive, but without a step done or a row sent; SKEWSIM_ENGINE_TIMEOUT sets it."""
 
 
@@ -199,7 +199,7 @@ class WorkerClient:
         return EngineError(f"engine worker {what} during {self._doing}{said}")
 
 
-def _seconds(variable: str, *, default: float) -> float:
+def read_seconds(variable: str, *, default: float) -> float:
     text = os.environ.get(variable)
     try:
         seconds = default if text is None else float(text)

@@ -338,11 +338,15 @@ def check(spec: EngineSpec | str, *, root: Path | str | None = None, progress: P
 
 
 def resolve_engine(name: str, *, progress: Progress | None = None) -> RolloutEngine:
-    """The engine of that name: ``sim``, or a real one. Raises UserError, EngineNotInstalled."""
+    """The engine of that name: ``sim``, an installed one, or a server's address. Raises UserError, EngineNotInstalled."""
     if name == "sim":
         from skewsim.engine import SimEngine
 
         return SimEngine()
+    if "://" in name:
+        from harness.server_engine import ServerEngine
+
+        return ServerEngine(name, progress=progress)
     from harness.vllm_engine import VllmEngine
 
     return VllmEngine(name, progress=progress)

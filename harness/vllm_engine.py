@@ -22,6 +22,7 @@ from torch import Tensor
 from harness.arguments import Size
 from harness.client import Limits
 from harness.engines import EngineSpec, find_spec, require
+from harness.server_session import ServerSession
 from harness.session import EngineSession, Request, Row, Update
 from skewsim.engine import FINISH_ABORT, FINISH_LENGTH, FINISH_STOP, RolloutRequest, Rollouts, WeightUpdate
 from skewsim.errors import UserError
@@ -46,11 +47,16 @@ class VllmEngine:
     ) -> None:
         self.spec = find_spec(engine) if isinstance(engine, str) else engine
         require(self.spec, root=root)
+        self._root, self._limits = root, limits
+        self._prepare(self.spec.name, progress)
+
+    def _prepare(self, name: str, progress: Callable[[str], None] | None) -> None:
+        self.name = name
         self.info: dict[str, Any] = {}
         self.version = -1
-        self._root, self._limits, self._say = root, limits, progress or (lambda text: None)
+        self._say = progress or (lambda text: None)
         self._folder: tempfile.TemporaryDirectory[str] | None = None
-        self._session: EngineSession | None = None
+        self._session: EngineSession | ServerSession | None = None
         self._shape: tuple[Any, ...] = ()
         self._size = Size(0, 0, 0)
         self._flat: Tensor | None = None
@@ -60,13 +66,13 @@ class VllmEngine:
     def start(self, scenario: Scenario, policy: Policy, *, version: int) -> None:
         """Begin, or go on after a toggle: weights stay as they are, and so do caches unless the change needs a new
         process (precision, logprobs mode, prefix caching, batch size)."""
-        _refuse_injected(scenario, self.spec)
+        _refuse_injected(scenario, self.name)
         task, engine, trainer = Task(scenario.task), scenario.engine, scenario.trainer
         self._settings, self._config, self._eos = engine, policy.config, task.eos_id
         self._support = trainer.correction.keep_sampling_mask and _truncates(scenario)
         if self._support and engine.logprobs_mode != "processed_logprobs":
             raise UserError(
-                f"trainer.correction.keep_sampling_mask=true with {self.spec.name} needs "
+                f"trainer.correction.keep_sampling_mask=true with {self.name} needs "
                 'engine.logprobs_mode="processed_logprobs", which shows what top-p left'
             )
         if self._flat is None:
@@ -84,9 +90,16 @@ class VllmEngine:
         if self._session:
             self._session.close()
         assert self._flat is not None
-        self._say(f"starting {self.spec.name}")
+        self._say(f"starting {self.name}")
         folder = self._write(self._flat, member=0, name="current")
-        self._session = EngineSession(
+        self._session = self._open(folder)
+        self._held = (self.version, 0, self._flat[0])
+        self.info = {"engine": self.name, **self._session.info, "overruled": self._session.overruled}
+        for name, values in self._session.overruled.items():
+            self._say(f"{self.name} runs with {name}={values['actual']}, though {values['asked']} was asked for")
+
+    def _open(self, folder: Path) -> EngineSession | ServerSession:
+        return EngineSession(
             self.spec,
             folder,
             self._settings,
@@ -96,10 +109,6 @@ class VllmEngine:
             root=self._root,
             limits=self._limits,
         )
-        self._held = (self.version, 0, self._flat[0])
-        self.info = {"engine": self.spec.name, **self._session.info, "overruled": self._session.overruled}
-        for name, values in self._session.overruled.items():
-            self._say(f"{self.spec.name} runs with {name}={values['actual']}, though {values['asked']} was asked for")
 
     def generate(self, request: RolloutRequest) -> Rollouts:
         """Sample for every member; afterwards all of them hold the updated weights."""
@@ -238,6 +247,6 @@ def _truncates(scenario: Scenario) -> bool:
     return engine.top_p < 1 or engine.top_k > 0 or engine.min_p > 0
 
 
-def _refuse_injected(scenario: Scenario, spec: EngineSpec) -> None:
+def _refuse_injected(scenario: Scenario, name: str) -> None:
     if scenario.skew.active:
-        raise UserError(f"skew.noise={scenario.skew.noise!r}: {spec.name} is real, nothing is injected; allowed: none")
+        raise UserError(f"skew.noise={scenario.skew.noise!r}: {name} is real, nothing is injected; allowed: none")

@@ -1,0 +1,128 @@
+"""What a running server says of itself, in the words that a local engine uses, and what that means for a scenario.
+
+Everything that a server fixed when it started (precision, logprobs mode, caches, scheduling) cannot be set from here.
+What can be read back is compared with what was asked for; the rest is listed as not known, never passed over. Sources:
+``/v1/models``, ``/version``, ``/metrics`` (vLLM's cache_config_info, a gauge with the cache's settings as labels), and
+``/server_info`` of vLLM's development endpoints. The logprobs mode shows in the numbers themselves: raw logprobs of the
+same context do not depend on the temperature, processed ones do.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from skewsim.errors import EngineError, UserError
+from skewsim.settings import EngineSettings
+
+ARGUMENTS = {
+    "dtype": "--dtype {}",
+    "head_dtype": '--hf-overrides \'{{"head_dtype": "{}"}}\'',
+    "kv_cache_dtype": "--kv-cache-dtype {}",
+    "quantization": "--quantization {}",
+    "logprobs_mode": "--logprobs-mode {}",
+    "enable_prefix_caching": "--{}enable-prefix-caching",
+    "async_scheduling": "--{}async-scheduling",
+}
+"""Settings that a vLLM server fixes at its start, and the argument that does."""
+
+
+def choose_model(models: dict[str, Any], wanted: str | None) -> dict[str, Any]:
+    """The entry of ``/v1/models`` to ask. Raises UserError if it is not the only one and none was named."""
+    found = models.get("data")
+    if not isinstance(found, list) or not all(isinstance(m, dict) and isinstance(m.get("id"), str) for m in found):
+        raise EngineError("GET /v1/models: answered without a list of models")
+    names = [m["id"] for m in found]
+    if wanted is None and len(names) == 1:
+        return dict(found[0])
+    if wanted not in names:
+        said = "needs a model" if wanted is None else f"has no model {wanted!r}"
+        raise UserError(f"engine: the server {said}, as in http://host:port/v1#MODEL; allowed: {', '.join(names)}")
+    return dict(found[names.index(wanted)])
+
+
+def facts_of(model: dict[str, Any], version: Any, details: Any, metrics: str | None) -> dict[str, Any]:
+    """The server's own account of itself, without what it does not tell."""
+    facts: dict[str, Any] = {"model": model["id"], "max_model_len": model.get("max_model_len")}
+    if isinstance(version, dict):
+        facts["vllm"] = version.get("version")
+    facts |= _from_metrics(metrics or "")
+    config = details.get("vllm_config") if isinstance(details, dict) else None
+    facts = {name: value for name, value in facts.items() if value is not None}
+    return facts | (_from_config(config) if isinstance(config, dict) else {})
+
+
+def known_settings(
+    name: str, settings: EngineSettings, facts: dict[str, Any]
+) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """Settings that the server runs otherwise than asked, and those not known. Raises UserError for what would differ.
+
+    A CPU build of vLLM turns asynchronous scheduling off by itself: that is reported, as it is for a local engine.
+    """
+    overruled: dict[str, dict[str, Any]] = {}
+    for setting, argument in ARGUMENTS.items():
+        asked = getattr(settings, setting)
+        if setting not in facts or facts[setting] == asked:
+            continue
+        if setting == "kv_cache_dtype" and asked == "fp8" and str(facts[setting]).startswith("fp8"):
+            continue
+        if setting == "async_scheduling" and asked and facts.get("device") == "cpu":
+            overruled[setting] = {"asked": asked, "actual": facts[setting]}
+            continue
+        value = ("" if asked else "no-") if isinstance(asked, bool) else asked
+        raise UserError(
+            f"engine.{setting}={asked!r}: {name} runs with {facts[setting]!r}, which is fixed at its start; "
+            f"start it {'without quantization' if asked is None else 'with ' + argument.format(value)}"
+        )
+    return overruled, [setting for setting in ARGUMENTS if setting not in facts]
+
+
+def logprobs_mode(warm: dict[str, Any], cold: dict[str, Any]) -> str | None:
+    """The mode, from the likeliest token's logprob at temperature 1 and at 0.5; None if they cannot tell."""
+    try:
+        tops = [answer["choices"][0]["logprobs"]["top_logprobs"][0] for answer in (warm, cold)]
+        first, second = (max(float(value) for value in top.values()) for top in tops)
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError):
+        return None
+    if not first < -0.01:
+        return None  # so sure of its token that a temperature changes nothing
+    return "raw_logprobs" if abs(first - second) < 1e-3 * abs(first) else "processed_logprobs"
+
+
+def _from_metrics(text: str) -> dict[str, Any]:
+    """Settings of the cache from Prometheus' text format."""
+    found = re.search(r"^vllm:cache_config_info\{(.*)\} ", text, flags=re.MULTILINE)
+    labels = dict(re.findall(r'(\w+)="([^"]*)"', found.group(1))) if found else {}
+    facts: dict[str, Any] = {"kv_cache_dtype": labels.get("cache_dtype")}
+    if labels.get("enable_prefix_caching") in ("True", "False"):
+        facts["enable_prefix_caching"] = labels["enable_prefix_caching"] == "True"
+    if labels.get("block_size", "").isdecimal():
+        facts["block_size"] = int(labels["block_size"])
+    return facts
+
+
+def _from_config(config: dict[str, Any]) -> dict[str, Any]:
+    """Settings from vLLM's whole configuration as JSON."""
+    model, cache, scheduler, device = (
+        part if isinstance(part := config.get(f"{name}_config"), dict) else {}
+        for name in ("model", "cache", "scheduler", "device")
+    )
+    dtype = str(model["dtype"]).removeprefix("torch.") if model.get("dtype") else None
+    overrides = model.get("hf_overrides")
+    head = overrides.get("head_dtype") if isinstance(overrides, dict) else None
+    facts = {
+        "dtype": dtype,
+        "head_dtype": str(head).removeprefix("torch.") if head else dtype,
+        "logprobs_mode": model.get("logprobs_mode"),
+        "max_model_len": model.get("max_model_len"),
+        "enforce_eager": model.get("enforce_eager"),
+        "kv_cache_dtype": cache.get("cache_dtype"),
+        "enable_prefix_caching": cache.get("enable_prefix_caching"),
+        "block_size": cache.get("block_size"),
+        "async_scheduling": scheduler.get("async_scheduling"),
+        "enable_chunked_prefill": scheduler.get("enable_chunked_prefill"),
+        "max_num_seqs": scheduler.get("max_num_seqs"),
+        "device": device.get("device"),
+    }
+    facts = {name: value for name, value in facts.items() if value is not None}
+    return facts | ({"quantization": model["quantization"]} if "quantization" in model else {})

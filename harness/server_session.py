@@ -1,0 +1,429 @@
+"""An OpenAI-compatible server as a session: typed requests in, typed rows out, over ``POST /v1/completions``.
+
+Prompts go as token ids. Token ids come back as numbers (``return_token_ids``) or as "token_id:17"
+(``return_tokens_as_token_ids``, which vLLM has since 0.8), log-probabilities because of ``logprobs=1``. Answers are
+streamed, so that a server which stops sending is found out within seconds however long its answers are, and every
+token is counted to the weight version under which it came. A server that ignores ``stream`` is read as well.
+
+A plain server takes no weights. vLLM's development endpoints (VLLM_SERVER_DEV_MODE=1) do: /pause, /collective_rpc with
+reload_weights and a folder that both sides see, /resume (https://docs.vllm.ai/en/latest/usage/security.html).
+
+Busy (429), failing (5xx) and broken connections are tried again for about four seconds; all else is an `EngineError`
+of one line, in which the key never stands. Everything runs in one event loop on a thread of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import queue
+import threading
+import weakref
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self, TypeVar
+from urllib.parse import urlsplit
+
+import httpx2
+
+from harness.client import read_seconds
+from harness.server_answers import Flight, Incomplete, one_line, parse
+from harness.server_facts import choose_model, facts_of, known_settings, logprobs_mode
+from harness.session import Request, Row, Update
+from skewsim.errors import EngineError, UserError
+from skewsim.settings import EngineSettings
+
+KEYS = ("SKEWSIM_API_KEY", "OPENAI_API_KEY")
+LOOK_S = 4.0
+"""Seconds for what a server need not answer."""
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class ServerLimits:
+    """Seconds after which a server is given up, and how often it is asked again before."""
+
+    connect_s: float = 4.0
+    silence_s: float = field(default_factory=lambda: read_seconds("SKEWSIM_ENGINE_TIMEOUT", default=8.0))
+    """Without a token of any request, or any other answer; SKEWSIM_ENGINE_TIMEOUT sets it."""
+    waits_s: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0)
+    """Before each further attempt."""
+    concurrency: int = 512
+    """Requests under way at once."""
+
+
+class _Again(Exception):
+    """Worth another attempt, after so many seconds at least."""
+
+    def __init__(self, what: str, *, wait: float = 0.0, busy: bool = False) -> None:
+        super().__init__(what)
+        self.wait, self.busy = wait, busy
+
+
+class ServerSession:
+    """Connects on construction, and reads back what can be; the server itself is never started or ended here."""
+
+    def __init__(self, url: str, settings: EngineSettings | None = None, *, limits: ServerLimits | None = None) -> None:
+        address = split_address(url)
+        self.name, self._base, self._root = address.name, address.name, address.name.removesuffix("/v1")
+        self._limits = limits or ServerLimits()
+        self._key = next((os.environ[name] for name in KEYS if os.environ.get(name)), None)
+        self.version = 0
+        self.stats: dict[str, Any] = {}
+        self._moved = 0.0
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+        self._end = weakref.finalize(self, _end, self._loop, self._thread)
+        try:
+            self._client, self._slots = self._run(self._open())
+            self.info: dict[str, Any] = self._run(self._watched(self._look(address.model)))
+            self.model: str = self.info["model"]
+            self.takes_weights: bool = self.info["takes_weights"]
+            found = known_settings(self.name, settings, self.info) if settings else ({}, [])
+            self.overruled, self.info["not_known"] = found
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def alive(self) -> bool:
+        """Whether it is still open on this side."""
+        return self._end.alive
+
+    def generate(
+        self,
+        requests: Sequence[Request],
+        settings: EngineSettings,
+        *,
+        max_tokens: int,
+        stop: Iterable[int] = (),
+        update: Update | None = None,
+    ) -> Iterator[Row]:
+        """Rows as they finish. Raises EngineError; the rows yielded before are whole."""
+        ends = tuple(stop)
+        flights = [Flight(request, max_tokens=max_tokens, stop=ends) for request in requests]
+        body = self._body(settings, max_tokens=max_tokens, stop=ends)
+        rows: queue.Queue[Row | None] = queue.Queue()
+        work = self._start(self._watched(self._answer_all(flights, body, update, rows.put)))
+        work.add_done_callback(lambda _: rows.put(None))
+        try:
+            while (row := rows.get()) is not None:
+                yield row
+            work.result()
+        finally:
+            work.cancel()
+
+    def update(self, folder: Path | str, *, version: int, clear_cache: bool) -> float:
+        """New weights between requests; returns seconds."""
+        update = Update(str(folder), version=version, at=0, mode="wait", clear_cache=clear_cache)
+        return self._run(self._watched(self._swap(update)))
+
+    def close(self) -> None:
+        """End all requests under way; again and again does no harm."""
+        if self._end.alive and hasattr(self, "_client"):
+            with contextlib.suppress(Exception):
+                self._run(_shut(self._client))
+        self._end()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # -- requests -------------------------------------------------------------------------------------------
+
+    def _body(self, settings: EngineSettings, *, max_tokens: int, stop: Sequence[int]) -> dict[str, Any]:
+        """What all requests share; settings that are off are left out, since older versions refuse them."""
+        body: dict[str, Any] = {
+            "model": self.model,
+            "max_tokens": max_tokens,
+            "temperature": settings.temperature,
+            "logprobs": 1,
+            "stream": True,
+            "return_token_ids": True,
+            "return_tokens_as_token_ids": True,
+            "ignore_eos": True,
+        }
+        chosen = {"top_p": settings.top_p, "top_k": settings.top_k, "min_p": settings.min_p}
+        off = {"top_p": 1.0, "top_k": 0, "min_p": 0.0}
+        body |= {name: value for name, value in chosen.items() if value != off[name]}
+        return body | ({"stop_token_ids": list(stop)} if stop else {})
+
+    async def _answer_all(
+        self, flights: list[Flight], body: dict[str, Any], update: Update | None, put: Callable[[Row], None]
+    ) -> None:
+        began, due, left = self._loop.time(), asyncio.Event(), len(flights)
+
+        async def answer(flight: Flight) -> None:
+            nonlocal left
+            async with self._slots:
+                await self._insist(lambda: self._stream(flight, body, reached))
+            put(flight.row())
+            left -= 1
+            if not left:
+                due.set()
+
+        def reached(flight: Flight) -> None:
+            if update and len(flight.tokens) >= update.at:
+                due.set()
+
+        async with asyncio.TaskGroup() as group:
+            for flight in flights:
+                group.create_task(answer(flight))
+            if update:
+                if flights:
+                    await due.wait()
+                await self._swap(update)
+        tokens = sum(len(flight.tokens) for flight in flights)
+        self.stats = {"tokens": tokens, "seconds": self._loop.time() - began}
+
+    async def _stream(self, flight: Flight, body: dict[str, Any], reached: Callable[[Flight], None]) -> None:
+        """One answer from its beginning to its end."""
+        flight.clear()
+        async with self._client.stream("POST", f"{self._base}/completions", json=body | flight.asks()) as response:
+            await self._check(response)
+            async for piece in _pieces(response):
+                flight.take(piece, version=self.version)
+                self._moved = self._loop.time()
+                reached(flight)
+        flight.check()
+
+    async def _swap(self, update: Update) -> float:
+        """Stop, load, go on. Tokens that came before the server had stopped are the old weights'."""
+        if not self.takes_weights:
+            raise UserError(
+                f"engine={self.name} takes no new weights: vLLM's development endpoints are not there; "
+                "start the server with VLLM_SERVER_DEV_MODE=1, or train nothing (trainer.learning_rate=0)"
+            )
+        began = self._loop.time()
+        keep = update.mode == "keep"
+        await self._post("/pause", params={"mode": update.mode, "clear_cache": update.clear_cache and not keep})
+        try:
+            await self._settle()
+            if update.clear_cache and keep:  # which /pause leaves alone in this mode
+                await self._post("/reset_prefix_cache", params={"reset_running_requests": True})
+            elif update.clear_cache:
+                await self._post("/reset_prefix_cache")
+            body = {"method": "reload_weights", "kwargs": {"weights_path": update.folder}}
+            await self._post(
+                "/collective_rpc", json=body, hint="; the server must see that folder too (TMPDIR sets it)"
+            )
+            self.version = update.version
+        finally:
+            await self._post("/resume", timeout=LOOK_S)
+        return self._loop.time() - began
+
+    async def _settle(self) -> None:
+        """Until what the server sent before it stopped has been read."""
+        for _ in range(20):
+            await asyncio.sleep(0.03)
+            if self._loop.time() - self._moved > 0.03:
+                return
+
+    async def _look(self, wanted: str | None) -> dict[str, Any]:
+        """What the server says of itself, each asked once."""
+        model = choose_model(await self._insist(lambda: self._get("/v1/models")), wanted)
+        version, metrics, details = await asyncio.gather(
+            self._try("/version"), self._try("/metrics"), self._try("/server_info", config_format="json")
+        )
+        facts = facts_of(model, _json(version), _json(details), metrics)
+        facts["takes_weights"] = await self._takes_weights()
+        self._moved = self._loop.time()
+        if "logprobs_mode" not in facts:
+            mode = logprobs_mode(*[await self._taste(facts["model"], temperature=t) for t in (1.0, 0.5)])
+            facts |= {"logprobs_mode": mode} if mode else {}
+        return facts
+
+    async def _takes_weights(self) -> bool:
+        """Whether vLLM's development endpoints are there: a GET of one that is only for POST is 405, else 404."""
+        paused = _json(await self._try("/is_paused"))
+        if not isinstance(paused, dict) or "is_paused" not in paused:
+            return False
+        return (await self._client.get(f"{self._root}/collective_rpc", timeout=LOOK_S)).status_code == 405
+
+    async def _taste(self, model: str, *, temperature: float) -> dict[str, Any]:
+        """One token after a fixed prompt; empty if the server does not answer so."""
+        body = {"model": model, "prompt": [1, 2, 3], "max_tokens": 1, "logprobs": 1, "seed": 0}
+        extra = {"temperature": temperature, "return_tokens_as_token_ids": True}
+        with contextlib.suppress(httpx2.HTTPError):
+            response = await self._client.post(f"{self._base}/completions", json=body | extra)
+            found = _json(response.text) if response.status_code == 200 else None
+            return found if isinstance(found, dict) else {}
+        return {}
+
+    # -- HTTP -----------------------------------------------------------------------------------------------
+
+    async def _get(self, path: str) -> dict[str, Any]:
+        response = await self._client.get(self._root + path)
+        await self._check(response)
+        return parse(response.content)
+
+    async def _try(self, path: str, **params: str) -> str | None:
+        """What an endpoint that need not be there says; None if it does not."""
+        with contextlib.suppress(httpx2.HTTPError):
+            response = await self._client.get(self._root + path, params=params, timeout=LOOK_S)
+            return response.text if response.status_code == 200 else None
+        return None
+
+    async def _post(self, path: str, *, hint: str = "", **parts: Any) -> None:
+        async def once() -> None:
+            await self._check(await self._client.post(self._root + path, **parts))
+
+        try:
+            await self._insist(once)
+        except EngineError as error:
+            raise EngineError(f"POST {path}: {error}{hint}") from None
+        self._moved = self._loop.time()
+
+    async def _check(self, response: httpx2.Response) -> None:
+        """Raises unless the answer is a good one."""
+        code = response.status_code
+        if code == 200:
+            return
+        with contextlib.suppress(httpx2.TransportError):
+            await response.aread()
+        words = one_line(response.content if response.is_stream_consumed else b"")
+        what = f"answered {code}{': ' + words if words else ''}"
+        if code == 429 or code >= 500:
+            after = response.headers.get("retry-after", "")
+            raise _Again(what, wait=float(after) if after.isdecimal() else 0.0, busy=code == 429)
+        if code in (401, 403):
+            what += f" (the key comes from {' or '.join(KEYS)}; {'one' if self._key else 'none'} is set)"
+        raise EngineError(what)
+
+    async def _insist(self, work: Callable[[], Awaitable[T]]) -> T:
+        """Again after 429, 5xx and broken connections; a busy server is patiently asked while others get answers."""
+        attempt, moved = 0, self._moved
+        while True:
+            try:
+                return await work()
+            except (_Again, Incomplete, httpx2.TransportError) as error:
+                if isinstance(error, _Again) and error.busy and self._moved > moved:
+                    attempt, moved = 0, self._moved
+                if attempt == len(self._limits.waits_s):
+                    raise EngineError(_said(error, attempts=attempt + 1)) from None
+                wait = max(self._limits.waits_s[attempt], getattr(error, "wait", 0.0))
+                attempt += 1
+            await asyncio.sleep(wait)
+
+    async def _watched(self, work: Coroutine[Any, Any, T]) -> T:
+        """The work's result, unless nothing moves for `silence_s`; whatever goes wrong has the server's name in it."""
+        self._moved = self._loop.time()
+        task = asyncio.ensure_future(work)
+        try:
+            while not task.done():
+                rest = self._moved + self._limits.silence_s - self._loop.time()
+                if rest <= 0:
+                    raise EngineError(
+                        f"sent nothing for {self._limits.silence_s:g} s; SKEWSIM_ENGINE_TIMEOUT=SECONDS gives it longer"
+                    )
+                await asyncio.wait([task], timeout=rest)
+            return task.result()
+        except (EngineError, ExceptionGroup) as error:
+            cause = _first(error)
+            if not isinstance(cause, EngineError):
+                raise cause from None
+            raise EngineError(self._scrub(f"server {self.name} {cause}")) from None
+        finally:
+            task.cancel()
+
+    def _scrub(self, text: str) -> str:
+        """A server may repeat the key in its error; it goes no further."""
+        return text.replace(self._key, "***") if self._key else text
+
+    async def _open(self) -> tuple[httpx2.AsyncClient, asyncio.Semaphore]:
+        headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
+        client = httpx2.AsyncClient(
+            headers=headers,
+            timeout=httpx2.Timeout(None, connect=self._limits.connect_s),
+            limits=httpx2.Limits(max_connections=None, max_keepalive_connections=self._limits.concurrency),
+        )
+        return client, asyncio.Semaphore(self._limits.concurrency)
+
+    def _start(self, work: Coroutine[Any, Any, T]) -> Future[T]:
+        if not self._end.alive:
+            work.close()
+            raise EngineError(f"server {self.name} is closed on this side")
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
+
+    def _run(self, work: Coroutine[Any, Any, T]) -> T:
+        future = self._start(work)
+        try:
+            return future.result()
+        finally:
+            future.cancel()
+
+
+def _json(text: str | None) -> Any:
+    with contextlib.suppress(ValueError):
+        return json.loads(text or "")
+    return None
+
+
+async def _pieces(response: httpx2.Response) -> AsyncIterator[dict[str, Any]]:
+    """The answer's parts: server-sent events, or the whole at once."""
+    if "event-stream" not in response.headers.get("content-type", ""):
+        yield parse(await response.aread())
+        return
+    async for line in response.aiter_lines():
+        data = line.removeprefix("data:").strip()
+        if line.startswith("data:") and data != "[DONE]":
+            yield parse(data)
+
+
+def _said(error: Exception, *, attempts: int) -> str:
+    what = str(error)
+    if isinstance(error, httpx2.TransportError):
+        what = f"cannot be reached or broke off ({type(error).__name__}{': ' + what if what else ''})"
+    return f"{what}, {attempts} times" if attempts > 1 else what
+
+
+def _first(error: BaseException) -> BaseException:
+    """The mistake itself, out of the group of all that failed."""
+    while isinstance(error, BaseExceptionGroup):
+        known = [e for e in error.exceptions if isinstance(e, EngineError)]
+        error = (known or error.exceptions)[0]
+    return error
+
+
+@dataclass(frozen=True)
+class Address:
+    """``http://host:port/v1`` and the model to ask there, where there is more than one."""
+
+    name: str
+    model: str | None
+
+
+def split_address(url: str) -> Address:
+    """The parts of ``http://host:port/v1#model``. Raises UserError."""
+    parts = urlsplit(url.strip())
+    try:
+        good = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
+    except ValueError:
+        good = False
+    if parts.username or parts.password or parts.query:
+        raise UserError(f"engine: nothing secret belongs into an address; the key comes from {' or '.join(KEYS)}")
+    if not good or not parts.path.rstrip("/").endswith("/v1"):
+        raise UserError(f"engine={url!r}: allowed is http://host:port/v1, or http://host:port/v1#MODEL")
+    return Address(f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}", parts.fragment or None)
+
+
+async def _shut(client: httpx2.AsyncClient) -> None:
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
+    await client.aclose()
+
+
+def _end(loop: asyncio.AbstractEventLoop, thread: threading.Thread) -> None:
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join(timeout=5)
+    if not thread.is_alive():
+        loop.close()
