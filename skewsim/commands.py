@@ -17,14 +17,23 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import App, Parameter
 
 from skewsim import share
-from skewsim.display import Style, display, print_json, print_ladder, print_summary, print_table, say
+from skewsim.display import (
+    Style,
+    display,
+    print_distances,
+    print_json,
+    print_ladder,
+    print_summary,
+    print_table,
+    say,
+)
 from skewsim.errors import UserError
 from skewsim.recording import RunFolder, read_records, record, summarise, write_json
 from skewsim.settings import Scenario, Settings
 
 if TYPE_CHECKING:
     from skewsim.engine import RolloutEngine
-    from skewsim.sweep import LadderResult
+    from skewsim.sweep import Ladder, LadderResult
     from skewsim.trainer import StepRecord
 
 ENGINES = "harness.engines:resolve_engine"
@@ -104,6 +113,7 @@ def run(
 
 def ladder(
     *,
+    engine: str = "sim",
     objective: Literal["grpo", "gspo"] = "grpo",
     seeds: int = 5,
     steps: int = 100,
@@ -120,6 +130,8 @@ def ladder(
 
     Parameters
     ----------
+    engine
+        sim, or a real engine, on which the rungs run one after another.
     objective
         The loss.
     seeds
@@ -127,7 +139,8 @@ def ladder(
     steps
         Rollouts to train on.
     profile
-        A measured profile, as a name or a path, whose noise every engine gets; none: no noise.
+        A measured profile, as a name or a path, whose noise every simulated engine gets; none: no noise. With a real
+        engine: the ladder is simulated too, with this noise, for comparison.
     counter_lessons
         Instead of the ladder: corrections on top of a wrong number, or a fix on one side, against the fix.
     assignments
@@ -151,34 +164,72 @@ def ladder(
     from skewsim.scenarios import LADDER
     from skewsim.sweep import Ladder
 
-    climb = Ladder(
-        objective=objective,
-        seeds=seeds,
-        steps=steps,
-        profile=None if profile in (None, "none") else profile,
-        values=share.parse_assignments(assignments or []),
-        names=COUNTER_LESSONS[objective] if counter_lessons else LADDER,
-    )
+    def rungs(profile: str | None) -> Ladder:
+        return Ladder(
+            objective=objective,
+            seeds=seeds,
+            steps=steps,
+            profile=None if profile in (None, "none") else profile,
+            values=share.parse_assignments(assignments or []),
+            names=COUNTER_LESSONS[objective] if counter_lessons else LADDER,
+        )
+
+    real = engine != "sim"
     path = out or fresh_folder(f"ladder-{objective}")
+    predicted = rungs(profile) if real and profile else None
+    if predicted and profile != "none":
+        from skewsim.profile import load_profile
+
+        load_profile(str(profile))
+    climb = rungs(None if real else profile)
+    result = _climb(climb, path, engine=engine, resume=resume, checkpoint_every=checkpoint_every)
+    simulated = None
+    if predicted:
+        say("the same, simulated")
+        simulated = _climb(predicted, path / "simulated", resume=resume, checkpoint_every=checkpoint_every)
+    _report(result, path, style, engine=engine, simulated=simulated)
+
+
+def _climb(
+    climb: Ladder, path: Path, *, engine: str = "sim", resume: bool = False, checkpoint_every: int = 10
+) -> LadderResult:
+    """Train a ladder's rungs into a run folder."""
+    from skewsim.cli import resolve
+
     rungs = tuple(scenario.name for scenario in climb.scenarios)
-    folder = RunFolder(path, climb.scenarios[0], seeds=climb.seeds, rungs=rungs, resume=resume)
-    ensemble = climb.ensemble(state=folder.load_state())
-    with display(steps, style="shown") as shown, resumable(path):
-        for records in record(ensemble, folder, steps=steps, checkpoint_every=checkpoint_every):
+    folder = RunFolder(path, climb.scenarios[0], seeds=climb.seeds, engine=engine, rungs=rungs, resume=resume)
+    make = None if engine == "sim" else lambda: resolve(ENGINES)(engine, progress=say)
+    with (
+        closing(climb.ensemble(engine=make, state=folder.load_state())) as ensemble,
+        display(climb.steps, style="shown") as shown,
+        resumable(path),
+    ):
+        for records in record(ensemble, folder, steps=climb.steps, checkpoint_every=checkpoint_every):
             shown.show(records)
-    _report(climb.result(read_records(path)), path, style)
+    return climb.result(read_records(path))
 
 
-def _report(result: LadderResult, path: Path, style: Style) -> None:
-    """The ladder's table, its JSON and its figure."""
+def _report(
+    result: LadderResult, path: Path, style: Style, *, engine: str = "sim", simulated: LadderResult | None = None
+) -> None:
+    """The ladder's table, its JSON and its figure, with its simulation if it was a real engine's."""
+    from skewsim.prediction import distances
     from skewsim.report import ladder_figure
 
-    write_json(path / "ladder.json", result.to_json())
-    figure = ladder_figure(result, path / "ladder.png")
+    found = distances(result, simulated) if simulated else None
+    data = result.to_json() | ({"engine": engine} if engine != "sim" else {})
+    if found and simulated:
+        by_rung = {rung: {key: d.to_json() for key, d in row.items()} for rung, row in found.items()}
+        data["prediction"] = {"rungs": simulated.to_json()["rungs"], "distance": by_rung}
+    write_json(path / "ladder.json", data)
+    figure = ladder_figure(result, path / "ladder.png", engine=engine, predicted=simulated)
     if style == "json":
-        print_json(result.to_json())
+        print_json(data)
     else:
         print_ladder(result, plain=style == "plain")
+        if found and simulated:
+            print_ladder(simulated, plain=style == "plain", simulated=True)
+            print_distances(found, plain=style == "plain")
     say(f"run folder: {path}\nfigure: {figure}")
 
 

@@ -22,6 +22,7 @@ from rich.table import Table
 from skewsim.recording import finite
 
 if TYPE_CHECKING:
+    from skewsim.prediction import Distance
     from skewsim.sweep import LadderResult
     from skewsim.trainer import StepRecord
 
@@ -186,7 +187,7 @@ def print_summary(name: str, members: Iterable[Mapping[str, Any]], *, plain: boo
     )
 
 
-def print_ladder(result: LadderResult, *, plain: bool) -> None:
+def print_ladder(result: LadderResult, *, plain: bool, simulated: bool = False) -> None:
     """A ladder's rungs: means over the seeds and the last tenth of the steps, and the verdict against the first rung."""
     columns = ["rung", "reward", "entropy", "clip\nrate", "k3", "mean abs\nskew", "lag", "reference\nband"]
     rows = [
@@ -200,8 +201,18 @@ def print_ladder(result: LadderResult, *, plain: bool) -> None:
     ]
     band = " to ".join(map(number, result.rungs[0].reward_band or (None,)))
     title = f"{result.objective.upper()}, {result.seeds} seeds, {result.steps} steps; means over the last tenth"
+    if simulated:
+        title = f"Simulated: {title}"
     print_table(title, columns, rows, plain=plain)
     print(f"reference band of the reward, over the seeds: {band}")
+
+
+def print_distances(found: Mapping[str, Mapping[str, Distance]], *, plain: bool) -> None:
+    """How far the simulated curves lie from the real engine's, over the band of the seeds."""
+    keys = list(next(iter(found.values())))
+    rows = [[rung, *(number(row[key].ratio) for key in keys)] for rung, row in found.items()]
+    columns = ["rung", *(key.partition("/")[2].replace("_", "\n", 1) for key in keys)]
+    print_table("Distance of the simulated curves from the real ones, over the seeds' band", columns, rows, plain=plain)
 
 
 def _is_milestone(step: int, total: int) -> bool:

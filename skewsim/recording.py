@@ -27,7 +27,7 @@ from skewsim.settings import Scenario
 from skewsim.share import load_toml, to_toml
 
 if TYPE_CHECKING:
-    from skewsim.sweep import Ensemble
+    from skewsim.sweep import Ensemble, Relay
     from skewsim.trainer import StepRecord, Trainer, TrainState
 
 SCHEMA_VERSION = 1
@@ -147,7 +147,7 @@ class RunFolder:
 
 
 def record(
-    trainer: Trainer | Ensemble, folder: RunFolder | None, *, steps: int, checkpoint_every: int = 1
+    trainer: Trainer | Ensemble | Relay, folder: RunFolder | None, *, steps: int, checkpoint_every: int = 1
 ) -> Iterator[list[StepRecord]]:
     """Train up to ``steps`` and yield each step's records, which by then are in the folder, if there is one."""
     with folder or nullcontext():

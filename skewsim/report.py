@@ -71,16 +71,27 @@ def curve(records: Iterable[StepRecord], key: str, *, smooth: bool = True) -> Cu
     )
 
 
-def ladder_figure(result: LadderResult, path: Path) -> Path:
-    """The ladder's rungs as small multiples; returns the path."""
+def ladder_figure(
+    result: LadderResult, path: Path, *, engine: str = "sim", predicted: LadderResult | None = None
+) -> Path:
+    """The ladder's rungs as small multiples, a real engine's with their simulation; returns the path."""
     seeds = f"{result.seeds} seeds" if result.seeds > 1 else "one seed"
-    return draw(
-        result.records, path, title=f"{result.objective.upper()}, {seeds}: initial V1, then the fixes one by one"
-    )
+    where = "" if engine == "sim" else f" on {engine}"
+    title = f"{result.objective.upper()}, {seeds}{where}: initial V1, then the fixes one by one"
+    return draw(result.records, path, title=title, predicted=predicted.records if predicted else None)
 
 
-def draw(runs: Mapping[str, Sequence[StepRecord]], path: Path, *, title: str) -> Path:
-    """Every run's curves in one figure, a panel for each metric of ``PANELS`` and one for the legend."""
+def draw(
+    runs: Mapping[str, Sequence[StepRecord]],
+    path: Path,
+    *,
+    title: str,
+    predicted: Mapping[str, Sequence[StepRecord]] | None = None,
+) -> Path:
+    """Every run's curves in one figure, a panel for each metric of ``PANELS`` and one for the legend.
+
+    A prediction of the runs is drawn behind them: pale, wide lines of the same colours, without a band.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -88,8 +99,11 @@ def draw(runs: Mapping[str, Sequence[StepRecord]], path: Path, *, title: str) ->
     FigureCanvasAgg(figure)
     axes = figure.subplots(2, 3).ravel()
     for axis, (key, label) in zip(axes, PANELS.items(), strict=False):
+        for index, records in enumerate((predicted or {}).values()):
+            line = curve(records, key)
+            axis.plot(line.steps, line.mean, color=_style(index)["color"], linewidth=4.5, alpha=0.3)
         _panel(axis, {name: curve(records, key) for name, records in runs.items()}, label, key in _LOGARITHMIC)
-    _legend(axes[len(PANELS)], list(runs))
+    _legend(axes[len(PANELS)], list(runs), predicted=predicted is not None)
     figure.suptitle(title, fontsize=13)
     _save(figure, path)
     return path
@@ -142,13 +156,15 @@ def letter(index: int) -> str:
     return chr(ord("A") + index % 26)
 
 
-def _legend(axis: Axes, names: Sequence[str]) -> None:
+def _legend(axis: Axes, names: Sequence[str], *, predicted: bool = False) -> None:
     axis.set_axis_off()
     for index, name in enumerate(names):
         height = 0.95 - index * min(0.13, 0.9 / len(names))
         axis.plot([0.0, 0.22], [height, height], transform=axis.transAxes, **_style(index))
         axis.text(0.26, height, f"{letter(index)}  {name}", transform=axis.transAxes, va="center", fontsize=10)
     note = "line: mean over seeds; band: lowest to highest seed"
+    if predicted:
+        note += "\npale: the simulator's prediction"
     axis.text(0.0, 0.02, note, transform=axis.transAxes, fontsize=8, va="bottom")
 
 

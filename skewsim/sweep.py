@@ -1,7 +1,8 @@
 """Ensembles of scenarios and seeds under common random numbers; the ladder and its verdicts.
 
-All seeds of a scenario are stacked in one trainer; scenarios run side by side in step. A member's numbers never
-depend on who rides along: members that differ in nothing coincide bit for bit.
+All seeds of a scenario are stacked in one trainer; scenarios run side by side in step (`Ensemble`), or one after another
+where each needs a real engine of its own (`Relay`). A member's numbers never depend on who rides along: members that
+differ in nothing coincide bit for bit.
 
 A rung's numbers are means over the last tenth of its steps. The reference band is the mean of its seeds' final
 rewards plus and minus two standard deviations over the seeds (with one seed: the range over those steps).
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -31,12 +32,11 @@ class Ensemble:
         scenarios: Sequence[Scenario],
         *,
         seeds: Sequence[int],
-        engine: RolloutEngine | None = None,
         state: TrainState | None = None,
     ) -> None:
         assert len({s.name for s in scenarios}) == len(scenarios), "members are told apart by name"
         self.trainers = {
-            s.name: Trainer(s, engine, seeds=seeds, state=_part(state, s.name) if state else None) for s in scenarios
+            s.name: Trainer(s, seeds=seeds, state=_part(state, s.name) if state else None) for s in scenarios
         }
 
     @property
@@ -53,14 +53,91 @@ class Ensemble:
 
     def state(self) -> TrainState:
         """All members' states in one."""
-        states = {name: t.state() for name, t in self.trainers.items()}
-        tensors: dict[str, torch.Tensor] = {}
-        for name, state in states.items():
-            tensors |= {f"{name}/{key}": tensor for key, tensor in state.tensors.items()}
-        return TrainState(tensors, {name: state.meta for name, state in states.items()})
+        return _whole({name: t.state() for name, t in self.trainers.items()})
+
+    def close(self) -> None:
+        """Done with its engines."""
+        for trainer in self.trainers.values():
+            trainer.engine.close()
 
     def _running(self) -> list[Trainer]:
         return [t for t in self.trainers.values() if t.alive and t.step_number < t.scenario.steps]
+
+
+class Relay:
+    """Scenarios one after another, each with an engine of its own, of which only one is open at a time.
+
+    The first one's engine starts at once, so that what is wrong with it shows before anything is written.
+    """
+
+    def __init__(
+        self,
+        scenarios: Sequence[Scenario],
+        *,
+        seeds: Sequence[int],
+        engine: Callable[[], RolloutEngine],
+        state: TrainState | None = None,
+    ) -> None:
+        self._seeds, self._engine = tuple(seeds), engine
+        self._states = {name: _part(state, name) for name in state.meta} if state else {}
+        self._waiting = [s for s in scenarios if not self._finished(s)]
+        self._trainer: Trainer | None = None
+        self._next()
+
+    @property
+    def alive(self) -> bool:
+        return self._trainer is not None
+
+    @property
+    def step_number(self) -> int:
+        """Of the scenario under way."""
+        return self._trainer.step_number if self._trainer else 0
+
+    def step(self) -> list[StepRecord]:
+        """One step of the scenario under way; after its last, the next one's engine starts."""
+        assert self._trainer is not None, "all are done"
+        records = self._trainer.step()
+        if not self._trainer.alive or self._trainer.step_number >= self._trainer.scenario.steps:
+            self._states[self._trainer.scenario.name] = self._trainer.state()
+            self.close()
+            self._next()
+        return records
+
+    def state(self) -> TrainState:
+        """Of all that have begun."""
+        under_way = {}
+        if self._trainer and self._trainer.step_number:
+            under_way = {self._trainer.scenario.name: self._trainer.state()}
+        return _whole(self._states | under_way)
+
+    def close(self) -> None:
+        """Close the engine that is open; again and again does no harm."""
+        if self._trainer:
+            self._trainer.engine.close()
+        self._trainer = None
+
+    def _next(self) -> None:
+        if not self._waiting:
+            return
+        scenario, engine = self._waiting.pop(0), self._engine()
+        try:
+            self._trainer = Trainer(scenario, engine, seeds=self._seeds, state=self._states.get(scenario.name))
+        except BaseException:
+            engine.close()
+            raise
+
+    def _finished(self, scenario: Scenario) -> bool:
+        found = self._states.get(scenario.name)
+        if found is None:
+            return False
+        return bool(found.meta["step"] >= scenario.steps or len(found.meta["diverged"]) == len(self._seeds))
+
+
+def _whole(states: dict[str, TrainState]) -> TrainState:
+    tensors: dict[str, torch.Tensor] = {}
+    for name, state in states.items():
+        tensors |= {f"{name}/{key}": tensor for key, tensor in state.tensors.items()}
+    return TrainState(tensors, {name: state.meta for name, state in states.items()})
 
 
 def _part(state: TrainState, name: str) -> TrainState:
@@ -127,8 +204,13 @@ class Ladder:
         self.objective, self.steps, self.seeds = objective, steps, tuple(range(seeds))
         self.scenarios = ladder_scenarios(objective=objective, steps=steps, profile=profile, values=values, names=names)
 
-    def ensemble(self, *, engine: RolloutEngine | None = None, state: TrainState | None = None) -> Ensemble:
-        return Ensemble(self.scenarios, seeds=self.seeds, engine=engine, state=state)
+    def ensemble(
+        self, *, engine: Callable[[], RolloutEngine] | None = None, state: TrainState | None = None
+    ) -> Ensemble | Relay:
+        """Simulated side by side, or, given what makes a real engine, one rung after another."""
+        if engine is not None:
+            return Relay(self.scenarios, seeds=self.seeds, engine=engine, state=state)
+        return Ensemble(self.scenarios, seeds=self.seeds, state=state)
 
     def result(self, records: Iterable[StepRecord]) -> LadderResult:
         by_name: dict[str, list[StepRecord]] = {s.name: [] for s in self.scenarios}
