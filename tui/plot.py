@@ -6,6 +6,7 @@ Styles are read once a frame and never inside `render_line`: `rich_style` walks 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import groupby
 
 import numpy as np
 from rich.segment import Segment
@@ -170,7 +171,9 @@ class Plot(Widget, can_focus=True):
                 line[at] = mark.letter
                 marked.add(at)
         strong = base + Style(color=self.look.strong, bold=True)
-        return [Segment(lead, axis), *(Segment(c, strong if i in marked else axis) for i, c in enumerate(line))]
+        runs = groupby(range(width), key=lambda i: i in marked)
+        parts = [("".join(line[i] for i in run), strong if on else axis) for on, run in runs]
+        return [Segment(lead, axis), *(Segment(text, style) for text, style in parts)]
 
 
 def _titled(title: str, width: int, style: Style, rest: Style) -> Strip:

@@ -47,17 +47,20 @@ def distribution(profile: SkewProfile, look: Look, *, width: int, height: int) -
     reach = float(np.abs(values).max()) or 1e-6
     bins = min(max(width - 4, 20), 81)
     counts, _ = np.histogram(values, bins=bins, range=(-reach, reach), weights=weight)
-    text = Text("Distribution of the skew (trainer minus engine, nats); columns on a root scale\n", style="bold")
+    text = Text()
+    text.append("Distribution of the skew (trainer minus engine, nats); columns on a root scale\n", style="bold")
     for line in bars(np.sqrt(counts), height, ascii_only=look.ascii_only):
         text.append(f"  {line}\n", style=look.colour("y"))
     left, right = f"{-reach:.3g}", f"{reach:.3g}"
-    text.append(f"  {left}{'0'.center(bins - len(left) - len(right))}{right}\n", style=look.muted)
+    middle = bins // 2 - len(left)
+    text.append(f"  {left}{' ' * middle}0{right.rjust(bins - len(left) - middle - 1)}\n", style=look.muted)
     return text
 
 
 def side_by_side(first: SkewProfile, second: SkewProfile) -> Text:
     """Two profiles' figures in two columns."""
-    text = Text(f"{'':<26}{first.name[:30]:<32}{second.name[:30]}\n", style="bold")
+    text = Text()
+    text.append(f"{'':<26}{first.name[:30]:<32}{second.name[:30]}\n", style="bold")
     rows: list[tuple[str, str, str]] = [("kind", first.kind, second.kind)]
     for key in ("engine", "engine_version", "dtype", "head_dtype", "model", "tokens", "date"):
         rows.append((key, str(getattr(first.provenance, key) or "-"), str(getattr(second.provenance, key) or "-")))
@@ -98,7 +101,9 @@ class ProfileScreen(Page):
         from skewsim.profile import load_profile
 
         measuring = self.skewsim.measuring
-        text = Text(f"{measuring.line}\n\n" if measuring else "", style="bold")
+        text = Text()
+        if measuring is not None:
+            text.append(f"{measuring.line}\n\n", style="bold")
         if not self._names:
             return text + Text("No profile is shipped or measured yet. Press n to measure a real engine.")
         profile = load_profile(self._names[self._at])
