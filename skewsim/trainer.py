@@ -175,7 +175,8 @@ class Trainer:
         old = truth if self.scenario.trainer.old_logprobs == "rollout" else part.old
         told = replace(inputs, engine_logprobs=truth, old_logprobs=old)
         truthful = self._gradient(torch.as_tensor(compute_loss(told, self.scenario.trainer).loss))
-        return torch.nn.functional.cosine_similarity(used, truthful, dim=1)
+        cosine = torch.nn.functional.cosine_similarity(used, truthful, dim=1)
+        return torch.where(used.any(1) & truthful.any(1), cosine, torch.nan)  # two zeros have no angle
 
     # -- parts ----------------------------------------------------------------------------------------------
 

@@ -11,8 +11,8 @@ from skewsim.sweep import Ladder, LadderResult, Rung
 STEPS = 80
 
 
-def _climb(objective: str, names: tuple[str, ...] = LADDER) -> LadderResult:
-    ladder = Ladder(objective=objective, seeds=5, steps=STEPS, names=names)
+def _climb(objective: str, names: tuple[str, ...] = LADDER, *, seeds: int = 5, steps: int = STEPS) -> LadderResult:
+    ladder = Ladder(objective=objective, seeds=seeds, steps=steps, names=names)
     ensemble, records = ladder.ensemble(), []
     while ensemble.alive:
         records += ensemble.step()
@@ -36,7 +36,8 @@ def _rung(result: LadderResult, name: str) -> Rung:
 def _mean(result: LadderResult, name: str, key: str) -> float:
     """Mean over seeds and the second half of the steps."""
     half = result.steps // 2
-    return float(np.mean([r.metrics[key] for r in result.records[name] if r.step >= half]))
+    values = [r.metrics[key] for r in result.records[name] if r.step >= half]
+    return float(np.mean([v for v in values if v is not None]))
 
 
 def _smooth(result: LadderResult, name: str, key: str, width: int = 15) -> np.ndarray:
@@ -105,6 +106,28 @@ def test_clip_rate_is_the_clearest_signal(grpo: LadderResult) -> None:
 
 def test_gspos_clip_is_hit_harder_than_grpos(grpo: LadderResult, gspo: LadderResult) -> None:
     assert _mean(gspo, "initial_v1", "update/clip_rate") > 2 * _mean(grpo, "initial_v1", "update/clip_rate")
+
+
+@pytest.fixture(scope="module")
+def counter_lesson() -> LadderResult:
+    return _climb("grpo", ("raw_fixed", "raw_bypass", "raw_tis", "raw_recompute"), seeds=3, steps=40)
+
+
+def test_a_correction_over_raw_logprobs_leaves_the_gradient_wrong_and_the_fix_does_not(
+    counter_lesson: LadderResult,
+) -> None:
+    cosine = {n: _mean(counter_lesson, n, "optim/grad_cosine") for n in counter_lesson.records}
+    assert cosine["raw_fixed"] == 1
+    assert cosine["raw_recompute"] == pytest.approx(1, abs=1e-4)  # it does not use the engine's number at all
+    assert cosine["raw_tis"] < 0.95
+    assert cosine["raw_bypass"] < 0.95
+    # truthful weights average to one; these do not, and a truncation cannot know
+    assert abs(_mean(counter_lesson, "raw_tis", "correction/weight_mean") - 1) > 0.01
+
+
+def test_recompute_keeps_the_clip_quiet_where_bypass_does_not(counter_lesson: LadderResult) -> None:
+    for key, factor in (("update/clip_rate", 4), ("policy/entropy", 1)):
+        assert _mean(counter_lesson, "raw_bypass", key) > factor * _mean(counter_lesson, "raw_recompute", key), key
 
 
 def test_json_has_the_published_keys(grpo: LadderResult) -> None:
