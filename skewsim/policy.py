@@ -16,6 +16,7 @@ import math
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from skewsim.errors import FileFormatError, UserError
+from skewsim.layers import rms_norm, swiglu
 from skewsim.settings import one_line
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """(layer, q, k, v) -> out: q, out (E, R, heads, d), k and v (E, R, kv_heads, d)."""
+
+
+LONGEST = 512  # tokens of prompt and response; the longest task has 131
 
 
 class PolicyConfig(BaseModel):
@@ -87,7 +92,11 @@ class PolicyConfig(BaseModel):
 
 @dataclass(frozen=True)
 class Weights:
-    """The weights of all members at the precision of a computation; `tensors` as `PolicyConfig.shapes`."""
+    """The weights of all members at the precision of a computation; `tensors` as `PolicyConfig.shapes`.
+
+    Only the rows of q and k stand in another order: the halves convention of Hugging Face puts numbers that turn
+    together half a head apart; side by side they are one complex number. Scores are the same in any order.
+    """
 
     config: PolicyConfig
     tensors: dict[str, Tensor]
@@ -100,21 +109,18 @@ class Weights:
     def hidden(self, tokens: Tensor, positions: Tensor, attend: Attend) -> Tensor:
         """Last hidden states (E, R, H) of token rows (E, R) at positions (R,)."""
         w, c = self.tensors, self.config
-        cos, sin = rope(positions, c, self.dtype)
+        turns = _turns(c, tokens.device)[positions]
         x = _embed(w["embed"], tokens)
         rows = x.shape[:2]
-        q_width, kv_width = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
+        heads, kv_heads = c.num_attention_heads, c.num_key_value_heads
         for n in range(c.num_hidden_layers):
             h = rms_norm(x, w[f"{n}.attn_norm"], c.rms_norm_eps)
-            qkv = _linear(h, w[f"{n}.qkv"]).view(*rows, -1, c.head_dim)
-            heads = (q_width + kv_width) // c.head_dim
-            turned = rotate(qkv[:, :, :heads], cos, sin)
-            q, k = turned.split([c.num_attention_heads, c.num_key_value_heads], dim=2)
-            out = attend(n, q, k, qkv[:, :, heads:])
-            x = x + _linear(out.reshape(*rows, q_width), w[f"{n}.o"])
+            turn, v = _linear(h, w[f"{n}.qkv"]).view(*rows, -1, c.head_dim).split([heads + kv_heads, kv_heads], dim=2)
+            q, k = _rotate(turn, turns).split([heads, kv_heads], dim=2)
+            out = attend(n, q, k, v)
+            x = x + _linear(out.reshape(*rows, -1), w[f"{n}.o"])
             h = rms_norm(x, w[f"{n}.mlp_norm"], c.rms_norm_eps)
-            gate, up = _linear(h, w[f"{n}.gate_up"]).chunk(2, dim=-1)
-            x = x + _linear(torch.nn.functional.silu(gate) * up, w[f"{n}.down"])
+            x = x + _linear(swiglu(_linear(h, w[f"{n}.gate_up"])), w[f"{n}.down"])
         return rms_norm(x, w["norm"], c.rms_norm_eps)
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -187,28 +193,35 @@ def cast_weights(config: PolicyConfig, views: dict[str, Tensor], *, dtype: str, 
     """Weights at a precision; differentiable with respect to the views."""
     body, head = getattr(torch, dtype), getattr(torch, head_dtype)
     tensors = {n: w.to(head if n == "lm_head" else body) for n, w in views.items()}
+    order = _pairs(config, tensors["norm"].device)
+    tensors |= {n: w.index_select(1, order) for n, w in tensors.items() if n.endswith("qkv")}
     return Weights(config, tensors, head)
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """``x / rms(x) * weight``, the root mean square in float32; x (E, R, H), weight (E, H)."""
-    wide = x.float()
-    normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
-    return normed.to(x.dtype) * weight.unsqueeze(1)
+@lru_cache
+def _pairs(config: PolicyConfig, device: torch.device) -> Tensor:
+    """Order of the rows of qkv in which the two numbers of q or k that turn together stand side by side."""
+    d = config.head_dim
+    within = torch.arange(d, device=device).view(2, -1).T.flatten()
+    heads = torch.arange(config.num_attention_heads + config.num_key_value_heads, device=device)
+    turned = (heads.unsqueeze(1) * d + within).flatten()
+    kept = torch.arange(config.num_key_value_heads * d, device=device) + len(turned)
+    return torch.cat([turned, kept])
 
 
-def rope(positions: Tensor, config: PolicyConfig, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Cosines and sines (R, 1, d) for rotary position embedding (arXiv 2104.09864), halves convention."""
-    half = torch.arange(0, config.head_dim, 2, device=positions.device, dtype=torch.float32) / config.head_dim
-    angles = positions.float().unsqueeze(-1) * config.rope_theta**-half
-    angles = torch.cat([angles, angles], -1).unsqueeze(1)
-    return angles.cos().to(dtype), angles.sin().to(dtype)
+@lru_cache
+def _turns(config: PolicyConfig, device: torch.device) -> Tensor:
+    """Rotary position embedding (arXiv 2104.09864) of each position: complex numbers (LONGEST, 1, d/2) of length one."""
+    half = torch.arange(0, config.head_dim, 2, device=device, dtype=torch.float32) / config.head_dim
+    positions = torch.arange(LONGEST, device=device, dtype=torch.float32)
+    angles = (positions.unsqueeze(-1) * config.rope_theta**-half).unsqueeze(1)
+    return torch.polar(torch.ones_like(angles), angles)
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn x (E, R, heads, d) by its position."""
-    first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat([-second, first], dim=-1) * sin
+def _rotate(x: Tensor, turns: Tensor) -> Tensor:
+    """Multiply x (E, R, heads, d), as complex numbers and in float32, by turns (R, 1, d/2)."""
+    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
+    return torch.view_as_real(pairs * turns).flatten(-2).to(x.dtype)
 
 
 def _embed(table: Tensor, tokens: Tensor) -> Tensor:
@@ -239,7 +252,7 @@ def _huggingface_config(config: PolicyConfig) -> dict[str, Any]:
         "attention_bias": False,
         "mlp_bias": False,
         "tie_word_embeddings": False,
-        "max_position_embeddings": 512,
+        "max_position_embeddings": LONGEST,
         "torch_dtype": "float32",
         "pad_token_id": 0,
         "bos_token_id": 1,

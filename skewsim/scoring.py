@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 
-from skewsim.policy import Weights
+from skewsim.policy import Attend, Weights
 
 if TYPE_CHECKING:
     from skewsim.engine import Rollouts
@@ -24,10 +26,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Scored:
-    """What the trainer says of the sampled tokens, both (E, N, T), in nats."""
+    """What the trainer says of the sampled tokens, in nats."""
 
     logprobs: Tensor
-    entropy: Tensor
+    """(E, N, T)."""
+    distribution: Tensor
+    """Log-probabilities (E, N, T, V) of all tokens."""
+
+    @property
+    def entropy(self) -> Tensor:
+        """(E, N, T)."""
+        each: Tensor = torch.special.entr(self.distribution.detach().exp())
+        return each.sum(-1)
 
 
 def score(
@@ -44,71 +54,55 @@ def score(
     logprobs = logits.log_softmax(-1)
     picked = logprobs.gather(-1, rollouts.tokens.unsqueeze(-1)).squeeze(-1)
     live = rollouts.mask > 0  # a masked token may lie outside the support
-    with torch.no_grad():
-        entropy = torch.special.entr(logprobs.exp()).sum(-1)
-    return Scored(torch.where(live, picked, 0.0), entropy)
+    return Scored(torch.where(live, picked, 0.0), logprobs)
 
 
 def response_logits(weights: Weights, prompts: Tensor, tokens: Tensor, *, group: int) -> Tensor:
     """float32 logits (E, N, T, V) before each response token; prompts (E, N, P) are equal within a group."""
     members, sequences, length = prompts.shape
-    shape = _Shape(members, sequences // group, group, length, tokens.shape[2] - 1)
-    rows = torch.cat([prompts[:, ::group].flatten(1), tokens[:, :, :-1].flatten(1)], dim=1)
-    hidden = weights.hidden(rows, shape.positions(tokens.device), shape.attend)
+    family = _Family(sequences // group, group, length, tokens.shape[2] - 1)
+    positions, seen = _layout(family, tokens.device)
+    responses = tokens[:, :, :-1].reshape(members, family.B, -1)
+    rows = torch.cat([prompts[:, ::group], responses], dim=2).flatten(1)
+    hidden = weights.hidden(rows, positions, family.attend(seen))
     # the prompt's last row predicts the first token of each response of its group
-    first = hidden[:, : shape.prompt_rows].view(members, shape.B, length, -1)[:, :, -1]
-    logits = weights.logits(torch.cat([first, hidden[:, shape.prompt_rows :]], dim=1))
-    first, rest = logits.split([shape.B, sequences * shape.Q], dim=1)
-    first = first.repeat_interleave(group, dim=1).unsqueeze(2)
-    return torch.cat([first, rest.view(members, sequences, shape.Q, -1)], dim=2)
+    read = hidden.view(members, family.B, family.rows, -1)[:, :, length - 1 :]
+    logits = weights.logits(read.reshape(members, -1, read.shape[-1])).view(*read.shape[:3], -1)
+    first, rest = logits.split([1, responses.shape[2]], dim=2)
+    first = first.unsqueeze(3).expand(-1, -1, group, -1, -1)
+    return torch.cat([first, rest.unflatten(2, (group, -1))], dim=3).flatten(1, 2)
 
 
 @dataclass(frozen=True)
-class _Shape:
-    """Rows: B*P of prompts, then B*G*Q of responses (all tokens but the last)."""
+class _Family:
+    """B prompts, each followed by its G responses: P rows, then G times Q (all of a response's tokens but the last)."""
 
-    E: int
     B: int
     G: int
     P: int
     Q: int
 
     @property
-    def prompt_rows(self) -> int:
-        return self.B * self.P
+    def rows(self) -> int:
+        return self.P + self.G * self.Q
 
-    def positions(self, device: torch.device) -> Tensor:
-        prompt, response = torch.arange(self.P, device=device), torch.arange(self.P, self.P + self.Q, device=device)
-        return torch.cat([prompt.repeat(self.B), response.repeat(self.B * self.G)])
+    def attend(self, seen: Tensor) -> Attend:
+        """Attention within families."""
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        heads, d = q.shape[2:]
-        if k.shape[2] != heads:
-            k, v = (x.repeat_interleave(heads // x.shape[2], dim=2) for x in (k, v))
-        q = q / math.sqrt(d)
-        qp, kp, vp = (self._prompt(x) for x in (q, k, v))
-        qr, kr, vr = (self._response(x) for x in (q, k, v))
-        causal = _future(self.P, q.device)
-        prompt = (qp @ kp.transpose(-1, -2)).masked_fill(causal, -math.inf).softmax(-1) @ vp
-        # responses see their whole prompt and their own past
-        past = qr.flatten(3, 4) @ kp.transpose(-1, -2)  # (E, B, h, G*Q, P)
-        own = (qr @ kr.transpose(-1, -2)).masked_fill(_future(self.Q, q.device), -math.inf)
-        weights = torch.cat([past.unflatten(3, (self.G, self.Q)), own], -1).softmax(-1)
-        to_past, to_own = weights.split([self.P, self.Q], -1)
-        response = (to_past.flatten(3, 4) @ vp).unflatten(3, (self.G, self.Q)) + to_own @ vr
-        prompt = prompt.transpose(2, 3).reshape(self.E, self.prompt_rows, heads, d)
-        response = response.permute(0, 1, 3, 4, 2, 5).reshape(self.E, -1, heads, d)
-        return torch.cat([prompt, response], dim=1).to(v.dtype)
+        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            grouped, dtype = k.shape[2] < q.shape[2], v.dtype
+            q, k, v = (x.reshape(-1, self.rows, *x.shape[2:]).transpose(1, 2).float() for x in (q, k, v))
+            out = scaled_dot_product_attention(q, k, v, attn_mask=seen, enable_gqa=grouped)
+            return out.transpose(1, 2).to(dtype)
 
-    def _prompt(self, x: Tensor) -> Tensor:
-        """Float (E, B, h, P, d)."""
-        return x[:, : self.prompt_rows].reshape(self.E, self.B, self.P, *x.shape[2:]).transpose(2, 3).float()
-
-    def _response(self, x: Tensor) -> Tensor:
-        """Float (E, B, h, G, Q, d)."""
-        x = x[:, self.prompt_rows :].reshape(self.E, self.B, self.G, self.Q, *x.shape[2:])
-        return x.permute(0, 1, 4, 2, 3, 5).float()
+        return attend
 
 
-def _future(length: int, device: torch.device) -> Tensor:
-    return torch.ones(length, length, dtype=torch.bool, device=device).triu(1)
+@lru_cache(maxsize=32)
+def _layout(family: _Family, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Positions (B * rows,), and which rows of a family see which (rows, rows): their prompt and their own past."""
+    place = torch.arange(family.rows, device=device)
+    response = torch.where(place < family.P, -1, (place - family.P) // family.Q)
+    seen = (response == -1) | (response == response.unsqueeze(1))
+    seen &= place <= place.unsqueeze(1)
+    return (seen.sum(1) - 1).repeat(family.B), seen

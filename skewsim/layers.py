@@ -1,0 +1,65 @@
+"""A Llama's row-wise layers, with their gradients written out.
+
+Autograd would take each of them apart into five to ten passes over all rows, forward and backward; written out they
+take about half as many, and a step of a model this small is mostly such passes. Norms are computed in float32 and
+rounded to the rows' dtype, as transformers does. Gradients are those of the formulas (tested against autograd).
+
+Axes: E member, R rows (tokens), H width, I intermediate width, d head size.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """``x / rms(x) * weight``; x (E, R, H), weight (E, H)."""
+    return _RMSNorm.apply(x, weight.unsqueeze(1), eps)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def swiglu(gate_up: Tensor) -> Tensor:
+    """``silu(gate) * up`` of (E, R, 2 I), gate first."""
+    return _SwiGLU.apply(gate_up)  # type: ignore[no-any-return, no-untyped-call]
+
+
+class _RMSNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        wide = x.float()
+        scale = wide.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
+        normed = (wide * scale).to(x.dtype)
+        ctx.save_for_backward(normed, scale, weight)
+        return normed * weight
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+        normed, scale, weight = ctx.saved_tensors
+        along = gradient * normed
+        inner = along @ weight.transpose(1, 2) / -weight.shape[-1]
+        to_x = torch.addcmul(gradient * weight, normed, inner).mul_(scale)
+        return to_x, along.sum(1, keepdim=True), None
+
+
+class _SwiGLU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gate_up: Tensor) -> Tensor:
+        gate, up = gate_up.chunk(2, dim=-1)
+        activated = torch.nn.functional.silu(gate)
+        ctx.save_for_backward(gate_up, activated)
+        return activated * up
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        gate_up, activated = ctx.saved_tensors
+        gate, up = gate_up.chunk(2, dim=-1)
+        both = torch.empty_like(gate_up)
+        to_gate, to_up = both.chunk(2, dim=-1)
+        torch.mul(gradient, activated, out=to_up)
+        torch.ops.aten.silu_backward.grad_input(gradient * up, gate, grad_input=to_gate)
+        return both
