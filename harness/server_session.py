@@ -76,7 +76,7 @@ class ServerSession:
         self.stats: dict[str, Any] = {}
         self._moved = 0.0
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread = threading.Thread(target=self._loop.run_forever, name=f"server {self.name}", daemon=True)
         self._thread.start()
         self._end = weakref.finalize(self, _end, self._loop, self._thread)
         try:

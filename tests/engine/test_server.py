@@ -1,0 +1,140 @@
+"""A real vLLM server on loopback: the same numbers as the trainer's, and weights that arrive in mid-generation.
+
+The server runs in a process group of its own, on a port that was free, and is killed at the end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from harness.engines import find_spec, require, resolve_engine, worker_environment
+from skewsim.engine import FINISH_LENGTH, RolloutEngine, RolloutRequest, Rollouts, WeightUpdate
+from skewsim.errors import EngineError, UserError
+from skewsim.policy import Policy, PolicyConfig
+from skewsim.scoring import score
+from skewsim.settings import Scenario
+from skewsim.task import Task
+
+pytestmark = pytest.mark.engine
+
+SCENARIO = Scenario().with_values({"task.response_length": 64, "engine.update_at_token": 20})
+TASK = Task(SCENARIO.task)
+OLD, NEW = (Policy.random(PolicyConfig(), generator=torch.Generator().manual_seed(s)) for s in (1, 2))
+GROUP = 4
+ARGUMENTS = [
+    *("--dtype", "float32", "--max-model-len", "160", "--max-num-seqs", "64", "--host", "127.0.0.1"),
+    *("--logprobs-mode", "processed_logprobs", "--no-enable-prefix-caching", "--no-async-scheduling"),
+    *("--enforce-eager", "--skip-tokenizer-init", "--disable-uvicorn-access-log"),
+]
+
+
+@pytest.fixture(scope="module")
+def server(engine_name: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    folder = tmp_path_factory.mktemp("server")
+    NEW.save(folder / "model")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    spec = find_spec(engine_name)
+    command = [str(require(spec).python), "-m", "vllm.entrypoints.openai.api_server", *ARGUMENTS]
+    environment = worker_environment(spec) | {"VLLM_SERVER_DEV_MODE": "1"}
+    environment.pop("VLLM_ENABLE_V1_MULTIPROCESSING")
+    with open(folder / "log", "wb") as log:
+        process = subprocess.Popen(
+            [*command, "--model", str(folder / "model"), "--port", str(port)],
+            env=environment,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        _wait_for(process, f"http://127.0.0.1:{port}/health", folder / "log")
+        yield f"http://127.0.0.1:{port}/v1"
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def _wait_for(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
+    for _ in range(600):
+        assert process.poll() is None, log.read_text()[-2000:]
+        with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=2):
+            return
+        time.sleep(0.5)
+    pytest.fail(f"the server did not start: {log.read_text()[-2000:]}")
+
+
+@pytest.fixture
+def engine(server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[RolloutEngine]:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("SKEWSIM_ENGINE_TIMEOUT", "60")
+    engine = resolve_engine(server)
+    yield engine
+    engine.close()
+
+
+def request(*, step: int = 0, new: Tensor | None = None) -> RolloutRequest:
+    ids = TASK.sample_prompts((0,), step=step, num_prompts=8)
+    update = None if new is None else WeightUpdate(new, 1)
+    return RolloutRequest(step, (0,), ids, TASK.pool[ids], GROUP, TASK.max_tokens, update=update, update_at=20)
+
+
+def skew(rollouts: Rollouts, policy: Policy) -> Tensor:
+    """Absolute, (N, T), against the simulator's float32 forward pass."""
+    weights = policy.weights(dtype="float32", head_dtype="float32")
+    scored = score(weights, rollouts, group=GROUP, temperature=SCENARIO.engine.temperature)
+    return (scored.logprobs - rollouts.engine_logprobs).abs()
+
+
+def test_a_server_loads_the_policy_and_agrees_with_the_trainer_to_the_numeric_floor(engine: RolloutEngine) -> None:
+    engine.start(SCENARIO, OLD, version=0)
+    rollouts = engine.generate(request())
+    assert rollouts.mask.sum() == 8 * GROUP * TASK.max_tokens
+    assert (rollouts.finish_reasons == FINISH_LENGTH).all()
+    assert skew(rollouts, OLD).mean() < 1e-5
+
+
+@pytest.mark.parametrize("clear_cache", [True, False])
+def test_weights_swap_in_mid_generation_at_the_token_that_the_versions_say(
+    engine: RolloutEngine, clear_cache: bool
+) -> None:
+    engine.start(SCENARIO.with_values({"engine.clear_cache": clear_cache}), OLD, version=0)
+    rollouts = engine.generate(request(new=NEW.flat))
+    late = rollouts.weight_versions == 1
+    assert late.any(), "the server was done before the update arrived"
+    assert skew(rollouts, OLD)[~late].mean() < 1e-5
+    stale = skew(rollouts, NEW)[late].mean()
+    assert stale < 1e-5 if clear_cache else stale > 0.01
+    assert skew(engine.generate(request(step=1)), NEW).mean() < 1e-5, "the next rollout is all new"
+
+
+def test_what_the_server_was_started_with_is_seen_and_another_logprobs_mode_refused(engine: RolloutEngine) -> None:
+    with pytest.raises(UserError, match=r"engine\.logprobs_mode='raw_logprobs': .* runs with 'processed_logprobs'"):
+        engine.start(SCENARIO.with_values({"engine.logprobs_mode": "raw_logprobs"}), OLD, version=0)
+    with pytest.raises(UserError, match=r"engine\.enable_prefix_caching=True: .* start it with --enable-prefix"):
+        engine.start(SCENARIO.with_values({"engine.enable_prefix_caching": True}), OLD, version=0)
+
+
+def test_weights_that_the_server_cannot_find_are_one_line_and_it_goes_on(
+    engine: RolloutEngine, server: str, tmp_path: Path
+) -> None:
+    from harness.server_session import ServerSession
+
+    with ServerSession(server) as session, pytest.raises(EngineError, match="POST /collective_rpc") as caught:
+        session.update(tmp_path / "nowhere", version=1, clear_cache=False)
+    assert "\n" not in str(caught.value)
+    engine.start(SCENARIO, OLD, version=0)
+    assert skew(engine.generate(request()), OLD).mean() < 1e-5
