@@ -89,7 +89,9 @@ COUNTER_LESSONS: dict[str, Named] = {
         "lm_head in bfloat16 on both sides: the rounding is the same, so it cancels.",
         _HEADS | {"engine.head_dtype": "bfloat16", "trainer.head_dtype": "bfloat16"},
     ),
-    "heads_one_sided": Named("lm_head in float32 on the engine only: the trainer's rounding no longer cancels.", _HEADS | ONE_SIDED),
+    "heads_one_sided": Named(
+        "lm_head in float32 on the engine only: the trainer's rounding no longer cancels.", _HEADS | ONE_SIDED
+    ),
 }
 """Where the objective or a correction is changed instead of the cause."""
 
