@@ -1,8 +1,10 @@
 """Where training starts: the shipped base policies, and `skewsim pretrain` that makes them.
 
 A base policy is trained by teacher forcing on right answers (each digit by a random synonym) of lengths
-up to L (eight of them) until it solves half of the held-out prompts of length L: good enough to earn rewards, bad enough to
-learn. One is shipped for each task and L in 12, 32, 64; a scenario takes the shortest that covers its length.
+up to L (eight of them) until it solves half of the held-out prompts of length L: good enough to earn rewards, bad
+enough to learn. One is shipped for each task and L in 12, 32, 64; a scenario takes the shortest that covers its length.
+At 64 digits `reverse` is out of reach for two layers: a third of the positions are right and no answer is, so train
+there with task.reward="partial".
 Deterministic on one machine with one thread: no clock enters, only seeds.
 """
 
