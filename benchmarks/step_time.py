@@ -9,7 +9,8 @@ ours      `Trainer._optimise`: forward, loss, metrics, backward, clipping, Adam;
 TRL       `GRPOTrainer.training_step` (forward, loss, metrics, backward) on the same tokens, advantages and old logprobs,
           then `clip_grad_norm_`, `optimizer.step()` (fused AdamW), `zero_grad()` as its training loop does; generation,
           logging and the data loader are left out; gradient checkpointing (TRL's default) and bfloat16 are off
-products  every matrix product of our step, with the shapes and strides it has there, and nothing else
+products  every matrix product of our step, with the shapes and strides it has there (those inside the fused attention
+          included), and nothing else
 
 Both losses and gradient norms are compared first: it is the same step.
 """
@@ -39,7 +40,7 @@ from skewsim.scenarios import find_scenario
 from skewsim.settings import Scenario
 from skewsim.trainer import Trainer, _Batch
 
-MEMBERS = 8
+MEMBERS = 5
 Step = Callable[[], object]
 
 
@@ -173,16 +174,31 @@ class MatrixProducts:
 class _Recorder(TorchDispatchMode):
     """Notes the matrix products that pass, with random tensors of the same layout for arguments."""
 
-    NAMES = ("aten.mm.", "aten.bmm.", "aten.addmm.", "aten.baddbmm.")
+    PRODUCTS = ("aten.mm.", "aten.bmm.", "aten.addmm.", "aten.baddbmm.")
+    FORWARD = "aten._scaled_dot_product_flash_attention_for_cpu.default"
+    BACKWARD = "aten._scaled_dot_product_flash_attention_for_cpu_backward.default"
 
     def __init__(self, calls: list[tuple[Callable[..., Tensor], list[Any]]]) -> None:
         super().__init__()
         self.calls = calls
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if str(func).startswith(self.NAMES):
+        if str(func).startswith(self.PRODUCTS):
             self.calls.append((func, [_like(a) if isinstance(a, Tensor) else a for a in args]))
+        elif str(func) == self.FORWARD:  # scores, and what they pick
+            self._note("ld,ds->ls", "ls,sd->ld", q=args[0])
+        elif str(func) == self.BACKWARD:  # to v, to the weights, to q, to k; recomputing the scores is not counted
+            self._note("sl,ld->sd", "ld,ds->ls", "ls,sd->ld", "sl,ld->sd", q=args[1])
         return func(*args, **(kwargs or {}))
+
+    def _note(self, *products: str, q: Tensor) -> None:
+        """The products inside a fused attention over as many keys as queries, q (batch, heads, l, d)."""
+        batch, (length, width) = q.shape[:2].numel(), q.shape[2:]
+        size = {"l": length, "s": length, "d": width}
+        for product in products:
+            left, right = product.partition("->")[0].split(",")
+            a, b = (torch.randn(batch, *(size[axis] for axis in axes)) for axes in (left, right))
+            self.calls.append((torch.bmm, [a, b]))
 
 
 def _like(x: Tensor) -> Tensor:
