@@ -116,7 +116,7 @@ class SkewsimApp(App[None]):
         return type(self.screen).__name__.removesuffix("Screen").lower()
 
     def start_lesson(self, name: str) -> None:
-        """Begin a lesson in Explore; what it hides is hidden until it ends."""
+        """Begin a lesson, in Explore."""
         self.player = Player(load_lesson(name))
         self.player.begin(self.lab)
         self.lesson_changed()
@@ -213,10 +213,19 @@ class SkewsimApp(App[None]):
     def _look_closer(self, screen: Screen[Any]) -> None:
         """Put a screen over Explore, in place of another one of its kind; the same one again closes it."""
         shown = self.screen
-        if shown is not self.explore:
-            self.pop_screen()
-        if type(shown) is not type(screen):
+        if self.close(shown) and type(shown) is not type(screen):
             self.push_screen(screen)
+
+    def close(self, screen: Screen[Any]) -> bool:
+        """Take a look-closer screen off Explore. False, and nothing done, where another kind of screen is on top.
+
+        A second escape may arrive while the first is being served: only the screen that is shown can be closed.
+        """
+        if self.screen is not screen or not hasattr(screen, "where"):
+            return False
+        if screen is not self.explore:
+            self.pop_screen()
+        return True
 
     def do_tokens(self) -> None:
         from tui.screens.tokens import TokensScreen
@@ -251,16 +260,14 @@ class SkewsimApp(App[None]):
     def do_runs(self) -> None:
         from tui.screens.runs import RunsScreen
 
-        if self.screen is not self.explore:
-            self.pop_screen()
-        self.push_screen(RunsScreen(self.lab, self.options.out or Path.cwd()))
+        if self.close(self.screen):
+            self.push_screen(RunsScreen(self.lab, self.options.out or Path.cwd()))
 
     def do_lessons(self) -> None:
         from tui.screens.lessons import LessonsScreen
 
-        if self.screen is not self.explore:
-            self.pop_screen()
-        self.push_screen(LessonsScreen())
+        if self.close(self.screen):
+            self.push_screen(LessonsScreen())
 
     def measure(self, arguments: str) -> None:
         """Start `skewsim measure` as a child process and go on."""

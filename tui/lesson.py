@@ -100,7 +100,6 @@ class Lesson(_Part):
     name: str
     title: str
     minutes: int = 5
-    hide: list[str] = []
     step: list[Step] = Field(min_length=3)
     claim: list[Claim] = []
 

@@ -70,6 +70,7 @@ class LadderScreen(Screen[None]):
     """Runs while it is shown; the curves of Explore pause meanwhile."""
 
     BINDINGS: ClassVar[list[BindingType]] = bindings("page")
+    where = "page"
     help_title = "Ladder"
     help_text = (
         "The order in which the migration was repaired. Each rung has the fixes of the one before and one more. Every "
@@ -150,7 +151,7 @@ class LadderScreen(Screen[None]):
         getattr(self, f"do_{id}")()
 
     def do_back(self) -> None:
-        self.app.pop_screen()
+        self.skewsim.close(self)
 
     def do_page_down(self) -> None:
         self.query_one("#table").focus()

@@ -88,4 +88,4 @@ class Page(Screen[None]):
 
     def do_back(self) -> None:
         self.skewsim.lab.heard = ""
-        self.app.pop_screen()
+        self.skewsim.close(self)

@@ -1,0 +1,65 @@
+"""The pictures of the terminal UI in the documentation, from the real simulator.
+
+    python benchmarks/tui_pictures.py [--out docs/images]
+
+Initial V1 with switch 1 turned on at step 40 and the others at step 60; then the screens that look closer. SVG.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+from pathlib import Path
+
+from skewsim.files import atomic_writer
+from tui.app import SkewsimApp
+from tui.driver import Driver
+from tui.lab import Lab
+from tui.snapshot import Watch, watched
+
+
+async def play(out: Path) -> None:
+    lens = Watch()
+    lab = Lab(Driver(watched(lens), speed=float("inf")))
+    app = SkewsimApp(lab, lens=lens)
+
+    async def until(step: int) -> None:
+        lab.driver.play(True)
+        while lab.step < step:
+            await asyncio.sleep(0.05)
+        lab.driver.play(False)
+
+    async def picture(name: str) -> None:
+        app.redraw()
+        await asyncio.sleep(1)
+        with atomic_writer(out / f"tui-{name}.svg") as file:
+            file.write(app.export_screenshot(title="skewsim").encode())
+
+    async with app.run_test(size=(120, 40)):
+        await until(40)
+        app.explore.action_do("fix_processed")
+        await until(60)
+        for fix in ("fix_defaults", "fix_inflight", "fix_fp32_head"):
+            app.explore.action_do(fix)
+        await until(100)
+        lab.heard = ""
+        await picture("explore")
+        app.action_do("theme")
+        await picture("explore-light")
+        app.action_do("theme")
+        for name in ("profile", "advise", "tokens"):
+            app.action_do(name)
+            if name == "tokens":
+                await until(lab.step + 2)
+            await picture(name)
+    lab.driver.stop(5)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("docs/images"))
+    asyncio.run(play(parser.parse_args().out))
+
+
+if __name__ == "__main__":
+    main()
