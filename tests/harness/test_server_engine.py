@@ -7,11 +7,13 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
 
 from harness.engines import resolve_engine
+from harness.measure import measure
 from harness.server_engine import ServerEngine
 from harness.server_session import ServerLimits, ServerSession
 from harness.session import Request, Row, Update
@@ -282,3 +284,16 @@ def test_requests_longer_than_the_server_takes_are_refused(serve: Callable[..., 
     with pytest.raises(UserError, match=r"takes 100 tokens a request"):
         engine.start(Scenario().with_values({"task.response_length": 64}), OLD, version=0)
     engine.close()
+
+
+def test_a_server_is_measured_like_an_engine(serve: Callable[..., Server], tiny_model: Path, tmp_path: Path) -> None:
+    server = serve(development=False)
+    prompts = [[5, 6, 7 + i] for i in range(4)]
+    found = measure(server.url, tiny_model, out=tmp_path, prompts=prompts, num_tokens=48, max_tokens=6)
+    assert len(found.table) == 48
+    assert (
+        sorted(set(found.table.engine_logprob.round(6)))
+        == [round(logprob(t, "first") / 0.8, 6) for t in range(6)][::-1]
+    )
+    assert found.profile.provenance.engine == "server"
+    assert "dtype" in found.info["not_known"]
