@@ -49,23 +49,26 @@ class PaletteScreen(ModalScreen[None]):
         self._found = [a for a in self._actions if all(w in f"{a.title} {a.help}".lower() for w in words)]
         options = self.query_one(OptionList)
         options.clear_options()
-        options.add_options([Option(f"{a.title:<12} {key_text(a.keys):<9} {a.help}") for a in self._found])
+        options.add_options([Option(f"{a.title:<12} {key_text(a.keys):<9} {a.help}", id=a.id) for a in self._found])
         options.highlighted = 0 if self._found else None
 
     def action_move(self, by: int) -> None:
         options = self.query_one(OptionList)
-        if options.highlighted is not None:
+        if options.highlighted is not None and self._found:
             options.highlighted = (options.highlighted + by) % len(self._found)
 
     def on_input_submitted(self) -> None:
         at = self.query_one(OptionList).highlighted
-        if at is not None:
-            self._choose(at)
+        if at is not None and at < len(self._found):
+            self._choose(self._found[at])
 
     def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
-        self._choose(event.option_index)
+        """By id, not by place: the list may have been narrowed since the click."""
+        action = next((a for a in self._found if a.id == event.option.id), None)
+        if action is not None:
+            self._choose(action)
 
-    def _choose(self, at: int) -> None:
-        action = self._found[at]
-        self.dismiss()
-        self.app.call_after_refresh(self._do, action)
+    def _choose(self, action: Action) -> None:
+        if self.is_current:
+            self.dismiss()
+            self.app.call_after_refresh(self._do, action)
