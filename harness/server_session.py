@@ -242,7 +242,10 @@ class ServerSession:
 
     async def _takes_weights(self) -> bool:
         """Whether vLLM's development endpoints are there: a GET of one that is only for POST is 405, else 404."""
-        paused = _json(await self._try("/is_paused"))
+        response = await self._client.get(f"{self._root}/is_paused", timeout=LOOK_S)
+        if response.status_code >= 500:  # it is there, but the engine behind it is dead
+            raise EngineError(f"GET /is_paused: answered {response.status_code}: {one_line(response.content)}")
+        paused = _json(response.text) if response.status_code == 200 else None
         if not isinstance(paused, dict) or "is_paused" not in paused:
             return False
         return (await self._client.get(f"{self._root}/collective_rpc", timeout=LOOK_S)).status_code == 405
@@ -325,6 +328,8 @@ class ServerSession:
                     )
                 await asyncio.wait([task], timeout=rest)
             return task.result()
+        except httpx2.TransportError as error:
+            raise EngineError(f"server {self.name} {_said(error, attempts=1)}") from None
         except (EngineError, ExceptionGroup) as error:
             cause = _first(error)
             if not isinstance(cause, EngineError):

@@ -35,6 +35,7 @@ class Manner:
     token_s: float = 0.0
     """Between two tokens."""
     models: tuple[str, ...] = ("policy",)
+    dead: bool = False
     fail_update: str | None = None
     calls: list[tuple[str, Any]] = field(default_factory=list)
     weights: str = "first"
@@ -102,6 +103,8 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(200, {"version": "fake"})
         elif path == "/server_info" and manner.info:
             self.answer(200, {"vllm_config": manner.info})
+        elif path == "/is_paused" and manner.dead:
+            self.answer(500, {"error": "EngineCore died"})
         elif path == "/is_paused" and manner.development:
             self.answer(200, {"is_paused": False})
         elif path == "/collective_rpc" and manner.development:

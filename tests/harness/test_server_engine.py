@@ -269,6 +269,11 @@ def test_a_plain_server_generates_and_refuses_to_learn(serve: Callable[..., Serv
     assert not posts(server)
 
 
+def test_a_server_whose_engine_is_dead_is_not_taken_for_a_plain_one(serve: Callable[..., Server]) -> None:
+    with pytest.raises(EngineError, match=r"GET /is_paused: answered 500: EngineCore died"):
+        ServerSession(serve(dead=True).url, limits=QUICK)
+
+
 def test_members_get_their_own_weights_one_after_another(serve: Callable[..., Server]) -> None:
     server = serve()
     engine = ServerEngine(server.url, limits=QUICK)
