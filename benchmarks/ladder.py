@@ -7,6 +7,10 @@ Writes docs/images/ladder-OBJECTIVE.png and docs/ladder.md. About five minutes o
 
 from __future__ import annotations
 
+import os
+
+os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")  # before torch: a second thread only waits
+
 import sys
 from pathlib import Path
 

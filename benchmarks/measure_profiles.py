@@ -8,7 +8,11 @@ tokens, date, settings. Takes about a minute for each on two CPU cores.
 
 from __future__ import annotations
 
+import os
 import shutil
+
+os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
+
 import sys
 import tempfile
 from importlib import resources
