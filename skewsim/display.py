@@ -211,7 +211,7 @@ def print_distances(found: Mapping[str, Mapping[str, Distance]], *, plain: bool)
     """How far the simulated curves lie from the real engine's, over the band of the seeds."""
     keys = list(next(iter(found.values())))
     rows = [[rung, *(number(row[key].ratio) for key in keys)] for rung, row in found.items()]
-    columns = ["rung", *(key.partition("/")[2].replace("_", "\n", 1) for key in keys)]
+    columns = ["rung", *(_HEADLINE.get(key, key).replace(" ", "\n", 1) for key in keys)]
     print_table("Distance of the simulated curves from the real ones, over the seeds' band", columns, rows, plain=plain)
 
 
