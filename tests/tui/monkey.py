@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 
 from .terminal import Terminal
@@ -41,9 +42,11 @@ def bother(terminal: Terminal, rng: random.Random, *, keys: int, pause: float = 
         if i % 50 == 49:
             _close(terminal)
     terminal.resize(120, 40)
-    _close(terminal)
-    terminal.pump(1)
-    terminal.type("q")
+    with contextlib.suppress(OSError):  # it has ended
+        for _ in range(5):  # a screen with a line to type into takes the first q for a letter
+            _close(terminal)
+            terminal.type("q")
+            terminal.pump(2)
 
 
 def _close(terminal: Terminal) -> None:
