@@ -17,7 +17,7 @@ from itertools import pairwise
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.stats import norm
+from scipy.special import ndtr
 from torch import Tensor
 
 SEQUENCE_EXPONENT = 20.0
@@ -165,7 +165,7 @@ def expected_kept(sigma_d: float, tokens: float, low: float, high: float) -> flo
     Its log has mean ``-sigma_d^2 / 2`` and spread ``sigma_d / sqrt(T)``.
     """
     spread, mean = sigma_d / np.sqrt(tokens), -(sigma_d**2) / 2
-    return float(norm.cdf(np.log(high), mean, spread) - norm.cdf(np.log(low), mean, spread))
+    return float(ndtr((np.log(high) - mean) / spread) - ndtr((np.log(low) - mean) / spread))
 
 
 # The table of record keys
