@@ -4,8 +4,8 @@ All seeds of a scenario are stacked in one trainer; scenarios run side by side i
 where each needs a real engine of its own (`Relay`). A member's numbers never depend on who rides along: members that
 differ in nothing coincide bit for bit.
 
-A rung's numbers are means over the last tenth of its steps. The reference band is the mean of its seeds' final
-rewards plus and minus two standard deviations over the seeds (with one seed: the range over those steps).
+A rung's numbers are means over the last tenth of its steps. The reference band runs from its lowest seed's final
+reward to its highest's, as in the figure (with one seed: over the range of those steps).
 """
 
 from __future__ import annotations
@@ -253,7 +253,7 @@ def _mean(records: list[StepRecord], key: str) -> float | None:
 
 
 def _band(tail: list[StepRecord]) -> tuple[float, float] | None:
-    """Mean plus and minus two standard deviations over the seeds."""
+    """From the lowest seed's mean reward to the highest's."""
     by_seed: dict[int, list[float]] = defaultdict(list)
     for r in tail:
         by_seed[r.seed].append(r.metrics["reward/mean"] or 0.0)
@@ -263,8 +263,7 @@ def _band(tail: list[StepRecord]) -> tuple[float, float] | None:
     if len(finals) == 1:
         (values,) = by_seed.values()
         return min(values), max(values)
-    middle, spread = statistics.fmean(finals), 2 * statistics.stdev(finals)
-    return max(0.0, middle - spread), min(1.0, middle + spread)
+    return min(finals), max(finals)
 
 
 def _numbers(records: list[StepRecord]) -> dict[tuple[int, int], dict[str, float | None]]:
