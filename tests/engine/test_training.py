@@ -44,8 +44,8 @@ def test_a_run_on_the_real_engine_learns(curves: dict[str, dict[str, list[float]
 @pytest.mark.parametrize(
     ("key", "tolerance"),
     [
-        ("reward/mean", 0.12),
-        ("policy/entropy", 0.06),
+        ("reward/mean", 0.2),
+        ("policy/entropy", 0.12),
         ("skew/logprob_diff_mean", 0.012),
         ("update/clip_rate", 0.02),
         ("lag/mean", 1e-6),
