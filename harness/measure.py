@@ -170,7 +170,7 @@ def _batched(rows: Iterator[Row], size: int) -> Iterator[list[Row]]:
             if len(batch) == size:
                 yield batch
                 batch = []
-    except Exception:
+    except Exception:  # whatever it was: the rows in hand are scored and kept, then it goes on up
         if batch:
             yield batch
         raise
