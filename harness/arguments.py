@@ -71,6 +71,15 @@ def engine_arguments(
     return arguments
 
 
+def refuse_update(spec: EngineSpec, settings: EngineSettings) -> None:
+    """Raises UserError where the version cannot take new weights under these settings."""
+    if settings.quantization and f"{settings.quantization}_update" not in spec.features:
+        raise UserError(
+            f"engine.quantization={settings.quantization!r}: {spec.name} does not take new weights in place with it; "
+            "allowed where weights change: none"
+        )
+
+
 def sampling_parameters(
     settings: EngineSettings, *, max_tokens: int, stop: list[int], full_logprobs: bool = False
 ) -> dict[str, Any]:

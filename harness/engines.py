@@ -21,7 +21,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import platformdirs
 from packaging.version import InvalidVersion, Version
 
 from harness.versions import Device, Generation, features, logprobs_modes
@@ -205,7 +204,11 @@ def foreign(python: Path, *, said: str) -> EngineSpec:
 def engines_root(root: Path | str | None = None) -> Path:
     """Where engines are kept."""
     chosen = root or os.environ.get("SKEWSIM_ENGINES")
-    return Path(chosen) if chosen else platformdirs.user_data_path("skewsim") / "engines"
+    if chosen:
+        return Path(chosen)
+    import platformdirs
+
+    return platformdirs.user_data_path("skewsim") / "engines"
 
 
 @dataclass(frozen=True)
@@ -265,9 +268,12 @@ def worker_environment(
     if spec.device == "cpu":
         bind = "nobind" if Version(spec.version) >= Version("0.12") else "all"  # the older word for the same
         found |= CPU_ENVIRONMENT | {"VLLM_CPU_OMP_THREADS_BIND": bind}
-    if settings is None or settings.enforce_eager:
-        found |= {"TORCH_COMPILE_DISABLE": "1"}
-    own = {"PYTHONPATH": str(PLUGIN), "VLLM_USE_V1": "0" if spec.generation == "v0" else "1"}
+        if settings is None or settings.enforce_eager:
+            found |= {"TORCH_COMPILE_DISABLE": "1"}  # nothing to compile, and it is a third of the start
+    path = [str(PLUGIN), *filter(None, [os.environ.get("PYTHONPATH") if spec.python else None])]
+    own = {"PYTHONPATH": os.pathsep.join(path)}
+    if Version(spec.version) < Version("0.11"):
+        own["VLLM_USE_V1"] = spec.generation.removeprefix("v")
     if settings and settings.head_dtype != settings.dtype and "head_dtype" not in spec.features:
         own["SKEWSIM_HEAD_DTYPE"] = settings.head_dtype
     if spec.preload:

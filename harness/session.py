@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
-from harness.arguments import Size, engine_arguments, overruled, sampling_parameters
+from harness.arguments import Size, engine_arguments, overruled, refuse_update, sampling_parameters
 from harness.client import Limits, WorkerClient
 from harness.engines import EngineSpec, find_spec, require, worker_environment
 from harness.folders import prepared
@@ -88,6 +88,7 @@ class EngineSession:
         environment = worker_environment(self.spec, settings, root=root)
         self._full_logprobs = full_logprobs
         self._scratch = tempfile.TemporaryDirectory(prefix="skewsim-model-")
+        self._settings = settings
         self._int8 = settings.quantization == "int8"
         folder = self._prepared(
             Path(model), "start", tokenizer=self.spec.needs_tokenizer and self.spec.generation == "v1"
@@ -165,6 +166,7 @@ class EngineSession:
 
     def update(self, folder: Path | str, *, version: int, clear_cache: bool) -> float:
         """New weights between requests; returns seconds."""
+        refuse_update(self.spec, self._settings)
         ready = self._prepared(Path(folder), "next")
         result = self._client.call("update", folder=str(ready), version=version, clear_cache=clear_cache)
         return float(result["seconds"])
