@@ -72,8 +72,8 @@ def engine_arguments(
 
 
 def refuse_update(spec: EngineSpec, settings: EngineSettings) -> None:
-    """Raises UserError where the version cannot take new weights under these settings."""
-    if settings.quantization and f"{settings.quantization}_update" not in spec.features:
+    """Raises UserError for quantised weights: new ones in place came out wrong, or as no numbers, in 0.18.1 and 0.32.0."""
+    if settings.quantization:
         raise UserError(
             f"engine.quantization={settings.quantization!r}: {spec.name} does not take new weights in place with it; "
             "allowed where weights change: none"

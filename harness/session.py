@@ -89,9 +89,11 @@ class EngineSession:
         self._full_logprobs = full_logprobs
         self._scratch = tempfile.TemporaryDirectory(prefix="skewsim-model-")
         self._settings = settings
-        self._int8 = settings.quantization == "int8"
-        folder = self._prepared(
-            Path(model), "start", tokenizer=self.spec.needs_tokenizer and self.spec.generation == "v1"
+        folder = prepared(
+            Path(model),
+            Path(self._scratch.name) / "model",
+            int8=settings.quantization == "int8",
+            tokenizer=self.spec.needs_tokenizer and self.spec.generation == "v1",
         )
         self._client = WorkerClient([str(python), "-u", str(WORKER)], env=environment, limits=limits)
         try:
@@ -122,13 +124,15 @@ class EngineSession:
         update: Update | None = None,
     ) -> Iterator[Row]:
         """Rows as they finish. Raises EngineError; the rows yielded before are whole."""
+        if update:
+            refuse_update(self.spec, self._settings)
         full = self._full_logprobs
         sampling = sampling_parameters(settings, max_tokens=max_tokens, stop=list(stop), full_logprobs=full)
         stream = self._client.stream(
             "generate",
             requests=[asdict(r) for r in requests],
             sampling=sampling,
-            update=asdict(update) | {"folder": str(self._prepared(Path(update.folder), "next"))} if update else None,
+            update=asdict(update) if update else None,
         )
         expected = {r.id for r in requests}
         while True:
@@ -167,16 +171,12 @@ class EngineSession:
     def update(self, folder: Path | str, *, version: int, clear_cache: bool) -> float:
         """New weights between requests; returns seconds."""
         refuse_update(self.spec, self._settings)
-        ready = self._prepared(Path(folder), "next")
-        result = self._client.call("update", folder=str(ready), version=version, clear_cache=clear_cache)
+        result = self._client.call("update", folder=str(folder), version=version, clear_cache=clear_cache)
         return float(result["seconds"])
 
     def close(self) -> None:
         self._client.close()
         self._scratch.cleanup()
-
-    def _prepared(self, folder: Path, name: str, *, tokenizer: bool = False) -> Path:
-        return prepared(folder, Path(self._scratch.name) / name, int8=self._int8, tokenizer=tokenizer)
 
     def __enter__(self) -> Self:
         return self

@@ -42,7 +42,6 @@ FEATURES = (
     Feature("float16", "0.9.0", "0.8.5"),
     Feature("fp8_kv", "0.22.0", "0.8.5"),
     Feature("int8", "0.10.0", "0.8.5", V1),
-    Feature("int8_update", "0.32.0", None, V1),  # new int8 weights in place; seen to come out wrong in 0.18.1
     Feature("fp8", None, "0.8.5"),
 )
 
