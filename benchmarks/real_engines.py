@@ -54,7 +54,7 @@ CONFIG = PolicyConfig(
     head_dim=32,
 )
 ENTROPY = 1.94
-NOISE = 0.06  # of the weights, relative, between the old and the new policy
+NOISE = 0.025  # of the weights, relative, between the old and the new policy
 PROMPTS = [[int(t) for t in row] for row in np.random.default_rng(0).integers(CONFIG.vocab_size, size=(64, 40))]
 TOKENS = 64
 SIZE = Size(40, TOKENS, 64)
@@ -306,11 +306,11 @@ def table(rows: Sequence[Measured], *, seconds: float, command: str) -> str:
                 continue
             m = row.metrics
             figures = [
-                f"{m['skew/bias']:+.2g}",
+                f"{m['bias']:+.2g}",
                 f"{m['rms']:.2g}",
-                f"{m['skew/logprob_diff_max']:.2g}",
-                f"{m['skew/kl_k3']:.2g}",
-                f"{m['ratio/ess']:.3g}",
+                f"{m['logprob_diff_max']:.2g}",
+                f"{m['kl_k3']:.2g}",
+                f"{m['ess']:.3g}",
                 " ".join("-" if b is None else f"{b:.2g}" for b in row.by_probability),
             ]
             against = row.against + (f" ({row.note})" if row.note else "")

@@ -20,10 +20,13 @@ import torch
 from torch import Tensor
 
 from harness.engines import find_spec, require, resolve_engine, worker_environment
+from harness.mixture import find_swaps
+from skewsim.diagnose.models import ModelScorer
 from skewsim.engine import FINISH_LENGTH, RolloutEngine, RolloutRequest, Rollouts, WeightUpdate
 from skewsim.errors import EngineError, UserError
 from skewsim.policy import Policy, PolicyConfig
 from skewsim.scoring import score
+from skewsim.sequences import SequenceRecord
 from skewsim.settings import Scenario
 from skewsim.task import Task
 
@@ -106,6 +109,34 @@ def test_a_server_loads_the_policy_and_agrees_with_the_trainer_to_the_numeric_fl
     assert rollouts.mask.sum() == 8 * GROUP * TASK.max_tokens
     assert (rollouts.finish_reasons == FINISH_LENGTH).all()
     assert skew(rollouts, OLD).mean() < 1e-5
+
+
+def test_each_request_is_swapped_at_a_token_that_the_replayed_mixture_finds(
+    engine: RolloutEngine, tmp_path: Path
+) -> None:
+    """A client hears of tokens late, so it cannot say where the swap fell; the oracle can, to the numeric floor."""
+    OLD.save(tmp_path / "old")
+    NEW.save(tmp_path / "new")
+    models = [ModelScorer.from_folder(tmp_path / name) for name in ("old", "new")]
+    engine.start(SCENARIO, OLD, version=0)
+    caught = 0
+    for attempt in range(5):  # on a busy machine all requests may be through before the update arrives
+        rollouts = engine.generate(request(step=2 * attempt, new=NEW.flat))
+        each = zip(rollouts.prompts[0], rollouts.tokens[0], rollouts.engine_logprobs[0], strict=True)
+        log = [
+            SequenceRecord(tokens=t.numpy(), engine_logprobs=lp.double().numpy(), prompt_tokens=p.numpy())
+            for p, t, lp in each
+        ]
+        swaps = find_swaps(*models, log, temperature=SCENARIO.engine.temperature)
+        assert max(swap.rms for swap in swaps) < 1e-5
+        under_way = [swap for swap in swaps if 0 < swap.at < TASK.max_tokens]
+        assert all(swap.kept for swap in under_way)
+        assert skew(engine.generate(request(step=2 * attempt + 1)), NEW).mean() < 1e-5, "the next rollout is all new"
+        caught += len(under_way)
+        if caught:
+            break
+        engine.generate(request(step=99, new=OLD.flat))
+    assert caught
 
 
 def test_what_the_server_was_started_with_is_seen_and_another_logprobs_mode_refused(engine: RolloutEngine) -> None:
