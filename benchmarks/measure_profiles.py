@@ -1,6 +1,6 @@
 """Measure the profiles that ship in skewsim/data/profiles: one real engine, several precisions, the base policy.
 
-    python benchmarks/measure_profiles.py [ENGINE] [TOKENS]
+    python benchmarks/measure_profiles.py [ENGINE] [TOKENS] [PRECISION ...]
 
 The trainer's side is transformers in float32. Every profile carries its own provenance: engine, version, dtype, model,
 tokens, date, settings. Takes about a minute for each on two CPU cores.
@@ -36,7 +36,7 @@ def main() -> None:
     tokens = int(sys.argv[2]) if len(sys.argv) > 2 else 30_000
     shipped = Path(str(resources.files("skewsim") / "data" / "profiles"))
     shipped.mkdir(parents=True, exist_ok=True)
-    for label, values in PRECISIONS.items():
+    for label, values in {label: PRECISIONS[label] for label in sys.argv[3:] or PRECISIONS}.items():
         name = f"{engine}-{label}"
         with tempfile.TemporaryDirectory() as folder:
             settings = EngineSettings.model_validate({"temperature": 0.8, **values})

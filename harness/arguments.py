@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from harness.engines import EngineSpec
+from harness.engines import EngineSpec, find_spec
 from skewsim.errors import UserError
 from skewsim.settings import EngineSettings
 
@@ -69,6 +69,17 @@ def engine_arguments(
     if spec.device == "cuda":
         arguments["gpu_memory_utilization"] = settings.gpu_memory_utilization
     return arguments
+
+
+def check_settings(engine: str, settings: EngineSettings) -> None:
+    """Raises UserError if a local engine's version cannot run with these settings where weights change.
+
+    A server is asked when it is there.
+    """
+    if "://" not in engine:
+        spec = find_spec(engine)
+        _refuse_missing(spec, settings)
+        refuse_update(spec, settings)
 
 
 def refuse_update(spec: EngineSpec, settings: EngineSettings) -> None:
