@@ -96,6 +96,22 @@ class EngineSpec:
     def logprobs_modes(self) -> tuple[str, ...]:
         return tuple(logprobs_modes(self.features, self.generation))
 
+    def settings(self) -> dict[str, Any]:
+        """What the version has, setting by setting, as `engines check` prints it."""
+        found: dict[str, Any] = {"logprobs_mode": list(self.logprobs_modes)}
+        found["head_dtype"] = "its own" if "head_dtype" in self.features else "by the plugin"
+        for name in ("enable_prefix_caching", "async_scheduling"):
+            found[name] = name in self.features and name not in self.forced_off
+        found["clear_cache with mode=keep"] = "reset_running_requests" in self.features
+        for setting, value, name in (
+            ("dtype", "float16", "float16"),
+            ("kv_cache_dtype", "fp8", "fp8_kv"),
+            ("quantization", "int8", "int8"),
+            ("quantization", "fp8", "fp8"),
+        ):
+            found[f"{setting}={value}"] = name in self.features
+        return found
+
     @property
     def forced_off(self) -> tuple[str, ...]:
         """Settings that it accepts and then turns off by itself; read back and reported."""
@@ -307,6 +323,8 @@ class EngineCheck:
     info: dict[str, Any]
     """What the engine said of itself: versions, and the defaults that it chose."""
     seconds: float
+    settings: dict[str, Any]
+    """What this version has of the settings that not every version has: name -> bool, or the values there are."""
     problem: str | None = None
 
     @property
@@ -332,7 +350,7 @@ def check(spec: EngineSpec | str, *, root: Path | str | None = None, progress: P
                 progress(f"{name}: {'works' if good else 'does not work'}")
     except SkewsimError as error:
         problem = str(error)
-    return EngineCheck(spec.name, works, info, round(time.monotonic() - started, 1), problem)
+    return EngineCheck(spec.name, works, info, round(time.monotonic() - started, 1), spec.settings(), problem)
 
 
 def resolve_engine(name: str, *, progress: Progress | None = None) -> RolloutEngine:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from harness.engines import EngineSpec
+from harness.session import EngineSession
 from harness.vllm_engine import VllmEngine
 from skewsim.engine import RolloutRequest, Rollouts, WeightUpdate
 from skewsim.policy import Policy, PolicyConfig
@@ -26,7 +27,7 @@ Found = tuple[str, bool, dict[str, Any]]
 
 
 def probe(spec: EngineSpec, *, root: Path | str | None = None) -> Iterator[Found]:
-    """Start, generate, read back, update in flight."""
+    """Start, generate, read back, score, update in flight."""
     mode = "processed_logprobs" if "processed_logprobs" in spec.logprobs_modes else "raw_logprobs"
     scenario = Scenario().with_values({"engine.temperature": 1.0, "engine.logprobs_mode": mode})
     task = Task(scenario.task)
@@ -38,6 +39,8 @@ def probe(spec: EngineSpec, *, root: Path | str | None = None) -> Iterator[Found
         rollouts = engine.generate(_request(task, step=0))
         skew = _mean_skew(rollouts, before, scenario)
         yield "logprobs agree with the trainer in float32", skew < NUMERIC_FLOOR, {"probe_mean_abs_skew": skew}
+        prefill = _prefill_gap(engine, rollouts)
+        yield "given tokens score the same on the prefill path", prefill < NUMERIC_FLOOR, {"probe_prefill": prefill}
         rollouts = engine.generate(_request(task, step=1, update=WeightUpdate(after.flat, 1)))
         versions = rollouts.weight_versions[0, 0].tolist()
         yield "weight update in mid-generation", versions == [0] * 6 + [1] * (task.max_tokens - 6), {}
@@ -59,6 +62,14 @@ def _request(task: Task, *, step: int, update: WeightUpdate | None = None) -> Ro
         update=update,
         update_at=6 if update else 0,
     )
+
+
+def _prefill_gap(engine: VllmEngine, rollouts: Rollouts) -> float:
+    """Mean absolute difference between what sampling reported (at temperature 1) and `prompt_logprobs`."""
+    assert isinstance(engine.session, EngineSession)
+    whole = torch.cat([rollouts.prompts[0], rollouts.tokens[0]], dim=1).tolist()
+    scored = torch.tensor([row[-rollouts.tokens.shape[-1] :] for row in engine.session.score(whole)])
+    return float((scored - rollouts.engine_logprobs[0]).abs().mean())
 
 
 def _mean_skew(rollouts: Rollouts, policy: Policy, scenario: Scenario) -> float:

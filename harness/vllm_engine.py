@@ -115,6 +115,11 @@ class VllmEngine:
             limits=self._limits,
         )
 
+    @property
+    def session(self) -> EngineSession | ServerSession | None:
+        """The process under it, once started."""
+        return self._session
+
     def generate(self, request: RolloutRequest) -> Rollouts:
         """Sample for every member; afterwards all of them hold the updated weights."""
         out = _Buffer(request, self._config.vocab_size if self._support else None)

@@ -72,9 +72,17 @@ def check(engine: str, /, *, json: Flag = False) -> int:
     else:
         rows = [[what, "works" if good else "does not work"] for what, good in found.works.items()]
         print_table(f"{found.name}, {found.seconds} s", ["tried", "result"], rows)
+        has = [[name, _said(value)] for name, value in found.settings.items()]
+        print_table("What this version has", ["setting", ""], has)
     if found.problem:
         raise EngineError(found.problem)
     return 0 if found.ok else 1
+
+
+def _said(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return ", ".join(value) if isinstance(value, list) else str(value)
 
 
 def measure(
