@@ -120,8 +120,8 @@ class Bench:
     """One engine's rows."""
 
     def __init__(self, engine: str, models: Models) -> None:
-        self.engine, self.models = engine, models
-        self.spec = find_spec(engine)
+        self.spec, self.models = find_spec(engine), models
+        self.engine = self.spec.name
         self.rows: list[Measured] = []
         self.modes = self.spec.logprobs_modes
 
