@@ -96,6 +96,7 @@ class SkewsimApp(App[None]):
 
         measured = (str(self.measuring.profile),) if self.measuring and self.measuring.profile else ()
         self.profiles = (*measured, *shipped_profiles())
+        self.explore.profiles_changed()
 
     def tick(self) -> None:
         """Take in what is new, and draw the screen on top if anything is."""

@@ -42,9 +42,9 @@ class ControlWidget(Widget, can_focus=True):
     def help_text(self) -> str:
         return f"{self.control.help}\n\n{self.control.names}"
 
-    def show(self, control: Control, scenario: Scenario, look: Look) -> None:
-        if (control, scenario, look) != (self.control, self.scenario, self.look):
-            self.control, self.scenario, self.look = control, scenario, look
+    def show(self, scenario: Scenario, look: Look) -> None:
+        if scenario is not self.scenario or look != self.look:
+            self.scenario, self.look = scenario, look
             self.refresh()
 
     def highlight(self, on: bool) -> None:

@@ -123,6 +123,7 @@ async def test_a_profile_is_shown_compared_and_used_as_the_noise_source(stage: S
         make_profile(tmp_path / f"{name}.json")
     async with stage(size=(120, 40), steps=2) as s:
         s.app.profiles = tuple(str(tmp_path / f"{name}.json") for name in ("one", "two"))
+        s.app.explore.profiles_changed()
         await s.press("p")
         assert "one (measured)" in s.text()
         assert "published bf16" in s.text()
