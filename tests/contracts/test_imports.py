@@ -40,7 +40,7 @@ def test_the_help_of_a_command_loads_no_torch(name: str) -> None:
     [
         ("skewsim.commands, skewsim.engine_commands, skewsim.trainer, skewsim.sweep", {"harness", "tui"}),
         ("harness.engines, harness.measure", {"tui"}),
-        ("tui.app", {"harness"}),
+        ("tui.launch", {"harness"}),
     ],
 )
 def test_a_room_loads_no_room_that_it_must_not_know(module: str, other_rooms: set[str]) -> None:

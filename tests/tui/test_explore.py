@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from skewsim.share import to_share
-from tui.app import Options, last_state
+from tui.app import Options
 from tui.controls import FIXES
+from tui.files import last_state, remember
 from tui.lab import YOURS
 from tui.panel import ControlWidget, Line
 from tui.screens.too_small import TooSmall
@@ -187,13 +188,11 @@ async def test_hidden_controls_are_not_on_the_screen_and_their_keys_do_nothing(s
 
 @on_stage
 async def test_the_last_state_is_taken_up_on_request(stage: StageMaker) -> None:
-    from tui.app import _remember
-
     async with stage(steps=2) as s:
         await s.press("z")
         assert "no session has ended here yet" in headline(s)
         wanted = s.lab.yours.with_values({"engine.lag": 4})
-        _remember(wanted)
+        remember(wanted)
         assert last_state() == wanted
         await s.press("z")
         assert s.lab.yours == wanted

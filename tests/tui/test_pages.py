@@ -16,8 +16,8 @@ from skewsim.objectives import LossInputs, compute_loss
 from skewsim.profile import fit_profile, save_profile
 from skewsim.settings import Scenario
 from skewsim.tokens import TokenTable
-from tui.app import curves_csv
 from tui.driver import TrackSpec
+from tui.files import curves_csv
 from tui.measuring import Measuring
 from tui.screens.advise import share_outside
 from tui.screens.formula import family_of, worked
