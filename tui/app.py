@@ -24,6 +24,7 @@ from tui.files import curves_csv, find_scenario, last_state, stamp, write
 from tui.lab import Lab, next_speed, speed_text
 from tui.lesson import Player, load_lesson
 from tui.measuring import Measuring
+from tui.pace import Pace
 from tui.screens.explore import Explore
 from tui.snapshot import Watch
 from tui.views import Look, ascii_wanted
@@ -68,6 +69,7 @@ class SkewsimApp(App[None]):
         self.measuring: Measuring | None = None
         self.explore = Explore(lab, hidden=self.options.hidden)
         self._keys = keymap or {}
+        self._pace, self._stale = Pace(), False
 
     def on_mount(self) -> None:
         self.set_keymap(self._keys)
@@ -97,9 +99,10 @@ class SkewsimApp(App[None]):
         own = getattr(self.screen, "tick", None)
         if own is not None:
             news = own() or news
+        self._stale |= news
         if self.player is not None and self.player.observe(self.lab, self._screen_name()):
             self.lesson_changed()
-        elif news:
+        elif self._stale and self._pace.due():
             self.redraw()
 
     def _screen_name(self) -> str:
@@ -118,6 +121,7 @@ class SkewsimApp(App[None]):
         self.redraw()
 
     def redraw(self) -> None:
+        self._stale = False
         draw = getattr(self.screen, "redraw", None)
         if draw is not None and self.screen.is_mounted:
             draw()

@@ -109,3 +109,9 @@ def in_terminal(script: Path, *arguments: str, size: tuple[int, int], seconds: f
             code = t.end(seconds=seconds)
             assert code == 0, t.output[-3000:].decode(errors="replace")
         return json.loads(out.read_text())
+
+
+def resident_mb(pid: int) -> float:
+    """Resident size of a process (Linux)."""
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
