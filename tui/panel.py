@@ -129,7 +129,7 @@ def legend(lab: Lab, look: Look, *, column: bool) -> Text:
     lines = []
     for track in lab.tracks.values():
         value = track.series.now(REWARD.key, 5)
-        said = track.note or ("-" if value is None else f"{value:.2f}")
+        said = (track.note if column else track.short_note) or ("-" if value is None else f"{value:.2f}")
         name = {"initial_v1": "initial V1"}.get(track.name, track.name)
         line = Text(no_wrap=True)
         line.append(f"{track.letter} {look.line(track.dash)} ", style=look.colour(track.letter))

@@ -141,6 +141,10 @@ class Explore(Screen[None]):
         wanted = player.step.highlight if player is not None else None
         for widget in self._widgets.values():
             widget.highlight(widget.control.id == wanted)
+        keys = [view.key for view in VIEWS]
+        if wanted in keys and wanted not in {plot.view.key for plot in self._plots if plot.display}:
+            self.first_view = keys.index(wanted)
+            self.redraw()
         for plot in (self._reward, *self._plots):
             plot.highlight(plot.view.key == wanted)
         if player is not None and player.phase != "do":
