@@ -45,7 +45,7 @@ def test_on_arrival_initial_v1_collapses_while_the_reference_learns(runs: dict[s
     v1, reference = runs["v1"], runs["reference"]
     assert (final(v1) < v1[:, :10].mean(axis=1)).all()
     assert final(v1).mean() < 0.6 * v1[:, :10].mean()
-    assert (final(reference) > 1.3 * reference[:, :10].mean(axis=1)).all()
+    assert (final(reference) > reference[:, :10].mean(axis=1) + 0.1).all()
     assert (final(reference) > final(v1) + 0.25).all()
 
 
