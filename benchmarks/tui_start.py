@@ -2,7 +2,7 @@
 
     python benchmarks/tui_start.py [--runs 5]
 
-Each run is a fresh process. First frame: the axis of the reward chart has been written. First curve: braille dots
+Each run is a fresh process. First frame: the titles of the charts have been written. First curve: braille dots
 have been written, from the real simulator. Quit: from the key to the process's end. Prints JSON with medians.
 """
 
@@ -26,7 +26,7 @@ def measure() -> dict[str, float]:
     with tempfile.TemporaryDirectory() as home:
         began = time.perf_counter()
         with Terminal(TUI, home=Path(home), size=(120, 40)) as t:
-            t.wait_for("clip rate")
+            t.wait_for("KL (k3)")
             frame = time.perf_counter() - began
             while not any(0x2801 <= ord(c) <= 0x28FF for c in t.output.decode(errors="replace")):
                 t.pump(0.02)

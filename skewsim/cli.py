@@ -29,12 +29,12 @@ COMMANDS = {
     "import": ("skewsim.analysis_commands:import_log", "Read another program's logged rollouts into a token table."),
     "measure": ("skewsim.engine_commands:measure", "Measure a real engine's skew on a model: table and profile."),
     "engines": ("skewsim.engine_commands:engines", "Install, list and check real engines."),
-    "tui": ("tui.app:run", "The terminal UI: toggle a fix, watch the curves respond."),
+    "tui": ("tui.launch:run", "The terminal UI: toggle a fix, watch the curves respond."),
     "serve": ("tui.serve:serve", "The terminal UI in a browser."),
     "pretrain": ("skewsim.commands:pretrain", "Make the base policy that training starts from."),
 }
 """Name -> (import string of a function or a cyclopts App, help)."""
-TERMINAL_UI = "tui.app:main"
+TERMINAL_UI = "tui.launch:main"
 """What ``skewsim`` with no command opens; it gets the options."""
 
 

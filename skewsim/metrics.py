@@ -17,7 +17,6 @@ from itertools import pairwise
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.special import ndtr
 from torch import Tensor
 
 SEQUENCE_EXPONENT = 20.0
@@ -164,6 +163,8 @@ def expected_kept(sigma_d: float, tokens: float, low: float, high: float) -> flo
 
     Its log has mean ``-sigma_d^2 / 2`` and spread ``sigma_d / sqrt(T)``.
     """
+    from scipy.special import ndtr  # here, not above: the trainer's start does not wait for scipy
+
     spread, mean = sigma_d / np.sqrt(tokens), -(sigma_d**2) / 2
     return float(ndtr((np.log(high) - mean) / spread) - ndtr((np.log(low) - mean) / spread))
 

@@ -24,7 +24,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy import special
 from torch import Tensor
 
 from skewsim.profile import SkewProfile, load_profile
@@ -145,7 +144,9 @@ class ProfileQuantiles:
         self.rms = torch.hypot(self.mean, self.std)
         self.largest = float(self.rms.max())
         self.edges = torch.tensor([item.low for item in bins[1:]], dtype=torch.float32)
-        normal = special.ndtr(np.linspace(-WIDEST, WIDEST, GRID))  # on a grid of normal scores: no search per draw
+        from scipy.special import ndtr  # here, not above: a run without a profile does not wait for scipy
+
+        normal = ndtr(np.linspace(-WIDEST, WIDEST, GRID))  # on a grid of normal scores: no search per draw
         shapes = [np.interp(normal, levels, table.standardised()) for table in tables]
         self._table = torch.tensor(np.stack(shapes), dtype=torch.float32)
 

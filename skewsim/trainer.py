@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from skewsim import metrics
+from skewsim.adam import Adam
 from skewsim.base_policy import starting_policy
 from skewsim.engine import FINISH_ABORT, RolloutEngine, RolloutRequest, Rollouts, SimEngine, WeightUpdate
 from skewsim.errors import UserError
@@ -106,7 +107,8 @@ class Trainer:
         self._events: list[str] = []
         start = starting_policy(scenario)
         self.policy = start.stacked(len(self.seeds), device=scenario.device)
-        self._optimizer = _optimizer(self.policy.flat, scenario)
+        self.policy.flat.requires_grad_()
+        self._adam = Adam(self.policy.flat)
         self._published: dict[int, Tensor] = {0: self.policy.flat.clone()}
         self._engine_version = 0
         self.engine.start(scenario, self.policy, version=0)
@@ -159,8 +161,8 @@ class Trainer:
         if truth is not None:
             found["optim/grad_cosine"] = self._cosine(gradient, truth, part, inputs)
         self._note_divergence(loss.detach(), norm)
-        self.policy.flat.grad = gradient * (trainer.max_grad_norm / (norm + 1e-6)).clamp_max(1.0).unsqueeze(1)
-        self._optimizer.step()
+        clipped = gradient * (trainer.max_grad_norm / (norm + 1e-6)).clamp_max(1.0).unsqueeze(1)
+        self._adam.step(self.policy.flat, clipped, trainer)
         return found
 
     def _gradient(self, loss: Tensor, *, keep_graph: bool = False) -> Tensor:
@@ -271,14 +273,11 @@ class Trainer:
                 raise UserError(f"{name} cannot change while a run goes on; allowed: engine, skew, trainer, steps")
         self.scenario = scenario
         self._events += changes(before, scenario)
-        for group in self._optimizer.param_groups:
-            group.update(_hyperparameters(scenario))
         self.engine.start(scenario, self.policy, version=self._engine_version)
 
     def state(self) -> TrainState:
         """A checkpoint of everything that the next step depends on."""
-        moments = self._optimizer.state[self._optimizer.param_groups[0]["params"][0]]
-        tensors = {"policy": self.policy.flat} | {f"adam.{n}": t for n, t in moments.items()}
+        tensors = {"policy": self.policy.flat} | {f"adam.{n}": t for n, t in self._adam.moments.items()}
         tensors |= {f"published.{v}": w for v, w in self._published.items()}
         tensors |= {f"engine.{n}": t for n, t in self.engine.state().items()}
         meta = {
@@ -298,10 +297,7 @@ class Trainer:
         self.alive -= self._diverged.keys()
         with torch.no_grad():
             self.policy.flat.copy_(tensors["policy"])
-        parameter = self._optimizer.param_groups[0]["params"][0]
-        self._optimizer.state[parameter] = {
-            n.removeprefix("adam."): t for n, t in tensors.items() if n.startswith("adam.")
-        }
+        self._adam.moments = {n.removeprefix("adam."): t for n, t in tensors.items() if n.startswith("adam.")}
         self._published = {int(n.partition(".")[2]): t for n, t in tensors.items() if n.startswith("published.")}
         held = {n.removeprefix("engine."): t for n, t in tensors.items() if n.startswith("engine.")}
         self.engine.restore(held)
@@ -388,19 +384,3 @@ def changes(before: Scenario, after: Scenario) -> list[str]:
 
     old, new = leaves(before.model_dump(exclude={"name"})), leaves(after.model_dump(exclude={"name"}))
     return [f"{path}: {old[path]} -> {new[path]}" for path in old if old[path] != new[path]]
-
-
-def _hyperparameters(scenario: Scenario) -> dict[str, Any]:
-    t = scenario.trainer
-    return {
-        "lr": t.learning_rate,
-        "betas": (t.adam_beta1, t.adam_beta2),
-        "eps": t.adam_epsilon,
-        "weight_decay": t.weight_decay,
-    }
-
-
-def _optimizer(flat: Tensor, scenario: Scenario) -> torch.optim.Optimizer:
-    """Adam is elementwise, so one optimiser over (E, D) is E independent ones."""
-    flat.requires_grad_()
-    return torch.optim.AdamW([flat], fused=True, **_hyperparameters(scenario))

@@ -6,17 +6,10 @@ what the thread has computed and lets the screen on top draw itself.
 
 from __future__ import annotations
 
-import csv
-import io
-import os
-import sys
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
 from pathlib import Path
 from typing import Any, ClassVar
 
-from platformdirs import user_state_path
 from textual import events
 from textual.app import App
 from textual.binding import Binding, BindingType
@@ -24,20 +17,17 @@ from textual.screen import Screen
 from textual.widgets import Footer
 
 from skewsim.errors import UserError
-from skewsim.files import atomic_writer
-from skewsim.scenarios import find_scenario as named_scenario
-from skewsim.settings import Scenario
-from skewsim.share import is_share, load_toml, to_share
-from tui.actions import Action, bindings, key_text, load_keymap, valid_on
-from tui.driver import Driver, Train, training_alive
-from tui.lab import YOURS, Lab, next_speed, opening, parse_share, speed_text
+from skewsim.share import to_share
+from tui.actions import Action, bindings, key_text, valid_on
+from tui.driver import Driver
+from tui.files import curves_csv, find_scenario, last_state, stamp, write
+from tui.lab import Lab, next_speed, speed_text
 from tui.lesson import Player, load_lesson
 from tui.measuring import Measuring
-from tui.presets import check_hidden, find_preset
-from tui.recorder import recorder
+from tui.pace import Pace
 from tui.screens.explore import Explore
-from tui.snapshot import Watch, watched
-from tui.views import REWARD, Look, ascii_wanted
+from tui.snapshot import Watch
+from tui.views import Look, ascii_wanted
 
 _FRAME = 0.1
 SMALLEST = (60, 18)
@@ -79,6 +69,7 @@ class SkewsimApp(App[None]):
         self.measuring: Measuring | None = None
         self.explore = Explore(lab, hidden=self.options.hidden)
         self._keys = keymap or {}
+        self._pace, self._stale = Pace(), False
 
     def on_mount(self) -> None:
         self.set_keymap(self._keys)
@@ -96,6 +87,7 @@ class SkewsimApp(App[None]):
 
         measured = (str(self.measuring.profile),) if self.measuring and self.measuring.profile else ()
         self.profiles = (*measured, *shipped_profiles())
+        self.explore.profiles_changed()
 
     def tick(self) -> None:
         """Take in what is new, and draw the screen on top if anything is."""
@@ -107,9 +99,10 @@ class SkewsimApp(App[None]):
         own = getattr(self.screen, "tick", None)
         if own is not None:
             news = own() or news
+        self._stale |= news
         if self.player is not None and self.player.observe(self.lab, self._screen_name()):
             self.lesson_changed()
-        elif news:
+        elif self._stale and self._pace.due():
             self.redraw()
 
     def _screen_name(self) -> str:
@@ -128,6 +121,7 @@ class SkewsimApp(App[None]):
         self.redraw()
 
     def redraw(self) -> None:
+        self._stale = False
         draw = getattr(self.screen, "redraw", None)
         if draw is not None and self.screen.is_mounted:
             draw()
@@ -271,7 +265,7 @@ class SkewsimApp(App[None]):
 
     def measure(self, arguments: str) -> None:
         """Start `skewsim measure` as a child process and go on."""
-        folder = (self.options.out or Path.cwd()) / f"measure-{_stamp()}"
+        folder = (self.options.out or Path.cwd()) / f"measure-{stamp()}"
         self.measuring = measuring = Measuring(arguments, folder)
 
         def changed() -> None:
@@ -313,13 +307,13 @@ class SkewsimApp(App[None]):
         self.theme = "textual-light" if self.current_theme.dark else "textual-dark"
 
     def do_screenshot(self) -> None:
-        path = self._output(f"skewsim-{_stamp()}.svg")
-        _write(path, self.export_screenshot(title="skewsim"))
+        path = self._output(f"skewsim-{stamp()}.svg")
+        write(path, self.export_screenshot(title="skewsim"))
         self.say(f"picture: {path}")
 
     def do_export(self) -> None:
-        path = self._output(f"skewsim-{_stamp()}.csv")
-        _write(path, curves_csv(self.lab))
+        path = self._output(f"skewsim-{stamp()}.csv")
+        write(path, curves_csv(self.lab))
         self.say(f"numbers: {path}")
 
     def _output(self, name: str) -> Path:
@@ -345,152 +339,3 @@ class SkewsimApp(App[None]):
 
     def do_quit(self) -> None:
         self.exit()
-
-
-def curves_csv(lab: Lab) -> str:
-    """Every number on the charts: a row for each curve, seed and step, and the share string in the first line."""
-    out = io.StringIO()
-    out.write(f"# {to_share(lab.yours)}\n")
-    keys = sorted({key for track in lab.tracks.values() for key in track.series.keys()})  # noqa: SIM118
-    writer = csv.writer(out)
-    writer.writerow(["curve", "seed", "step", *keys])
-    for track in lab.tracks.values():
-        columns = [track.series.values(key) for key in keys]
-        for row, seed in enumerate(track.series.seeds):
-            for at, step in enumerate(track.series.steps):
-                writer.writerow([track.name, seed, int(step), *(f"{c[row, at]:.6g}" for c in columns)])
-    return out.getvalue()
-
-
-def find_scenario(text: str) -> Scenario:
-    """A scenario from a share string, a TOML file, `last`, or a name that `skewsim scenarios` lists. Raises UserError."""
-    text = text.strip()
-    if text == "last":
-        return last_state()
-    if is_share(text) or not text:
-        return parse_share(text)
-    if text.endswith(".toml") or Path(text).is_file():
-        return load_toml(Path(text))
-    return named_scenario(text)
-
-
-def _state_file() -> Path:
-    return user_state_path("skewsim") / "last"
-
-
-def last_state() -> Scenario:
-    """The settings that the last session ended with. Raises UserError when there was none."""
-    try:
-        return parse_share(_state_file().read_text(encoding="utf-8"))
-    except OSError:
-        raise UserError("no last state: no session has ended here yet") from None
-
-
-def _stamp() -> str:
-    return datetime.now().strftime("%Y%m%d-%H%M%S")
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_writer(path) as file:
-            file.write(text.encode())
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}") from None
-
-
-def run(
-    target: str = "",
-    /,
-    *,
-    lesson: str = "",
-    hide: Sequence[str] = (),
-    preset: str = "",
-    out: Path | None = None,
-) -> int:
-    """Open the terminal UI.
-
-    Parameters
-    ----------
-    target
-        A scenario's name, a TOML file, a share string, or last; default: initial V1.
-    lesson
-        Start with this lesson: its name or a part of it.
-    hide
-        A control or action to hide, for teaching; may be given several times.
-    preset
-        A classroom preset: what is hidden, the speed, where yours starts.
-    out
-        Folder for run folders, pictures and exports.
-    """
-    if not (sys.stdout.isatty() or "TEXTUAL_DRIVER" in os.environ):
-        raise UserError("the terminal UI needs a terminal; `skewsim run --plain` prints the numbers")
-    app = build(target, lesson=lesson, hide=hide, preset=preset, out=out)
-    app.run()
-    if app.measuring is not None:
-        app.measuring.stop()
-    app.lab.driver.stop()
-    _remember(app.lab.yours)
-    if "TEXTUAL_DRIVER" not in os.environ:
-        print(farewell(app.lab, app.score), flush=True)
-    if training_alive():  # a step under way is not waited for; every record is already in its file
-        sys.stdout.flush()
-        os._exit(app.return_code or 0)
-    return app.return_code or 0
-
-
-def build(
-    target: str = "",
-    *,
-    lesson: str = "",
-    hide: Sequence[str] = (),
-    preset: str = "",
-    out: Path | None = None,
-    train: Train | None = None,
-) -> SkewsimApp:
-    """The app for these options; `train` computes the curves (default: the simulator). Raises UserError."""
-    chosen = find_preset(preset) if preset else None
-    keymap = load_keymap()
-    if lesson:
-        lesson = load_lesson(lesson).name
-    hidden = check_hidden({*hide, *(chosen.hide if chosen else ())})
-    yours = find_scenario(target).with_values({"name": YOURS}) if target else opening()
-    if chosen is not None:
-        yours = yours.with_values(chosen.set)
-    lens = Watch()
-    recording = recorder(out) if out is not None else None
-    driver = Driver(train or watched(lens, recording), speed=chosen.speed if chosen else 10)
-    options = Options(hidden=hidden, lesson=lesson or None, out=out)
-    return SkewsimApp(Lab(driver, yours=yours), options, lens=lens, keymap=keymap)
-
-
-def main(arguments: Sequence[str]) -> int:
-    """`skewsim` without a command: options only."""
-    if not arguments:
-        return run()
-    from cyclopts import App as Parser
-    from cyclopts import CycloptsError
-
-    parser = Parser(name="skewsim", default_command=run)
-    try:
-        result = parser(list(arguments), exit_on_error=False, print_error=False, result_action="return_value")
-    except CycloptsError as error:
-        raise UserError(f"tui: {error}; see skewsim tui --help") from None
-    return int(result or 0)
-
-
-def farewell(lab: Lab, score: str) -> str:
-    """One line on what was seen, and the share string that brings it back."""
-    parts = []
-    for track in lab.tracks.values():
-        value = track.series.now(REWARD.key, 5)
-        parts.append(f"{track.name} {'-' if value is None else f'{value:.2f}'}")
-    head = f"step {max(lab.step, 0)}, reward: {', '.join(parts)}" + (f"; {score}" if score else "")
-    return f"{head}\nskewsim tui {to_share(lab.yours)}"
-
-
-def _remember(yours: Scenario) -> None:
-    try:
-        _write(_state_file(), to_share(yours))
-    except UserError:
-        return  # a read-only home is no reason to complain on the way out

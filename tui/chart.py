@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 
-_BITS = np.array([[0x01, 0x08], [0x02, 0x10], [0x04, 0x20], [0x40, 0x80]], dtype=np.uint16)
+_BITS = np.array([[0x01, 0x08], [0x02, 0x10], [0x04, 0x20], [0x40, 0x80]], dtype=np.uint8)
 _BLANK = 0x2800
 
 
@@ -34,10 +34,15 @@ class Curve:
 
 @dataclass(frozen=True)
 class Raster:
-    """Characters of a chart, row by row, and the index of the curve that owns each cell (-1: none)."""
+    """A chart's cells (height, width): code points, and the index of the curve that owns each (-1: none)."""
 
-    rows: list[str]
+    codes: NDArray[np.uint32]
     owner: NDArray[np.int16]
+
+    @property
+    def rows(self) -> list[str]:
+        """The characters, row by row."""
+        return [row.tobytes().decode("utf-32-le") for row in self.codes]
 
 
 @dataclass(frozen=True)
@@ -67,18 +72,26 @@ def rasterise(curves: list[Curve], width: int, height: int, window: Limits, *, a
     """Draw curves on a grid of width x height cells."""
     if ascii_only:
         return _letters(curves, width, height, window)
-    bits = np.zeros((height, width), np.uint16)
+    bits = np.zeros((height, width), np.uint8)
     owner = np.full((height, width), -1, np.int16)
     for index, curve in enumerate(curves):
         band = _band_dots(curve, width * 2, height * 4, window)
         line = _line_dots(curve, width * 2, height * 4, window)
         for dots in (band, line):
             if dots is not None:
-                cells = np.einsum("hiwj,ij->hw", dots.reshape(height, 4, width, 2), _BITS, dtype=np.uint16)
+                cells = _cells(dots)
                 bits |= cells
                 owner[cells > 0] = index
-    codes = np.where(bits == 0, ord(" "), bits + _BLANK)
-    return Raster(["".join(map(chr, row)) for row in codes.tolist()], owner)
+    return Raster(np.where(bits == 0, ord(" "), bits + np.uint32(_BLANK)).astype("<u4"), owner)
+
+
+def _cells(dots: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """The braille bits of each cell of 4 x 2 dots."""
+    ones = dots.view(np.uint8)
+    cells = np.zeros((len(ones) // 4, ones.shape[1] // 2), np.uint8)
+    for (i, j), bit in np.ndenumerate(_BITS):
+        cells |= ones[i::4, j::2] * bit
+    return cells
 
 
 def _rows(y: Array, curve: Curve, columns: int, rows: int, window: Limits) -> Array | None:
@@ -98,13 +111,19 @@ def _line_dots(curve: Curve, columns: int, rows: int, window: Limits) -> NDArray
     after, before = np.append(r[1:], r[-1]), np.insert(r[:-1], 0, r[0])
     after = np.where(np.isfinite(after), (r + after) / 2, r)
     before = np.where(np.isfinite(before), (r + before) / 2, r)
-    top = np.rint(np.minimum(np.minimum(before, after), r))
-    low = np.rint(np.maximum(np.maximum(before, after), r))
-    grid = np.arange(rows, dtype=np.float64)[:, None]
-    dots = (grid >= top) & (grid <= low)  # a NaN column compares False
+    top = _whole(np.minimum(np.minimum(before, after), r), rows)
+    low = _whole(np.maximum(np.maximum(before, after), r), rows)
+    empty = ~np.isfinite(r)
     if curve.dash:
-        dots[:, (np.arange(columns) // curve.dash) % 2 == 1] = False
-    return np.asarray(dots, dtype=np.bool_)
+        empty |= (np.arange(columns) // curve.dash) % 2 == 1
+    low[empty] = -1
+    grid = np.arange(rows, dtype=np.int16)[:, None]
+    return np.asarray((grid >= top) & (grid <= low), dtype=np.bool_)
+
+
+def _whole(r: Array, rows: int) -> NDArray[np.int16]:
+    """Rows of dots as whole numbers; what lies outside the chart stays outside."""
+    return np.rint(np.clip(np.nan_to_num(r), -1, rows)).astype(np.int16)
 
 
 def _band_dots(curve: Curve, columns: int, rows: int, window: Limits) -> NDArray[np.bool_] | None:
@@ -116,11 +135,11 @@ def _band_dots(curve: Curve, columns: int, rows: int, window: Limits) -> NDArray
         return None
     grid, across = np.arange(rows)[:, None], np.arange(columns)[None, :]
     dither = (across % 4 == 0) & ((grid + across // 2) % 4 == 0)
-    return np.asarray((grid >= np.rint(top)) & (grid <= np.rint(low)) & dither, dtype=np.bool_)
+    return np.asarray((grid >= np.rint(top)) & (grid <= np.rint(low)) & dither, dtype=np.bool_)  # NaN: False
 
 
 def _letters(curves: list[Curve], width: int, height: int, window: Limits) -> Raster:
-    cells = np.full((height, width), " ", dtype="<U1")
+    cells = np.full((height, width), ord(" "), "<u4")
     owner = np.full((height, width), -1, np.int16)
     columns = np.arange(width)
     for index, curve in enumerate(curves):
@@ -129,9 +148,9 @@ def _letters(curves: list[Curve], width: int, height: int, window: Limits) -> Ra
             continue
         seen = np.isfinite(r)
         row = np.clip(np.rint(r[seen]).astype(int), 0, height - 1)
-        cells[row, columns[seen]] = curve.letter
+        cells[row, columns[seen]] = ord(curve.letter)
         owner[row, columns[seen]] = index
-    return Raster(["".join(row) for row in cells.tolist()], owner)
+    return Raster(cells, owner)
 
 
 SPARK = "▁▂▃▄▅▆▇█"

@@ -124,7 +124,7 @@ NOISE_SCALES = (0.01, 0.02, 0.05, 0.1, 0.155, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0)
 def number(value: Any) -> str:
     """A short number: 0.8, 3e-4, 1e-06 as 1e-6."""
     if isinstance(value, bool) or not isinstance(value, int | float):
-        return "none" if value is None else str(value)
+        return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
     text = (
         f"{value:.4g}" if value == 0 or abs(value) >= 1e-3 else np.format_float_scientific(value, trim="-", precision=3)
     )
@@ -276,7 +276,7 @@ def selectors(profiles: Sequence[str] = ()) -> tuple[Control, ...]:
         noise_sources(profiles),
         _selector(
             "objective",
-            "objective",
+            "loss",
             "o",
             "TRL loss_type, verl loss_mode",
             "The loss. A ratio's clip bounds decide how much skew it forgives: GRPO's are 0.2, GSPO's 3e-4 (paper).",

@@ -24,6 +24,8 @@ Records = Sequence[Record]
 Training = Generator[Records, Scenario | None, None]
 Train = Callable[[Scenario, tuple[int, ...]], Training]
 _THREAD = "skewsim-training"
+TAPE = 600
+"""Steps of a track that are kept for a reset; a longer run is computed anew, so that what is kept is bounded."""
 SPEEDS: tuple[float, ...] = (1, 2, 5, 10, 20, 50, float("inf"))
 
 
@@ -55,13 +57,15 @@ class Update:
 
 
 class _Track:
-    """A generator, and for a taped track everything that it has said so far."""
+    """A generator, and for a taped track what it has said so far; a recorded run is read again instead."""
 
     def __init__(self, spec: TrackSpec, train: Train) -> None:
         self.spec = spec
         self.over = False
         self._train = spec.train or train
         self._training: Training | None = None
+        self._recorded = spec.train is not None
+        self._taping = spec.taped and not self._recorded
         self._tape: list[Records] = []
         self._at = 0
         self._pending: Scenario | None = None
@@ -72,9 +76,12 @@ class _Track:
 
     def rewind(self) -> bool:
         """Back to step 0; False for a track without a tape, which has to be computed anew."""
-        if self.spec.taped:
-            self._at, self.over = 0, False
-        return self.spec.taped
+        if self._recorded:
+            self._training = None
+        elif not self._taping:
+            return False
+        self._at, self.over = 0, False
+        return True
 
     def advance(self) -> Records:
         """The next step's records. Raises StopIteration at the end."""
@@ -82,9 +89,11 @@ class _Track:
             self._at += 1
             return self._tape[self._at - 1]
         records = self._next()
-        if self.spec.taped:
+        if self._taping:
             self._tape.append(records)
             self._at = len(self._tape)
+            if self._at > TAPE:
+                self._tape, self._taping = [], False
         return records
 
     def _next(self) -> Records:

@@ -2,8 +2,8 @@
 
 Pure state: no Textual, no thread of its own, no clock. The screen calls its verbs (`set_yours`, `undo`, `reset`,
 `toggle_twin` ...), feeds it what the driver computed (`tick`) and draws it. `yours` is one scenario; the reference
-and initial V1 share its task, objective, seed and learning rate, so that what separates the three curves is the
-engine alone.
+and initial V1 share its task, seed and trainer, so that what separates the three curves is the engine alone (and
+what yours does about it).
 """
 
 from __future__ import annotations
@@ -25,7 +25,12 @@ DASHES = {REFERENCE: 0, V1: 6, YOURS: 0, TWIN: 2}
 BAND = 5
 HORIZON = 300
 SMOOTH = 5
-_SHARED = ("objective", "epsilon", "epsilon_high", "delta", "gspo_form", "learning_rate")
+_MARKS = 200
+_NOT_SHARED = {"old_logprobs", "correction", "dtype", "head_dtype", "temperature"}
+"""What a trainer may do about the engine; everything else of it the three curves have in common."""
+
+OPENING = {"trainer.objective": "reinforce", "trainer.learning_rate": 3.5e-4, "trainer.adam_beta2": 0.95}
+"""Where initial V1 does not merely fall behind but collapses, and comes back when it is mended: see docs/findings.md."""
 
 
 @dataclass(frozen=True)
@@ -61,12 +66,20 @@ class Track:
             return f"diverged at step {step}: {reason}" + (f" ({count} seeds)" if count > 1 else "")
         return None
 
+    @property
+    def short_note(self) -> str | None:
+        """The same in a word or two."""
+        if self.failed:
+            return "stopped"
+        return f"diverged at {min(s for s, _ in self.series.diverged.values())}" if self.series.diverged else None
+
 
 def reference_for(yours: Scenario) -> Scenario:
     """All four fixes on, nothing injected: what the run would be without skew of the engine's making."""
     plain = Scenario(name=REFERENCE, steps=yours.steps, seed=yours.seed, policy=yours.policy, task=yours.task)
     plain = plain.with_values({"engine.temperature": yours.engine.temperature, "device": yours.device})
-    return plain.with_values({f"trainer.{name}": getattr(yours.trainer, name) for name in _SHARED})
+    shared = set(type(yours.trainer).model_fields) - _NOT_SHARED
+    return plain.with_values({f"trainer.{name}": getattr(yours.trainer, name) for name in shared})
 
 
 def initial_v1_for(yours: Scenario) -> Scenario:
@@ -75,8 +88,8 @@ def initial_v1_for(yours: Scenario) -> Scenario:
 
 
 def opening() -> Scenario:
-    """What yours is on arrival: initial V1, one key away from each cure."""
-    return initial_v1_for(Scenario(steps=HORIZON)).with_values({"name": YOURS})
+    """What yours is on arrival: initial V1, one key away from each fix."""
+    return initial_v1_for(Scenario(steps=HORIZON).with_values(OPENING)).with_values({"name": YOURS})
 
 
 @dataclass
@@ -272,6 +285,7 @@ class Lab:
         if track.name == YOURS and self.replaying is None:
             self.marks += [replace(mark, step=first.step) for serial, mark in self._pending if serial <= update.toggled]
             self._pending = [(serial, mark) for serial, mark in self._pending if serial > update.toggled]
+            del self.marks[:-_MARKS]
         elif self.replaying is not None and first.events:
             self.marks += [Mark(first.step, "*", event) for event in first.events]
 

@@ -16,10 +16,10 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from skewsim.errors import FileFormatError, UserError
-from skewsim.settings import one_line
+from skewsim.settings import Scenario, one_line
 from skewsim.share import is_optional
 from tui.controls import explore_controls
-from tui.lab import Lab
+from tui.lab import HORIZON, Lab
 
 
 class _Part(BaseModel):
@@ -153,14 +153,19 @@ class Player:
         return f"{self.lesson.title}: {self.right} of {self.asked} predictions right" if self.asked else ""
 
     def begin(self, lab: Lab) -> None:
-        """Show the first card."""
-        self._enter(lab)
+        """Show the first card. A lesson starts from the settings' defaults, whatever was on the screen."""
+        lab.load(Scenario(steps=HORIZON, seed=lab.yours.seed).with_values(self.step.set))
+        lab.driver.play(True)
+        self._show()
 
     def _enter(self, lab: Lab) -> None:
-        self.chosen = None
         if self.step.set:
             lab.load(lab.yours.with_values(self.step.set))
             lab.driver.play(True)
+        self._show()
+
+    def _show(self) -> None:
+        self.chosen = None
         self.phase = "ask" if self.step.ask else "do" if self.step.check else "say"
 
     def answer(self, index: int) -> bool:

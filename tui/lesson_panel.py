@@ -19,7 +19,8 @@ def card(player: Player, pointed: int, look: Look) -> Text:
     if player.phase == "over":
         text.append(f"The lesson is over. {player.score}. Escape closes, l chooses another.")
         return text
-    text.append(" ".join(step.say.split()) + "\n")
+    if player.chosen is None:  # a revealed answer takes its place
+        text.append(" ".join(step.say.split()) + "\n")
     if step.ask is not None:
         text.append(step.ask.question + "\n", style="bold")
         for i, option in enumerate(step.ask.options):

@@ -42,9 +42,9 @@ class ControlWidget(Widget, can_focus=True):
     def help_text(self) -> str:
         return f"{self.control.help}\n\n{self.control.names}"
 
-    def show(self, control: Control, scenario: Scenario, look: Look) -> None:
-        if (control, scenario, look) != (self.control, self.scenario, self.look):
-            self.control, self.scenario, self.look = control, scenario, look
+    def show(self, scenario: Scenario, look: Look) -> None:
+        if scenario is not self.scenario or look != self.look:
+            self.scenario, self.look = scenario, look
             self.refresh()
 
     def highlight(self, on: bool) -> None:
@@ -129,7 +129,7 @@ def legend(lab: Lab, look: Look, *, column: bool) -> Text:
     lines = []
     for track in lab.tracks.values():
         value = track.series.now(REWARD.key, 5)
-        said = track.note or ("-" if value is None else f"{value:.2f}")
+        said = (track.note if column else track.short_note) or ("-" if value is None else f"{value:.2f}")
         name = {"initial_v1": "initial V1"}.get(track.name, track.name)
         line = Text(no_wrap=True)
         line.append(f"{track.letter} {look.line(track.dash)} ", style=look.colour(track.letter))

@@ -11,6 +11,7 @@ from itertools import groupby
 import numpy as np
 from rich.segment import Segment
 from rich.style import Style
+from textual.geometry import Region
 from textual.strip import Strip
 from textual.widget import Widget
 
@@ -132,6 +133,16 @@ class Plot(Widget, can_focus=True):
             self._strips = self._build(width, height)
         return self._strips[y] if y < len(self._strips) else Strip.blank(width)
 
+    def render_lines(self, crop: Region) -> list[Strip]:
+        """Around Textual's cache of styled lines: a plot has no border, and ten times a second each line is new."""
+        strips = [self.render_line(y) for y in crop.line_range]
+        background = self.background_colors[1]
+        for filter in self.get_line_filters():
+            strips = [strip.apply_filter(filter, background) for strip in strips]
+        if crop.column_span != (0, self.size.width):
+            strips = [strip.crop(*crop.column_span) for strip in strips]
+        return strips
+
     def _build(self, width: int, height: int) -> list[Strip]:
         base, look = self.rich_style, self.look
         if width < _LEFT + 6 or height < 4:
@@ -143,14 +154,13 @@ class Plot(Widget, can_focus=True):
         grid_w, grid_h = width - _LEFT, height - 2
         raster = rasterise(curves, grid_w, grid_h, window, ascii_only=look.ascii_only)
         columns = {mark.step: _column(mark.step, window, grid_w) for mark in self._picture.marks}
-        rows = _decorated(raster, curves, window, sorted(set(columns.values())), self._picture.dead, look)
+        _decorate(raster, curves, window, sorted(set(columns.values())), self._picture.dead, look)
         styles = [base + Style(color=look.colour(c.letter)) for c in curves]
         strips = [_titled(self._picture.title or self.view.title, width, title_style, axis)]
         labels = _labels(window, grid_h, log=self.view.log)
         bar = look.glyph("│", "|")
-        for row, owner, label in zip(rows, raster.owner, labels, strict=True):
-            segments = [Segment(label.rjust(_LEFT - 1) + bar, axis), *_segments(row, owner, styles, axis)]
-            strips.append(Strip(segments, width))
+        for label, segments in zip(labels, _segments(raster, styles, axis), strict=True):
+            strips.append(Strip([Segment(label.rjust(_LEFT - 1) + bar, axis), *segments], width))
         strips.append(Strip(self._axis(window, grid_w, columns, axis, base), width))
         return strips
 
@@ -200,16 +210,13 @@ def _short(value: float) -> str:
     return f"{0.0 if abs(value) < 1e-12 else value:.2g}".replace("e-0", "e-").replace("e+0", "e+")[: _LEFT - 1]
 
 
-def _decorated(
+def _decorate(
     raster: Raster, curves: list[Curve], window: Limits, marks: list[int], dead: dict[str, int], look: Look
-) -> list[list[str]]:
-    """The raster's characters with a thin line at every toggle and a letter (X: diverged) at every curve's end."""
-    rows = [list(row) for row in raster.rows]
-    height, width = len(rows), len(rows[0])
+) -> None:
+    """Put a thin line at every toggle and a letter (X: diverged) at every curve's end into the raster."""
+    codes, (height, width) = raster.codes, raster.codes.shape
     for column in marks:
-        for cells in rows:
-            if cells[column] == " ":
-                cells[column] = look.glyph("┊", ":")
+        codes[codes[:, column] == ord(" "), column] = ord(look.glyph("┊", ":"))
     taken: set[tuple[int, int]] = set()
     for index, curve in enumerate(curves):
         finite = np.flatnonzero(np.isfinite(curve.y))
@@ -223,17 +230,21 @@ def _decorated(
             (r for r in (row, row - 1, row + 1, row - 2, row + 2) if 0 <= r < height and (r, column) not in taken), row
         )
         taken.add((row, column))
-        rows[row][column] = "X" if curve.letter in dead else curve.letter
+        codes[row, column] = ord("X" if curve.letter in dead else curve.letter)
         raster.owner[row, column] = index
+
+
+def _segments(raster: Raster, styles: list[Style], blank: Style) -> list[list[Segment]]:
+    """Each row as runs of one style. An empty cell shows no colour and so goes on with its left neighbour's."""
+    height, width = raster.owner.shape
+    last = np.where(raster.codes == ord(" "), 0, np.arange(width))
+    owner = raster.owner[np.arange(height)[:, None], np.maximum.accumulate(last, axis=1)]
+    ends: list[list[int]] = [[] for _ in owner]
+    for row, column in np.argwhere(owner[:, 1:] != owner[:, :-1]).tolist():
+        ends[row].append(column + 1)
+    rows = []
+    for text, owners, cuts in zip(raster.rows, owner, ends, strict=True):
+        starts = [0, *cuts]
+        runs = zip(starts, [*cuts, width], owners[starts].tolist(), strict=True)
+        rows.append([Segment(text[a:b], styles[k] if k >= 0 else blank) for a, b, k in runs])
     return rows
-
-
-def _segments(
-    row: list[str], owner: np.ndarray[tuple[int, ...], np.dtype[np.int16]], styles: list[Style], blank: Style
-) -> list[Segment]:
-    text, start, segments = "".join(row), 0, []
-    for end in [*(np.flatnonzero(np.diff(owner)) + 1).tolist(), len(row)]:
-        k = int(owner[start])
-        segments.append(Segment(text[start:end], styles[k] if k >= 0 else blank))
-        start = end
-    return segments

@@ -7,6 +7,7 @@ Everything is recomputed with the public functions of the simulator, so nothing 
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -74,6 +75,7 @@ def watched(watch: Watch, recorder: Callable[[Trainer, Scenario], Training] | No
         from skewsim.trainer import Trainer
 
         torch.set_num_threads(1)
+        gc.freeze()  # what is imported stays: no collection has to walk torch's objects, a tenth of a second each time
         if scenario.name != "yours":
             return loop(Trainer(scenario, seeds=seeds))
         trainer = _watched_trainer(scenario, seeds, watch)

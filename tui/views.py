@@ -69,14 +69,8 @@ class View:
 
 REWARD = View("reward/mean", "reward", 0.0, 1.0, help="Share of responses that are exactly right.")
 
+# The first two move with every fix and under every objective; the clip rate is nothing where there is no clip.
 VIEWS: tuple[View, ...] = (
-    View(
-        "update/clip_rate",
-        "clip rate",
-        0.0,
-        help="Share of tokens (GSPO: sequences) whose ratio the clip changes. The clearest alarm of the case study: "
-        "PipelineRL clamp_log_ratio_new_old_indicator, TRL clip_ratio.",
-    ),
     View(
         "skew/kl_k3",
         "KL (k3)",
@@ -84,7 +78,21 @@ VIEWS: tuple[View, ...] = (
         help="mean(exp(d) - d - 1) with d = trainer minus engine logprob: never negative, about sigma^2/2 for noise. "
         "verl k3_kl, NeMo-RL gen_kl_error, prime-rl mismatch_kl. Logarithmic axis.",
     ),
+    View(
+        "lag/mean",
+        "lag",
+        0.0,
+        smooth=False,
+        help="Trainer's version minus the version that sampled the token: PipelineRL stats/lag.",
+    ),
     View("policy/entropy", "entropy", help="Mean entropy of the trainer's distribution in nats. Rising: it unlearns."),
+    View(
+        "update/clip_rate",
+        "clip rate",
+        0.0,
+        help="Share of tokens (GSPO: sequences) whose ratio the clip changes. The clearest alarm of the case study: "
+        "PipelineRL clamp_log_ratio_new_old_indicator, TRL clip_ratio.",
+    ),
     View(
         "optim/grad_norm",
         "gradient norm",
@@ -98,13 +106,6 @@ VIEWS: tuple[View, ...] = (
         1.0,
         help="Effective sample size as a fraction: 1 / mean((w / mean w)^2) with w = exp(d). 1: no skew; "
         "0.5: half of the tokens carry no weight.",
-    ),
-    View(
-        "lag/mean",
-        "lag",
-        0.0,
-        smooth=False,
-        help="Trainer's version minus the version that sampled the token: PipelineRL stats/lag.",
     ),
     View("skew/logprob_diff_mean", "mean abs skew", 0.0, help="Mean |trainer - engine| logprob in nats."),
     View("skew/bias", "bias", help="Mean skew in nats. Noise has none; raw logprobs and lost top-p mass do."),

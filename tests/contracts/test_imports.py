@@ -40,11 +40,18 @@ def test_the_help_of_a_command_loads_no_torch(name: str) -> None:
     [
         ("skewsim.commands, skewsim.engine_commands, skewsim.trainer, skewsim.sweep", {"harness", "tui"}),
         ("harness.engines, harness.measure", {"tui"}),
-        ("tui.app", {"harness"}),
+        ("tui.launch", {"harness"}),
     ],
 )
 def test_a_room_loads_no_room_that_it_must_not_know(module: str, other_rooms: set[str]) -> None:
     assert not {name.partition(".")[0] for name in loaded(f"import {module}")} & other_rooms
+
+
+def test_the_first_step_waits_neither_for_scipy_nor_for_torchs_compiler() -> None:
+    code = "from skewsim.settings import Scenario; from skewsim.trainer import train; next(train(Scenario()))"
+    script = f"import sys; {code}; print({{'scipy', 'sympy', 'torch._dynamo'}} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
 
 
 def test_the_terminal_ui_is_named_by_an_import_string_that_exists() -> None:

@@ -33,10 +33,16 @@ class Stage:
         for _ in range(steps):
             self.lab.driver.step()
         async with asyncio.timeout(20):
-            while any(t.series.step < target for t in self.lab.tracks.values()):
+            while any(t.series.step < target and not t.note for t in self.lab.tracks.values()):
                 await asyncio.sleep(0.005)
                 self.lab.tick()
         await self.settle()
+
+    async def leave(self) -> None:
+        """Back to Explore, out of whatever is open."""
+        async with asyncio.timeout(20):
+            while self.app.screen is not self.app.explore:
+                await self.press("escape")
 
     async def press(self, *keys: str) -> None:
         await self.pilot.press(*keys)
@@ -87,9 +93,17 @@ def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StageMaker:
     return make
 
 
+def check_picture(name: str, svg: str) -> None:
+    """The same for a picture; the terminal's fonts are named in it by address, which is not what it looks like."""
+    _check(GOLDENS / f"{name}.svg", svg)
+
+
 def check_golden(name: str, text: str) -> None:
     """Compare with the stored screen; SKEWSIM_UPDATE_GOLDENS=1 stores it instead."""
-    path = GOLDENS / f"{name}.txt"
+    _check(GOLDENS / f"{name}.txt", text)
+
+
+def _check(path: Path, text: str) -> None:
     if os.environ.get("SKEWSIM_UPDATE_GOLDENS"):
         path.write_text(text, encoding="utf-8")
-    assert text == path.read_text(encoding="utf-8"), f"{name} looks different; see {path}"
+    assert text == path.read_text(encoding="utf-8"), f"{path.stem} looks different; see {path}"

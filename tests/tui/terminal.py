@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import pty
 import select
 import signal
 import struct
 import sys
+import tempfile
 import termios
 import time
 from pathlib import Path
+from typing import Any
 
 TUI = (sys.executable, "-m", "skewsim.cli", "tui")
 
@@ -96,3 +99,19 @@ class Terminal:
         os.kill(self.pid, signal.SIGKILL)
         os.waitpid(self.pid, 0)
         self._status = -signal.SIGKILL
+
+
+def in_terminal(script: Path, *arguments: str, size: tuple[int, int], seconds: float = 600) -> Any:
+    """Run a script in a pseudo-terminal; what it wrote as JSON into the file that is its last argument."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "found.json"
+        with Terminal((sys.executable, str(script), *arguments, str(out)), home=Path(folder), size=size) as t:
+            code = t.end(seconds=seconds)
+            assert code == 0, t.output[-3000:].decode(errors="replace")
+        return json.loads(out.read_text())
+
+
+def resident_mb(pid: int) -> float:
+    """Resident size of a process (Linux)."""
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20

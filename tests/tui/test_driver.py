@@ -10,7 +10,7 @@ import pytest
 
 from skewsim.errors import UserError
 from skewsim.settings import Scenario
-from tui.driver import Driver, TrackSpec, Train, Training, Update
+from tui.driver import TAPE, Driver, TrackSpec, Train, Training, Update
 
 from .scripted import ScriptedRecord, scripted
 
@@ -106,6 +106,18 @@ def test_a_restart_replays_a_taped_track_and_computes_the_others_anew(make: Make
         assert {u.epoch for u in updates} == {epoch}
         assert [u.records[0].step for u in updates if u.track == "reference"] == [0, 1, 2]
     assert calls == ["reference", "yours", "yours"]
+
+
+def test_what_a_tape_keeps_is_bounded_and_a_longer_run_starts_again_by_computing(make: Make) -> None:
+    driver = make(playing=True)
+    spec = TrackSpec("reference", Scenario(name="reference", steps=TAPE + 50), (0,), taped=True)
+    driver.restart([spec])
+    assert collect(driver, TAPE + 51)[-1].ended
+    (track,) = driver._tracks.values()
+    assert track._tape == []
+    driver.restart([spec])
+    driver.step()
+    assert collect(driver, 1)[0].records[0].step == 0
 
 
 def test_a_taped_track_can_be_taken_back_to_a_step(make: Make) -> None:

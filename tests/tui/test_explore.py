@@ -4,55 +4,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
 from skewsim.share import to_share
-from tui.app import Options, last_state
+from tui.app import Options
 from tui.controls import FIXES
+from tui.files import last_state, remember
 from tui.lab import YOURS
 from tui.panel import ControlWidget, Line
 from tui.screens.too_small import TooSmall
 
-from .conftest import StageMaker, check_golden
+from .conftest import StageMaker
 from .stagecraft import on_stage
-
-SIZES = [(80, 24), (120, 40), (200, 50)]
 
 
 def headline(s: object) -> str:
     return s.app.explore.query_one("#headline", Line).plain  # type: ignore[attr-defined,no-any-return]
-
-
-@pytest.mark.parametrize("size", SIZES, ids=lambda s: f"{s[0]}x{s[1]}")
-@on_stage
-async def test_explore_looks_as_stored(stage: StageMaker, size: tuple[int, int]) -> None:
-    async with stage(size=size, steps=40) as s:
-        await s.press("1")
-        await s.advance(40)
-        check_golden(f"explore-{size[0]}x{size[1]}", s.text())
-
-
-@on_stage
-async def test_ascii_markers_use_no_character_beyond_ascii(stage: StageMaker) -> None:
-    async with stage(steps=40) as s:
-        await s.press("m", "1")
-        await s.advance(20)
-        await s.press("tab")
-        assert s.text().isascii()
-        check_golden("explore-ascii-80x24", s.text())
-
-
-@on_stage
-async def test_without_colour_every_state_is_still_said(stage: StageMaker, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NO_COLOR", "1")
-    async with stage(steps=20) as s:
-        await s.press("2")
-        await s.advance(10)
-        assert s.app.no_color
-        text = s.text()
-        assert "ON" in text
-        assert "off" in text
-        check_golden("explore-no-color-80x24", text)
 
 
 @on_stage
@@ -106,15 +71,14 @@ async def test_the_twin_shows_the_difference_below(stage: StageMaker) -> None:
         s.lab.reset()
         await s.advance(30)
         assert "yours minus twin: reward, for processed" in s.text()
-        check_golden("twin-120x40", s.text())
 
 
 @on_stage
 async def test_the_metric_below_is_chosen_by_a_key(stage: StageMaker) -> None:
     async with stage(steps=5) as s:
-        assert "clip rate" in s.text()
-        await s.press("v")
         assert "KL (k3)" in s.text()
+        await s.press("v")
+        assert "lag  r 1" in s.text()
         await s.press("V", "V")
         assert "partial reward" in s.text()
 
@@ -125,7 +89,6 @@ async def test_f1_explains_what_is_focused_and_lists_the_keys(stage: StageMaker)
         s.app.explore.query_one("#control-fp32_head", ControlWidget).focus()
         await s.press("f1")
         assert "Fix 4, precision" in s.text()
-        check_golden("help-80x24", s.text())
         await s.press("f1")
         assert s.app.screen is s.app.explore
 
@@ -135,7 +98,6 @@ async def test_the_settings_screen_changes_any_setting_and_refuses_a_wrong_value
     async with stage(size=(120, 40), steps=2) as s:
         await s.press("x", "right")
         assert s.lab.yours.engine.dtype == "bfloat16"
-        check_golden("settings-120x40", s.text())
         await s.press("enter", *["backspace"] * 8, *"int4", "enter")
         assert "engine.dtype='int4'" in s.text()
         await s.press("escape", "escape")
@@ -187,13 +149,11 @@ async def test_hidden_controls_are_not_on_the_screen_and_their_keys_do_nothing(s
 
 @on_stage
 async def test_the_last_state_is_taken_up_on_request(stage: StageMaker) -> None:
-    from tui.app import _remember
-
     async with stage(steps=2) as s:
         await s.press("z")
         assert "no session has ended here yet" in headline(s)
         wanted = s.lab.yours.with_values({"engine.lag": 4})
-        _remember(wanted)
+        remember(wanted)
         assert last_state() == wanted
         await s.press("z")
         assert s.lab.yours == wanted
@@ -201,7 +161,7 @@ async def test_the_last_state_is_taken_up_on_request(stage: StageMaker) -> None:
 
 @on_stage
 async def test_a_diverged_curve_is_shown_as_such(stage: StageMaker) -> None:
-    async with stage() as s:
+    async with stage(size=(120, 40)) as s:
         s.lab.load(s.lab.yours.with_values({"seed": 666}))
         for _ in range(31):
             s.lab.driver.step()

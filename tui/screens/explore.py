@@ -74,7 +74,19 @@ class Explore(Screen[None]):
         return [c for c in explore_controls(self.skewsim.profiles) if c.id not in self.hidden_controls]
 
     def on_mount(self) -> None:
+        """Ten times a second nothing is looked up: what is drawn is at hand."""
+        self._plots = [self.query_one(f"#plot-{i}", Plot) for i in range(_EXTRA_PLOTS)]
+        self._reward = self.query_one("#plot-reward", Plot)
+        self._lines = {name: self.query_one(f"#{name}", Line) for name in ("headline", "legend", "hint", "status")}
+        self._widgets = {widget.control.id: widget for widget in self.query(ControlWidget)}
         self.redraw()
+
+    def profiles_changed(self) -> None:
+        """The noise source has another choice for each measured profile."""
+        if self.is_mounted:
+            for control in self.controls():
+                self._widgets[control.id].control = control
+            self.redraw()
 
     def on_screen_resume(self) -> None:
         self.redraw()
@@ -87,21 +99,18 @@ class Explore(Screen[None]):
         lab, look = self.lab, self.skewsim.look
         wide, full = self.size.width >= 112, self.size.width >= 170
         self._draw_plots(shown=_EXTRA_PLOTS if full else 2 if wide else 1)
-        legend_line = self.query_one("#legend", Line)
-        legend_line.show(legend(lab, look, column=wide))
-        legend_line.styles.height = len(lab.tracks) if wide else 1
-        self.query_one("#headline", Line).show(headline(lab, look, score=self.skewsim.score))
-        self.query_one("#status", Line).show(status(lab, look))
-        for control in self.controls():
-            for widget in self.query(f"#control-{control.id}").results(ControlWidget):
-                widget.show(control, lab.yours, look)
-        self.query_one("#hint", Line).show(self._hint())
+        self._lines["legend"].show(legend(lab, look, column=wide))
+        self._lines["legend"].styles.height = len(lab.tracks) if wide else 1
+        self._lines["headline"].show(headline(lab, look, score=self.skewsim.score))
+        self._lines["status"].show(status(lab, look))
+        for widget in self._widgets.values():
+            widget.show(lab.yours, look)
+        self._lines["hint"].show(self._hint())
 
     def _draw_plots(self, *, shown: int) -> None:
         lab, look = self.lab, self.skewsim.look
-        self.query_one("#plot-reward", Plot).show(picture(lab, REWARD), look)
-        for i in range(_EXTRA_PLOTS):
-            plot = self.query_one(f"#plot-{i}", Plot)
+        self._reward.show(picture(lab, REWARD), look)
+        for i, plot in enumerate(self._plots):
             plot.display = i < shown
             if i >= shown:
                 continue
@@ -122,7 +131,7 @@ class Explore(Screen[None]):
     def on_descendant_focus(self) -> None:
         if isinstance(self.focused, ControlWidget):
             self.last_control = self.focused.control
-        self.query_one("#hint", Line).show(self._hint())
+        self._lines["hint"].show(self._hint())
 
     def show_lesson(self, player: Player | None) -> None:
         """The panel below, and the control that the card points at."""
@@ -130,9 +139,13 @@ class Explore(Screen[None]):
         self.set_class(player is not None, "-asking")
         panel.show(player, self.skewsim.look)
         wanted = player.step.highlight if player is not None else None
-        for widget in self.query(ControlWidget):
+        for widget in self._widgets.values():
             widget.highlight(widget.control.id == wanted)
-        for plot in self.query(Plot):
+        keys = [view.key for view in VIEWS]
+        if wanted in keys and wanted not in {plot.view.key for plot in self._plots if plot.display}:
+            self.first_view = keys.index(wanted)
+            self.redraw()
+        for plot in (self._reward, *self._plots):
             plot.highlight(plot.view.key == wanted)
         if player is not None and player.phase != "do":
             panel.focus()

@@ -61,7 +61,7 @@ def standing(track: Track, reference: Track) -> str:
     mine, theirs = (t.series.values(REWARD.key)[:, :count] for t in (track, reference))
     mine_k3, theirs_k3 = (t.series.values("skew/kl_k3")[:, :count] for t in (track, reference))
     if np.array_equal(mine, theirs, equal_nan=True) and np.array_equal(mine_k3, theirs_k3, equal_nan=True):
-        return "identical to the last bit"
+        return "identical bit for bit"
     gap = float(np.nanmean(mine[:, -max(count // 10, 1) :]) - np.nanmean(theirs[:, -max(count // 10, 1) :]))
     return f"reward {gap:+.3f}"
 

@@ -1,0 +1,140 @@
+"""What running costs: how late a key is served while the trainer runs, how much the screen slows it, how much memory.
+
+    python benchmarks/tui_running.py [--rounds 3] [--size 200x50]
+
+Everything in real pseudo-terminals. Keys: the real program at full speed; switch 1 is pressed at random moments, and
+the time is taken until the terminal has received the answer. Slowdown: the three tracks of Explore trained by the
+same driver, in turn with the screen drawing and with no app at all; medians over the rounds. Memory: resident size
+of the real program after a minute. Prints JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import random
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from tests.tui.terminal import TUI, Terminal, in_terminal, resident_mb
+
+_WARM, _SECONDS = 20, 15.0
+
+
+def key_latencies(size: tuple[int, int], presses: int = 60) -> tuple[list[float], float]:
+    """Seconds from a key to its answer on the terminal, and the program's resident size in MB at the end."""
+    rng = random.Random(0)
+    with tempfile.TemporaryDirectory() as home, Terminal(TUI, home=Path(home), size=size) as t:
+        t.wait_for("computed: engine")
+        t.type("++++++")
+        t.pump(5)
+        late = []
+        for i in range(presses):
+            t.pump(rng.uniform(0.3, 0.8))
+            began = time.perf_counter()
+            t.type("1")
+            t.wait_for(f"processed {'off' if i % 2 else 'on'}: from step")
+            late.append(time.perf_counter() - began)
+        t.pump(10)
+        size_mb = resident_mb(t.pid)
+        t.type("q")
+        t.end()
+    return late, size_mb
+
+
+def headless() -> float:
+    """Steps a second with no app."""
+    from tui.driver import Driver, TrackSpec
+    from tui.lab import REFERENCE, V1, YOURS, initial_v1_for, opening, reference_for
+    from tui.snapshot import Watch, watched
+
+    yours = opening()
+    driver = Driver(watched(Watch()), speed=float("inf"))
+    runs = {REFERENCE: reference_for(yours), V1: initial_v1_for(yours), YOURS: yours}
+    driver.restart([TrackSpec(name, scenario, (0,)) for name, scenario in runs.items()])
+    driver.start()
+    step = began = 0.0
+    while not began or time.perf_counter() < began + _SECONDS:
+        step = max([step, *(update.records[0].step for update in driver.drain() if update.records)])
+        if not began and step >= _WARM:
+            began, first = time.perf_counter(), step
+        time.sleep(0.05)
+    rate = (step - first) / (time.perf_counter() - began)
+    driver.stop(5)
+    return float(rate)
+
+
+def watched_run(out: Path) -> None:
+    """In a terminal: the app at full speed, which writes its steps a second and its share of a core into a file."""
+    from tui.launch import build
+
+    app = build()
+    app.lab.driver.set_speed(float("inf"))
+
+    async def measure() -> None:
+        while app.lab.step < _WARM:
+            await asyncio.sleep(0.05)
+        began, first, cpu = time.perf_counter(), app.lab.step, time.thread_time()
+        await asyncio.sleep(_SECONDS)
+        seconds = time.perf_counter() - began
+        found = {
+            "rate": (app.lab.step - first) / seconds,
+            "drawing_share_of_a_core": (time.thread_time() - cpu) / seconds,
+        }
+        out.write_text(json.dumps(found))
+        app.exit()
+
+    app.call_later(lambda: app.run_worker(measure()))
+    app.run()
+    app.lab.driver.stop(5)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--size", default="200x50")
+    parser.add_argument("--part", choices=["all", "keys", "slowdown"], default="all")
+    parser.add_argument("--watched", action="store_true", help="used by the script itself")
+    parser.add_argument("--headless", action="store_true", help="used by the script itself")
+    parser.add_argument("out", nargs="?", type=Path)
+    options = parser.parse_args()
+    if options.watched:
+        watched_run(options.out)
+        return
+    if options.headless:
+        options.out.write_text(json.dumps({"rate": headless()}))
+        return
+    width, height = (int(n) for n in options.size.split("x"))
+    found: dict[str, object] = {"size": options.size}
+    if options.part != "slowdown":
+        late, size_mb = key_latencies((width, height))
+        found |= {
+            "key_ms_median": round(1000 * statistics.median(late), 1),
+            "key_ms_p95": round(1000 * float(np.quantile(late, 0.95)), 1),
+            "resident_mb": round(size_mb),
+        }
+    if options.part != "keys":
+        alone, together = [], []
+        for _ in range(options.rounds):
+            alone.append(in_terminal(Path(__file__), "--headless", size=(width, height)))
+            together.append(in_terminal(Path(__file__), "--watched", size=(width, height)))
+        a, b = (statistics.median(run["rate"] for run in runs) for runs in (alone, together))
+        found |= {
+            "steps_per_s_headless": [round(run["rate"], 2) for run in alone],
+            "steps_per_s_with_screen": [round(run["rate"], 2) for run in together],
+            "slowed_by": round(1 - b / a, 3),
+            "drawing_share_of_a_core": round(statistics.median(run["drawing_share_of_a_core"] for run in together), 3),
+        }
+    print(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""What goes in and out of the app: scenarios by any of their names, the last session's state, exports."""
+
+from __future__ import annotations
+
+import csv
+import io
+from datetime import datetime
+from pathlib import Path
+
+from platformdirs import user_state_path
+
+from skewsim.errors import UserError
+from skewsim.files import atomic_writer
+from skewsim.scenarios import find_scenario as named_scenario
+from skewsim.settings import Scenario
+from skewsim.share import is_share, load_toml, to_share
+from tui.lab import Lab, parse_share
+
+
+def curves_csv(lab: Lab) -> str:
+    """Every number on the charts: a row for each curve, seed and step, and the share string in the first line."""
+    out = io.StringIO()
+    out.write(f"# {to_share(lab.yours)}\n")
+    keys = sorted({key for track in lab.tracks.values() for key in track.series.keys()})  # noqa: SIM118
+    writer = csv.writer(out)
+    writer.writerow(["curve", "seed", "step", *keys])
+    for track in lab.tracks.values():
+        columns = [track.series.values(key) for key in keys]
+        for row, seed in enumerate(track.series.seeds):
+            for at, step in enumerate(track.series.steps):
+                writer.writerow([track.name, seed, int(step), *(f"{c[row, at]:.6g}" for c in columns)])
+    return out.getvalue()
+
+
+def find_scenario(text: str) -> Scenario:
+    """A scenario from a share string, a TOML file, `last`, or a name that `skewsim scenarios` lists. Raises UserError."""
+    text = text.strip()
+    if text == "last":
+        return last_state()
+    if is_share(text) or not text:
+        return parse_share(text)
+    if text.endswith(".toml") or Path(text).is_file():
+        return load_toml(Path(text))
+    return named_scenario(text)
+
+
+def _state_file() -> Path:
+    return user_state_path("skewsim") / "last"
+
+
+def last_state() -> Scenario:
+    """The settings that the last session ended with. Raises UserError when there was none."""
+    try:
+        return parse_share(_state_file().read_text(encoding="utf-8"))
+    except OSError:
+        raise UserError("no last state: no session has ended here yet") from None
+
+
+def stamp() -> str:
+    return datetime.now().strftime("%Y%m%d-%H%M%S")
+
+
+def write(path: Path, text: str) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_writer(path) as file:
+            file.write(text.encode())
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}") from None
+
+
+def remember(yours: Scenario) -> None:
+    try:
+        write(_state_file(), to_share(yours))
+    except UserError:
+        return  # a read-only home is no reason to complain on the way out

@@ -1,0 +1,111 @@
+"""The command line's way in and out: options to an app, and what is left in the shell."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from skewsim.errors import UserError
+from skewsim.share import to_share
+from tui.actions import load_keymap
+from tui.app import Options, SkewsimApp
+from tui.driver import Driver, Train, training_alive
+from tui.files import find_scenario, remember
+from tui.lab import YOURS, Lab, opening
+from tui.lesson import load_lesson
+from tui.presets import check_hidden, find_preset
+from tui.recorder import recorder
+from tui.snapshot import Watch, watched
+from tui.views import REWARD
+
+
+def run(
+    target: str = "",
+    /,
+    *,
+    lesson: str = "",
+    hide: Sequence[str] = (),
+    preset: str = "",
+    out: Path | None = None,
+) -> int:
+    """Open the terminal UI.
+
+    Parameters
+    ----------
+    target
+        A scenario's name, a TOML file, a share string, or last; default: initial V1.
+    lesson
+        Start with this lesson: its name or a part of it.
+    hide
+        A control or action to hide, for teaching; may be given several times.
+    preset
+        A classroom preset: what is hidden, the speed, where yours starts.
+    out
+        Folder for run folders, pictures and exports.
+    """
+    if not (sys.stdout.isatty() or "TEXTUAL_DRIVER" in os.environ):
+        raise UserError("the terminal UI needs a terminal; `skewsim run --plain` prints the numbers")
+    app = build(target, lesson=lesson, hide=hide, preset=preset, out=out)
+    app.run()
+    if app.measuring is not None:
+        app.measuring.stop()
+    app.lab.driver.stop()
+    remember(app.lab.yours)
+    if "TEXTUAL_DRIVER" not in os.environ:
+        print(farewell(app.lab, app.score), flush=True)
+    if training_alive():  # a step under way is not waited for; every record is already in its file
+        sys.stdout.flush()
+        os._exit(app.return_code or 0)
+    return app.return_code or 0
+
+
+def build(
+    target: str = "",
+    *,
+    lesson: str = "",
+    hide: Sequence[str] = (),
+    preset: str = "",
+    out: Path | None = None,
+    train: Train | None = None,
+) -> SkewsimApp:
+    """The app for these options; `train` computes the curves (default: the simulator). Raises UserError."""
+    chosen = find_preset(preset) if preset else None
+    keymap = load_keymap()
+    if lesson:
+        lesson = load_lesson(lesson).name
+    hidden = check_hidden({*hide, *(chosen.hide if chosen else ())})
+    yours = find_scenario(target).with_values({"name": YOURS}) if target else opening()
+    if chosen is not None:
+        yours = yours.with_values(chosen.set)
+    lens = Watch()
+    recording = recorder(out) if out is not None else None
+    driver = Driver(train or watched(lens, recording), speed=chosen.speed if chosen else 10)
+    options = Options(hidden=hidden, lesson=lesson or None, out=out)
+    return SkewsimApp(Lab(driver, yours=yours), options, lens=lens, keymap=keymap)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """`skewsim` without a command: options only."""
+    if not arguments:
+        return run()
+    from cyclopts import App as Parser
+    from cyclopts import CycloptsError
+
+    parser = Parser(name="skewsim", default_command=run)
+    try:
+        result = parser(list(arguments), exit_on_error=False, print_error=False, result_action="return_value")
+    except CycloptsError as error:
+        raise UserError(f"tui: {error}; see skewsim tui --help") from None
+    return int(result or 0)
+
+
+def farewell(lab: Lab, score: str) -> str:
+    """One line on what was seen, and the share string that brings it back."""
+    parts = []
+    for track in lab.tracks.values():
+        value = track.series.now(REWARD.key, 5)
+        parts.append(f"{track.name} {'-' if value is None else f'{value:.2f}'}")
+    head = f"step {max(lab.step, 0)}, reward: {', '.join(parts)}" + (f"; {score}" if score else "")
+    return f"{head}\nskewsim tui {to_share(lab.yours)}"
