@@ -21,6 +21,7 @@ import torch
 
 from skewsim.diagnose import LAYER_OF, diagnose
 from skewsim.diagnose.cases import PAIRS, REAL_LABELS, SINGLE, make_case
+from skewsim.errors import UserError
 from skewsim.files import atomic_writer
 
 HELD_OUT = 10_000
@@ -49,7 +50,9 @@ def main() -> None:
     parser.add_argument("--single", type=int, default=8, help="cases of each single cause")
     parser.add_argument("--healthy", type=int, default=40)
     parser.add_argument("--pairs", type=int, default=3, help="cases of each pair")
-    parser.add_argument("--engine", help="a real engine for further cases")
+    parser.add_argument(
+        "--engine", action="append", default=[], help="a real engine for further cases; may be repeated"
+    )
     parser.add_argument("--real", type=int, default=3, help="cases of each label on the real engine")
     parser.add_argument("--write", type=Path, help="document whose confusion section is replaced")
     arguments = parser.parse_args()
@@ -62,8 +65,8 @@ def main() -> None:
         *((p, arguments.pairs) for p in PAIRS),
     ]
     results = [simulated(labels, seed) for labels, count in plan for seed in range(start, start + count)]
-    if arguments.engine:
-        results += on_real_engine(arguments.engine, start, arguments.real)
+    for engine in arguments.engine:
+        results += on_real_engine(engine, start, arguments.real)
     text = report(results, split=arguments.split, seconds=time.perf_counter() - began, command=command(arguments))
     print(text)
     if arguments.write:
@@ -85,7 +88,11 @@ def on_real_engine(name: str, start: int, count: int) -> list[Result]:
     try:
         for labels in REAL_LABELS:
             for seed in range(start, start + count):
-                case = make_case(labels, seed, engine=engine)
+                try:
+                    case = make_case(labels, seed, engine=engine)
+                except UserError as error:  # a setting that this version does not have
+                    print(f"{name}: no case of {' + '.join(labels)}: {error}", flush=True)
+                    break
                 found = diagnose(case.log, models=case.models)
                 named = tuple(cause.name for cause in found.causes)
                 results.append(Result(labels, f"{name}, {case.knowledge}", named, found.verdict))
@@ -102,7 +109,7 @@ def command(arguments: argparse.Namespace) -> str:
         f"--pairs {arguments.pairs}",
     ]
     return "python benchmarks/diagnosis_confusion.py " + " ".join(
-        given + ([f"--engine {arguments.engine} --real {arguments.real}"] if arguments.engine else [])
+        given + ([*(f"--engine {e}" for e in arguments.engine), f"--real {arguments.real}"] if arguments.engine else [])
     )
 
 

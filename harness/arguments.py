@@ -41,27 +41,43 @@ def engine_arguments(
     """Arguments of the version's ``EngineArgs``. Raises UserError for a setting that the version lacks."""
     _refuse_missing(spec, settings)
     length = size.prompt_tokens + size.max_tokens
+    sequences = min(size.sequences, settings.max_num_seqs or size.sequences)
     arguments: dict[str, Any] = {
         "dtype": settings.dtype,
         "kv_cache_dtype": settings.kv_cache_dtype,
         "enable_prefix_caching": settings.enable_prefix_caching,
-        "logprobs_mode": settings.logprobs_mode,
-        "async_scheduling": settings.async_scheduling,
         "skip_tokenizer_init": True,
-        "enforce_eager": True,
+        "enforce_eager": settings.enforce_eager,
         "disable_log_stats": True,
         "seed": 0,
-        "max_model_len": length,
-        "max_num_seqs": size.sequences,
-        "max_num_batched_tokens": max(2048, size.sequences * length),
+        "max_model_len": length + 1,  # scoring a whole sequence asks for one token more
+        "max_num_seqs": sequences,
+        "max_num_batched_tokens": max(2048, sequences * length),
     }
-    if settings.head_dtype != settings.dtype:
+    if "logprobs_mode" in spec.features:
+        arguments["logprobs_mode"] = settings.logprobs_mode
+    if "async_scheduling" in spec.features:
+        arguments["async_scheduling"] = settings.async_scheduling
+    if settings.head_dtype != settings.dtype and "head_dtype" in spec.features:
         arguments["hf_overrides"] = {"head_dtype": settings.head_dtype}
+    if settings.quantization == "fp8":
+        arguments["quantization"] = "fp8"  # int8 weights are in the folder (`harness.quantize`)
     if settings.enable_prefix_caching:
         arguments["block_size"] = spec.block_size
     if full_logprobs:
         arguments["max_logprobs"] = -1
-    return arguments | spec.arguments
+    if spec.device == "cuda":
+        arguments["gpu_memory_utilization"] = settings.gpu_memory_utilization
+    return arguments
+
+
+def refuse_update(spec: EngineSpec, settings: EngineSettings) -> None:
+    """Raises UserError for quantised weights: new ones in place came out wrong, or as no numbers, in 0.18.1 and 0.32.0."""
+    if settings.quantization:
+        raise UserError(
+            f"engine.quantization={settings.quantization!r}: {spec.name} does not take new weights in place with it; "
+            "allowed where weights change: none"
+        )
 
 
 def sampling_parameters(
@@ -71,7 +87,7 @@ def sampling_parameters(
     return {
         "temperature": settings.temperature,
         "top_p": settings.top_p,
-        "top_k": settings.top_k,
+        "top_k": settings.top_k or -1,  # -1: off, in every version
         "min_p": settings.min_p,
         "max_tokens": max_tokens,
         "logprobs": -1 if full_logprobs else 0,
@@ -81,17 +97,25 @@ def sampling_parameters(
 
 
 def _refuse_missing(spec: EngineSpec, settings: EngineSettings) -> None:
-    lacking = {
-        "logprobs_mode": settings.logprobs_mode == "processed_logprobs" and "logprobs_mode" not in spec.features,
-        "head_dtype": settings.head_dtype != settings.dtype and "head_dtype" not in spec.features,
-        "dtype": settings.dtype == "float16" and "float16" not in spec.features,
-        "kv_cache_dtype": settings.kv_cache_dtype == "fp8" and "fp8_kv" not in spec.features,
-        "quantization": settings.quantization is not None and settings.quantization not in spec.features,
+    wanted = {  # not head_dtype: what the version lacks, the plugin does
+        "enable_prefix_caching": settings.enable_prefix_caching,
+        "async_scheduling": settings.async_scheduling,
     }
-    for name, missing in lacking.items():
-        if missing:
-            value = getattr(settings, name)
-            raise UserError(f"engine.{name}={value!r}: {spec.name} does not have it; the simulated engine does")
+    if settings.mode == "keep":  # keys and values of requests in flight can be made again only where this is
+        wanted["clear_cache"] = settings.clear_cache and "reset_running_requests" not in spec.features
+    lacking = [name for name, on in wanted.items() if on and name not in spec.features]
+    if settings.dtype == "float16" and "float16" not in spec.features:
+        lacking.append("dtype")
+    if settings.kv_cache_dtype == "fp8" and "fp8_kv" not in spec.features:
+        lacking.append("kv_cache_dtype")
+    if settings.quantization is not None and settings.quantization not in spec.features:
+        lacking.append("quantization")
+    if lacking:
+        value = getattr(settings, lacking[0])
+        raise UserError(f"engine.{lacking[0]}={value!r}: {spec.name} does not have it; the simulated engine does")
+    if settings.logprobs_mode not in spec.logprobs_modes:
+        allowed = ", ".join(spec.logprobs_modes)
+        raise UserError(f"engine.logprobs_mode={settings.logprobs_mode!r}: {spec.name} has only {allowed}")
 
 
 def overruled(spec: EngineSpec, settings: EngineSettings, info: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -102,6 +126,7 @@ def overruled(spec: EngineSpec, settings: EngineSettings, info: Mapping[str, Any
         "logprobs_mode": settings.logprobs_mode,
         "enable_prefix_caching": settings.enable_prefix_caching,
         "async_scheduling": settings.async_scheduling,
+        "enforce_eager": settings.enforce_eager,
     }
     if settings.kv_cache_dtype != "auto":
         asked["kv_cache_dtype"] = settings.kv_cache_dtype

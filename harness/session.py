@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
-from harness.arguments import Size, engine_arguments, overruled, sampling_parameters
+from harness.arguments import Size, engine_arguments, overruled, refuse_update, sampling_parameters
 from harness.client import Limits, WorkerClient
 from harness.engines import EngineSpec, find_spec, require, worker_environment
+from harness.folders import prepared
 from skewsim.errors import EngineError
 from skewsim.settings import EngineSettings
 
@@ -60,7 +62,10 @@ class Row:
 
 
 class EngineSession:
-    """Starts on construction; ends with `close`, with its block, or with the interpreter."""
+    """Starts on construction; ends with `close`, with its block, or with the interpreter.
+
+    One started with `forced` can `replay` given tokens; its logprobs are raw.
+    """
 
     def __init__(
         self,
@@ -71,19 +76,33 @@ class EngineSession:
         size: Size,
         version: int = 0,
         full_logprobs: bool = False,
+        forced: bool = False,
         root: Path | str | None = None,
         limits: Limits | None = None,
     ) -> None:
         self.spec = find_spec(engine) if isinstance(engine, str) else engine
+        if forced and "raw_logprobs" in self.spec.logprobs_modes:
+            settings = settings.model_copy(update={"logprobs_mode": "raw_logprobs"})
         self.arguments = engine_arguments(self.spec, settings, size=size, full_logprobs=full_logprobs)
         python = require(self.spec, root=root).python
+        environment = worker_environment(self.spec, settings, root=root)
         self._full_logprobs = full_logprobs
-        self._client = WorkerClient([str(python), "-u", str(WORKER)], env=worker_environment(self.spec), limits=limits)
+        self._scratch = tempfile.TemporaryDirectory(prefix="skewsim-model-")
+        self._settings = settings
+        folder = prepared(
+            Path(model),
+            Path(self._scratch.name) / "model",
+            int8=settings.quantization == "int8",
+            tokenizer=self.spec.needs_tokenizer and self.spec.generation == "v1",
+        )
+        self._client = WorkerClient([str(python), "-u", str(WORKER)], env=environment, limits=limits)
         try:
-            self.info = self._client.call("init", model=str(model), arguments=self.arguments, version=version)
+            self.info = self._client.call(
+                "init", model=str(folder), arguments=self.arguments, version=version, forced=forced
+            )
             self.overruled = overruled(self.spec, settings, self.info)
         except BaseException:
-            self._client.close()
+            self.close()
             raise
         self.stats: dict[str, Any] = {}
 
@@ -105,6 +124,8 @@ class EngineSession:
         update: Update | None = None,
     ) -> Iterator[Row]:
         """Rows as they finish. Raises EngineError; the rows yielded before are whole."""
+        if update:
+            refuse_update(self.spec, self._settings)
         full = self._full_logprobs
         sampling = sampling_parameters(settings, max_tokens=max_tokens, stop=list(stop), full_logprobs=full)
         stream = self._client.stream(
@@ -136,13 +157,26 @@ class EngineSession:
             found[row["id"]] = row["logprobs"]
         return found
 
+    def replay(self, sequences: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[list[float]]:
+        """Log-probability of each token of each (prompt, response), on the engine's decode path.
+
+        Raw and at temperature 1. All are asked at once; the engine's `Size` says how many of them share a batch.
+        """
+        found: list[list[float]] = [[] for _ in sequences]
+        requests = [{"id": i, "prompt": list(p), "tokens": list(r)} for i, (p, r) in enumerate(sequences)]
+        for row in self._client.stream("replay", sequences=requests):
+            found[row["id"]] = row["logprobs"]
+        return found
+
     def update(self, folder: Path | str, *, version: int, clear_cache: bool) -> float:
         """New weights between requests; returns seconds."""
+        refuse_update(self.spec, self._settings)
         result = self._client.call("update", folder=str(folder), version=version, clear_cache=clear_cache)
         return float(result["seconds"])
 
     def close(self) -> None:
         self._client.close()
+        self._scratch.cleanup()
 
     def __enter__(self) -> Self:
         return self

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.arguments import Size
+from harness.arguments import Size, refuse_update
 from harness.client import Limits
 from harness.engines import EngineSpec, find_spec, require
 from harness.server_session import ServerSession
@@ -28,7 +28,7 @@ from skewsim.engine import FINISH_ABORT, FINISH_LENGTH, FINISH_STOP, RolloutRequ
 from skewsim.errors import UserError
 from skewsim.policy import Policy
 from skewsim.seeding import Purpose, generator
-from skewsim.settings import Scenario
+from skewsim.settings import EngineSettings, Scenario
 from skewsim.task import PAD, Task
 
 FINISH = {"stop": FINISH_STOP, "length": FINISH_LENGTH, "abort": FINISH_ABORT}
@@ -68,6 +68,7 @@ class VllmEngine:
         process (precision, logprobs mode, prefix caching, batch size)."""
         _refuse_injected(scenario, self.name)
         task, engine, trainer = Task(scenario.task), scenario.engine, scenario.trainer
+        self._refuse(engine)
         self._settings, self._config, self._eos = engine, policy.config, task.eos_id
         self._support = trainer.correction.keep_sampling_mask and _truncates(scenario)
         if self._support and engine.logprobs_mode != "processed_logprobs":
@@ -85,6 +86,10 @@ class VllmEngine:
         if not (self._session and self._session.alive and shape == self._shape and self._size.holds(size)):
             self._shape, self._size = shape, self._size.joined(size)
             self._launch()
+
+    def _refuse(self, settings: EngineSettings) -> None:
+        """What this engine cannot do in training."""
+        refuse_update(self.spec, settings)
 
     def _launch(self) -> None:
         if self._session:

@@ -1,7 +1,7 @@
 """Runs one vLLM engine inside that engine's own environment: JSON lines in on stdin, JSON lines out on stdout.
 
-Standard library and vllm only, since nothing else of the project is installed here. vLLM and its C libraries print on
-stdout, so the real one is put aside first and descriptor 1 becomes stderr. The worker drives ``LLMEngine.step()``
+Standard library, vllm and the plugin on PYTHONPATH only, since nothing else of the project is installed here; works with
+vLLM 0.8.5 (V0) and everything after it. vLLM and its C libraries print on stdout, so the real one is put aside first and descriptor 1 becomes stderr. The worker drives ``LLMEngine.step()``
 itself, in process: nothing runs between two steps, so not stepping is vLLM's pause, a weight update falls on an exact
 token boundary, and every token's weight version is known by counting.
 
@@ -13,6 +13,7 @@ The worker ends when stdin closes, so it does not outlive the process that start
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import queue
@@ -60,11 +61,12 @@ class Worker:
         self._version = -1
         self._current = 0
         self._count = 0
+        self._v1 = self._forced = False
 
     def run(self, message: dict[str, Any]) -> None:
         self._current, command = message.pop("id"), message.pop("command")
         try:
-            if command not in ("init", "info", "generate", "score", "update", "reset_prefix_cache"):
+            if command not in ("init", "info", "generate", "score", "replay", "update", "reset_prefix_cache"):
                 raise ValueError(f"no such command: {command}")
             if command != "init" and self._engine is None:
                 raise RuntimeError("init comes first")
@@ -75,10 +77,19 @@ class Worker:
             text = " ".join(str(error).split()) or type(error).__name__
             self._channel.send({"id": self._current, "event": "error", "message": f"{type(error).__name__}: {text}"})
 
-    def init(self, *, model: str, arguments: dict[str, Any], version: int) -> dict[str, Any]:
+    def init(self, *, model: str, arguments: dict[str, Any], version: int, forced: bool = False) -> dict[str, Any]:
+        """Start the engine; `forced` lets `replay` choose the tokens."""
+        from skewsim_vllm.forced import install, processor_class
         from vllm import EngineArgs, LLMEngine
 
+        official = "logits_processors" in {each.name for each in dataclasses.fields(EngineArgs)}
+        if forced and official:
+            arguments = {**arguments, "logits_processors": [processor_class()]}
         self._engine = LLMEngine.from_engine_args(EngineArgs(model=model, **arguments))
+        self._v1 = type(self._engine).__module__.startswith("vllm.v1")
+        if forced and self._v1 and not official:
+            install(self._engine)
+        self._forced = forced
         self._set_version(version)
         return self.info()
 
@@ -88,6 +99,7 @@ class Worker:
 
         import torch
         import vllm
+        from skewsim_vllm import head
 
         config = self._engine.vllm_config
         model, cache, scheduler = config.model_config, config.cache_config, config.scheduler_config
@@ -97,12 +109,13 @@ class Worker:
             "python": platform.python_version(),
             "threads": torch.get_num_threads(),
             "dtype": model.dtype,
-            "head_dtype": getattr(model, "head_dtype", model.dtype),
-            "logprobs_mode": getattr(model, "logprobs_mode", None),
+            "head_dtype": head.active() or getattr(model, "head_dtype", model.dtype),
+            "logprobs_mode": getattr(model, "logprobs_mode", "raw_logprobs" if self._v1 else "processed_logprobs"),
+            "engine_generation": "v1" if self._v1 else "v0",
             "max_model_len": model.max_model_len,
             "quantization": model.quantization,
             "enforce_eager": model.enforce_eager,
-            "enable_prefix_caching": cache.enable_prefix_caching,
+            "enable_prefix_caching": bool(cache.enable_prefix_caching),
             "block_size": cache.block_size,
             "kv_cache_dtype": cache.cache_dtype,
             "async_scheduling": bool(getattr(scheduler, "async_scheduling", False)),
@@ -130,7 +143,8 @@ class Worker:
 
     def reset_prefix_cache(self, *, running: bool = False) -> dict[str, Any]:
         """Drop cached prefixes; `running` drops the keys and values of requests in flight too (they are made again)."""
-        return {"reset": self._engine.reset_prefix_cache(reset_running_requests=running)}
+        reset = self._engine.reset_prefix_cache
+        return {"reset": reset(reset_running_requests=True) if running else reset()}
 
     def generate(
         self, *, requests: list[dict[str, Any]], sampling: dict[str, Any], update: dict[str, Any] | None = None
@@ -187,6 +201,42 @@ class Worker:
             self._channel.progress += 1
         return {}
 
+    def replay(self, *, sequences: list[dict[str, Any]]) -> dict[str, Any]:
+        """The raw log-probability at temperature 1 of each given response token, on the decode path."""
+        from skewsim_vllm.forced import KEY, Recorder
+
+        if not self._forced:
+            raise RuntimeError("replay needs an engine that was started for it")
+        waiting: dict[str, dict[str, Any]] = {}
+        found: dict[str, list[float]] = {}
+        for sequence in sequences:
+            key, wanted = f"{self._count}", sequence["tokens"]
+            self._count += 1
+            waiting[key] = sequence
+            params = {"temperature": 1.0, "max_tokens": len(wanted), "logprobs": 0, "ignore_eos": True}
+            if self._v1:
+                found[key] = []
+                params["extra_args"] = {KEY: wanted}
+            else:
+                recorder = Recorder(wanted)
+                found[key] = recorder.logprobs
+                params["logits_processors"] = [recorder]
+            self._add(key, sequence["prompt"], params, salt=None)
+        while self._engine.has_unfinished_requests():
+            for output in self._engine.step():
+                key, part = output.request_id, output.outputs[0]
+                sequence = waiting[key]
+                sequence["came"] = [*sequence.get("came", []), *part.token_ids]
+                if self._v1:
+                    pairs = zip(part.token_ids, part.logprobs or [], strict=True)
+                    found[key] += [chosen[token].logprob for token, chosen in pairs]
+                if output.finished:
+                    if sequence["came"] != sequence["tokens"]:
+                        raise RuntimeError(f"sequence {sequence['id']} came out otherwise than it was given")
+                    self._row({"id": sequence["id"], "logprobs": found.pop(key)})
+            self._channel.progress += 1
+        return {}
+
     def _add(self, key: str, prompt: list[int], sampling: dict[str, Any], *, salt: str | None) -> None:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
@@ -210,7 +260,7 @@ class Worker:
         if output.finished:
             spans = getattr(part, "weight_versions", None)
             flight.spans = [[s.version, s.start, s.end] for s in spans] if spans else None
-            flight.cached = output.num_cached_tokens
+            flight.cached = getattr(output, "num_cached_tokens", None)
             self._finish(flight, part.finish_reason)
         return len(new)
 
@@ -233,7 +283,9 @@ class Worker:
         self._channel.send({"id": self._current, "event": "row", "row": row})
 
     def _load(self, folder: str, version: int) -> None:
-        self._engine.collective_rpc("reload_weights", kwargs={"weights_path": folder})
+        from skewsim_vllm.weights import load
+
+        self._engine.collective_rpc(load, args=(folder,))
         self._set_version(version)
 
     def _set_version(self, version: int) -> None:
@@ -266,6 +318,9 @@ def read_commands(inbox: queue.Queue[dict[str, Any]]) -> None:
 def main() -> None:
     here = os.path.dirname(os.path.abspath(__file__))
     sys.path[:] = [p for p in sys.path if os.path.abspath(p or ".") != here]  # our file names must not shadow theirs
+    missing = os.environ.pop("SKEWSIM_PRELOAD_MISSING", None)
+    if missing:  # for a version that looks for the names of libraries that only change its speed
+        os.environ["LD_PRELOAD"] = ":".join(filter(None, [os.environ.get("LD_PRELOAD"), missing]))
     channel = Channel()
     inbox: queue.Queue[dict[str, Any]] = queue.Queue()
     threading.Thread(target=channel.beat, daemon=True).start()

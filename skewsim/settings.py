@@ -82,6 +82,12 @@ class EngineSettings(Settings):
     """How many weight versions the engine is behind the trainer when a rollout starts."""
     update_at_token: int | None = Field(6, ge=1, le=64)
     """The token boundary at which the next weight version arrives in mid-rollout; none: only between rollouts."""
+    enforce_eager: bool = True
+    """vLLM `enforce_eager`: no compilation, no CUDA graphs; vLLM's default is false. Real engines only."""
+    max_num_seqs: int | None = Field(None, ge=1, le=65536)
+    """vLLM `max_num_seqs`: sequences in one batch; none: all at once. Real engines only."""
+    gpu_memory_utilization: float = Field(0.3, gt=0, le=1)
+    """vLLM `gpu_memory_utilization`: share of a GPU's memory for a local engine; vLLM's default is 0.9. Real engines only."""
 
 
 class SkewSettings(Settings):

@@ -65,7 +65,7 @@ class Ensemble:
 
 
 class Relay:
-    """Scenarios one after another, each with an engine of its own, of which only one is open at a time.
+    """Scenarios one after another, each with an engine of its own (made from its name), of which only one is open at a time.
 
     The first one's engine starts at once, so that what is wrong with it shows before anything is written.
     """
@@ -75,7 +75,7 @@ class Relay:
         scenarios: Sequence[Scenario],
         *,
         seeds: Sequence[int],
-        engine: Callable[[], RolloutEngine],
+        engine: Callable[[str], RolloutEngine],
         state: TrainState | None = None,
     ) -> None:
         self._seeds, self._engine = tuple(seeds), engine
@@ -119,7 +119,8 @@ class Relay:
     def _next(self) -> None:
         if not self._waiting:
             return
-        scenario, engine = self._waiting.pop(0), self._engine()
+        scenario = self._waiting.pop(0)
+        engine = self._engine(scenario.name)
         try:
             self._trainer = Trainer(scenario, engine, seeds=self._seeds, state=self._states.get(scenario.name))
         except BaseException:
@@ -205,9 +206,9 @@ class Ladder:
         self.scenarios = ladder_scenarios(objective=objective, steps=steps, profile=profile, values=values, names=names)
 
     def ensemble(
-        self, *, engine: Callable[[], RolloutEngine] | None = None, state: TrainState | None = None
+        self, *, engine: Callable[[str], RolloutEngine] | None = None, state: TrainState | None = None
     ) -> Ensemble | Relay:
-        """Simulated side by side, or, given what makes a real engine, one rung after another."""
+        """Simulated side by side, or, given what makes a rung's real engine, one rung after another."""
         if engine is not None:
             return Relay(self.scenarios, seeds=self.seeds, engine=engine, state=state)
         return Ensemble(self.scenarios, seeds=self.seeds, state=state)

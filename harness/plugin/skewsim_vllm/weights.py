@@ -1,0 +1,31 @@
+"""New weights into a running engine, by whichever way its version has."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+
+def load(worker: Any, folder: str) -> None:
+    """Run by ``collective_rpc`` on every vLLM worker: the weights of a Hugging Face folder, in place.
+
+    From 0.12 or so on ``reload_weights`` takes a folder and undoes what was done to the weights after loading (CPU builds
+    prepack them). Before it, loading again through the model is all there is, and enough: nothing was prepacked then.
+    """
+    runner = worker.model_runner
+    reload = getattr(runner, "reload_weights", None)
+    if reload and "weights_path" in inspect.signature(reload).parameters:
+        reload(weights_path=folder)
+    else:
+        runner.model.load_weights(_tensors(folder))
+    from skewsim_vllm import head
+
+    head.forget()
+
+
+def _tensors(folder: str) -> Any:
+    from safetensors.torch import load_file
+
+    for path in sorted(Path(folder).glob("*.safetensors")):
+        yield from load_file(path).items()
