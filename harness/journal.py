@@ -47,6 +47,7 @@ class Journal:
         self._asked = json.loads(json.dumps(asked))
         self._file: int | None = None
         self._end = 0
+        self._places: dict[int, tuple[int, int]] = {}
         self._look(resume)
 
     def begin(self, meta: Mapping[str, Any]) -> None:
@@ -74,21 +75,22 @@ class Journal:
             while data:
                 data = data[os.write(self._file, data) :]
         except OSError as error:
-            raise UserError(f"{self.lines} cannot be written: {error.strerror}") from None
-        self._end = os.lseek(self._file, 0, os.SEEK_CUR)
+            raise UserError(f"{self.lines} cannot be written: {error.strerror}; {self.kept}") from None
         self.done.update(line["id"] for line in found)
 
-    def table(self) -> tuple[TokenTable, int]:
-        """All rows in the order of their ids, and how many were left out since a logprob is not finite.
+    @property
+    def kept(self) -> str:
+        """What a failure leaves, in words."""
+        return f"{len(self.done)} sequences are kept, and --resume goes on"
 
-        Also writes the two files that stay.
-        """
+    def table(self) -> tuple[TokenTable, int]:
+        """All rows in the order of their ids, and how many were left out since a logprob is not finite."""
         columns = {name: array("q") for name in ("sequence", "position", "token", "weight_version", "prompt")}
         columns |= {n: array("d") for n in ("engine_logprob", "trainer_logprob", "kept_mass", "square_mass")}
-        offsets: dict[int, tuple[int, int]] = {}
+        self._places.clear()
         for start, end, line in read_lines(self.lines):
             count = len(line["token_ids"])
-            offsets[line["id"]] = (start, end)
+            self._places[line["id"]] = (start, end)
             columns["sequence"].extend([line["id"]] * count)
             columns["position"].extend(range(count))
             columns["token"].extend(line["token_ids"])
@@ -102,9 +104,15 @@ class Journal:
         kept = np.isfinite(arrays["engine_logprob"]) & np.isfinite(arrays["trainer_logprob"])
         order = np.argsort(arrays["sequence"], kind="stable")
         table = TokenTable(**{n: a[order] for n, a in arrays.items()}, meta=self.meta).select(kept[order])
-        table.save(self.table_path)
-        self._write_sequences([offsets[number] for number in sorted(offsets)])
         return table, int((~kept).sum())
+
+    def save(self, table: TokenTable) -> None:
+        """Write the two files that stay: the table made of the lines, and the lines in the order of their ids."""
+        table.save(self.table_path)
+        with open(self.lines, "rb") as source, atomic_writer(self.folder / SEQUENCES) as handle:
+            for start, end in (place for _, place in sorted(self._places.items())):
+                source.seek(start)
+                handle.write(source.read(end - start))
 
     def remove(self) -> None:
         """The measurement is whole: the journal has done its work."""
@@ -149,7 +157,8 @@ class Journal:
             self._open()
         except OSError as error:
             raise UserError(f"{self.lines} cannot be opened: {error.strerror}") from None
-        for _, self._end, line in read_lines(self.lines):
+        for _, end, line in read_lines(self.lines):
+            self._end = end
             self.done.add(line["id"])
 
     def _open(self) -> None:
@@ -160,12 +169,6 @@ class Journal:
             except BlockingIOError:
                 self.close()
                 raise UserError(f"--out {self.folder}: another process is measuring into it") from None
-
-    def _write_sequences(self, offsets: list[tuple[int, int]]) -> None:
-        with open(self.lines, "rb") as source, atomic_writer(self.folder / SEQUENCES) as handle:
-            for start, end in offsets:
-                source.seek(start)
-                handle.write(source.read(end - start))
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, int, dict[str, Any]]]:
