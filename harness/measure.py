@@ -169,7 +169,7 @@ def _batched(rows: Iterator[Row], prompt_tokens: int) -> Iterator[list[Row]]:
             if size >= SCORED_AT_ONCE or time.monotonic() - since > SCORED_AFTER:
                 yield batch
                 batch, size, since = [], 0, time.monotonic()
-    except Exception:  # whatever it was: the rows in hand are scored and kept, then it goes on up
+    except (Exception, KeyboardInterrupt):  # whatever it was: the rows in hand are scored and kept, then it goes on up
         if batch:
             yield batch
         raise

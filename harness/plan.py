@@ -67,8 +67,14 @@ class Plan:
         """Everything that the table is a function of, as plain JSON."""
         facts = asdict(self)
         del facts["folder"]
-        facts["prompts"] = hashlib.sha256(json.dumps(self.prompts).encode()).hexdigest()
-        return {"engine": engine, "settings": settings.model_dump(), "trainer": dict(trainer), **facts}
+        prompts = hashlib.sha256(json.dumps(facts.pop("prompts")).encode()).hexdigest()[:16]
+        return {
+            "engine": engine,
+            "settings": settings.model_dump(),
+            "trainer": dict(trainer),
+            **facts,
+            "prompts": prompts,
+        }
 
 
 def make_plan(
