@@ -9,7 +9,7 @@ safetensors are read, and no code that comes with a model is run.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +23,7 @@ from skewsim.errors import FileFormatError, UserError
 from skewsim.sampling import process
 from skewsim.settings import DType, EngineSettings
 
+Attention = Literal["eager", "sdpa", "flash_attention_2"]
 LOGITS_AT_ONCE = 2**24  # float32 logits held at once; 64 MB, and as much again for their softmax
 
 
@@ -68,11 +69,16 @@ class Scorer:
         *,
         dtype: DType = "float32",
         head_dtype: DType | None = None,
-        attention: Literal["eager", "sdpa"] = "sdpa",
+        attention: Attention = "sdpa",
         device: str = "cpu",
+        batch_tokens: int | None = None,
     ) -> None:
-        self.folder, self.device = Path(folder), device
+        _check_device(device, attention=attention, dtype=dtype)
+        if batch_tokens is not None and batch_tokens < 1:
+            raise UserError(f"batch_tokens={batch_tokens}; allowed: at least 1")
+        self.folder, self.device, self.attention = Path(folder), device, attention
         self.dtype, self.head_dtype = dtype, head_dtype or dtype
+        self._batch_tokens = batch_tokens
         self.model = _load(self.folder, dtype=dtype, attention=attention).to(device).eval()
         _set_head(self.model, getattr(torch, self.head_dtype))
 
@@ -89,11 +95,28 @@ class Scorer:
         pairs = list(zip(prompts, responses, strict=True))
         order = sorted(range(len(pairs)), key=lambda i: len(pairs[i][0]) + len(pairs[i][1]))
         found: dict[int, Scores] = {}
-        for batch in _batches(order, [len(p) + len(r) for p, r in pairs], limit=LOGITS_AT_ONCE // self.vocab_size):
-            hidden = self._logits([pairs[i] for i in batch])
-            for i, logits in zip(batch, hidden, strict=True):
-                found[i] = _scores(logits, torch.tensor(pairs[i][1], device=self.device), processing)
+        limit = min(LOGITS_AT_ONCE // self.vocab_size, self._batch_tokens or LOGITS_AT_ONCE)
+        for batch in _batches(order, [len(p) + len(r) for p, r in pairs], limit=limit):
+            try:
+                found |= zip(batch, self._batch([pairs[i] for i in batch], processing), strict=True)
+            except torch.OutOfMemoryError:
+                tokens = sum(len(pairs[i][0]) + len(pairs[i][1]) for i in batch)
+                raise UserError(
+                    f"batch_tokens={self._batch_tokens or limit}: {tokens} tokens at once are more than "
+                    f"{self.device} has memory for; allowed: fewer"
+                ) from None
         return [found[i] for i in range(len(pairs))]
+
+    def _batch(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], processing: Processing) -> Iterator[Scores]:
+        """The scores of one batch. All its rows at once, in pieces that fit: a call for each would cost more than its work."""
+        lengths = [len(response) for _, response in pairs]
+        logits = torch.cat(self._logits(pairs))
+        tokens = torch.tensor([t for _, response in pairs for t in response], device=self.device)
+        rows = max(LOGITS_AT_ONCE // self.vocab_size, 1)
+        pieces = [_scores(*part, processing) for part in zip(logits.split(rows), tokens.split(rows), strict=True)]
+        columns = [np.concatenate([piece[n] for piece in pieces]) for n in range(4)]
+        for parts in zip(*(np.split(column, np.cumsum(lengths)[:-1]) for column in columns), strict=True):
+            yield Scores(*parts)
 
     def _logits(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[Tensor]:
         """float32 logits (T, V) before each response token, right-padded sequences in one batch."""
@@ -110,15 +133,17 @@ class Scorer:
         return [row[len(p) - 1 : len(p) + len(r) - 1].float() for row, (p, r) in rows]
 
 
-def _scores(logits: Tensor, tokens: Tensor, processing: Processing) -> Scores:
+def _scores(logits: Tensor, tokens: Tensor, processing: Processing) -> list[npt.NDArray[np.float64]]:
+    """The four columns of `Scores` of logits (L, V) and tokens (L,)."""
     processed = process(logits.double(), processing.settings())
-    plain = (logits.double() / processing.temperature).log_softmax(-1)
-    logprobs = processed.logprobs if processing.renormalize else plain
+    logprobs = processed.logprobs
+    if processed.kept_mass is not None and not processing.renormalize:
+        logprobs = (logits.double() / processing.temperature).log_softmax(-1)
     probs = logprobs.exp()
     picked = logprobs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
     kept = processed.kept_mass if processed.kept_mass is not None else torch.ones_like(picked)
     parts = (picked, probs.square().sum(-1), torch.special.entr(probs).sum(-1), kept)
-    return Scores(*(part.cpu().numpy().astype(np.float64) for part in parts))
+    return [part.cpu().numpy().astype(np.float64) for part in parts]
 
 
 def _batches(order: list[int], lengths: list[int], *, limit: int) -> list[list[int]]:
@@ -161,6 +186,19 @@ def stop_tokens(folder: Path | str) -> list[int]:
         if found is not None:
             return [int(t) for t in found] if isinstance(found, list) else [int(found)]
     return []
+
+
+def _check_device(device: str, *, attention: str, dtype: str) -> None:
+    kind = device.partition(":")[0]
+    if kind not in ("cpu", "cuda"):
+        raise UserError(f"device={device!r}; allowed: cpu, cuda")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"device={device!r}: this torch sees no CUDA device; allowed: cpu")
+    if attention == "flash_attention_2" and (kind != "cuda" or dtype == "float32"):
+        raise UserError(
+            f"attention={attention!r} with device={device!r} and dtype={dtype!r}: it needs cuda and a dtype of 16 bits; "
+            "allowed elsewhere: eager, sdpa"
+        )
 
 
 def _load(folder: Path, *, dtype: str, attention: str) -> Any:

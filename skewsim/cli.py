@@ -3,7 +3,7 @@
 A command is a line in ``COMMANDS``: its name, where its code is (an import string, resolved when it runs) and a
 sentence of help. So ``skewsim --help`` loads neither torch nor pydantic nor the parser, and this package never
 imports the rooms next door. Results go to stdout, words to stderr. Exit codes: 0 done, 1 the engine or the
-machine failed, 2 the user's mistake (one line), 130 interrupted, 141 nobody reads any more.
+machine failed, 2 the user's mistake (one line), 130 interrupted, 143 terminated, 141 nobody reads any more.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from skewsim import __version__
-from skewsim.errors import SkewsimError, UserError
+from skewsim.errors import SkewsimError, Terminated, UserError
 
 COMMANDS = {
     "run": ("skewsim.commands:run", "Train one scenario, on the simulated engine or a real one."),
@@ -28,6 +28,7 @@ COMMANDS = {
     "gate": ("skewsim.analysis_commands:gate", "Check a token table against limits; for continuous integration."),
     "import": ("skewsim.analysis_commands:import_log", "Read another program's logged rollouts into a token table."),
     "measure": ("skewsim.engine_commands:measure", "Measure a real engine's skew on a model: table and profile."),
+    "replay": ("skewsim.engine_commands:replay", "Score the same tokens under several engines or settings."),
     "engines": ("skewsim.engine_commands:engines", "Install, list and check real engines."),
     "tui": ("tui.launch:run", "The terminal UI: toggle a fix, watch the curves respond."),
     "serve": ("tui.serve:serve", "The terminal UI in a browser."),
@@ -49,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         return _complain(2, str(error))
     except KeyboardInterrupt as interrupt:
-        return _complain(130, str(interrupt) or "interrupted")
+        return _complain(143 if isinstance(interrupt, Terminated) else 130, str(interrupt) or "interrupted")
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered has no reader
         return 141

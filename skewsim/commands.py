@@ -33,6 +33,7 @@ from skewsim.settings import Scenario, Settings
 
 if TYPE_CHECKING:
     from skewsim.engine import RolloutEngine
+    from skewsim.profile import SkewProfile
     from skewsim.sweep import Ladder, LadderResult
     from skewsim.trainer import StepRecord
 
@@ -297,6 +298,18 @@ def list_profiles() -> None:
         print(f"{name}  {load_profile(name).kind}")
 
 
+METRIC_COLUMNS = ["metric", "value", "elsewhere called"]
+
+
+def metric_rows(found: SkewProfile) -> list[list[str]]:
+    """Every metric of a profile with its interval and its names in other frameworks."""
+    from skewsim.metrics import METRICS, SKEW_KEYS
+
+    names = {key: METRICS[SKEW_KEYS[key]].aliases if key in SKEW_KEYS else {} for key in found.metrics}
+    words = {key: "; ".join(f"{who} {name}" for who, name in aliases.items()) for key, aliases in names.items()}
+    return [[key, str(estimate), words[key]] for key, estimate in found.metrics.items()]
+
+
 @profile.command(name="show")
 def show_profile(name: str, /, *, json: Flag = False, plain: Flag = False) -> None:
     """Show a profile: where it comes from, its fit, its metrics, its skew by probability.
@@ -314,11 +327,10 @@ def show_profile(name: str, /, *, json: Flag = False, plain: Flag = False) -> No
 
     found = load_profile(name)
     if json:
-        print_json(found.model_dump(mode="json"))
+        print_json(found.model_dump(mode="json") | {"verdict": found.verdict.to_json()})
         return
     print("\n".join(found.describe()))
-    rows = [[key, str(estimate)] for key, estimate in found.metrics.items()]
-    print_table("Metrics, nats", ["metric", "value"], rows, plain=plain)
+    print_table("Metrics, nats", METRIC_COLUMNS, metric_rows(found), plain=plain)
     by = [
         [f"{b.low:g} to {b.high:g}", str(b.tokens), f"{b.mean:.4g}", str(b.mean_abs), str(b.rms)] for b in found.table
     ]
@@ -410,11 +422,12 @@ def resumable(out: Path | None) -> Iterator[None]:
     """Ctrl+C says how to go on."""
     try:
         yield
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
+        what = str(interrupt) or "interrupted"
         if out is None:
-            raise KeyboardInterrupt("interrupted; with --out DIR a run can be resumed") from None
+            raise type(interrupt)(f"{what}; with --out DIR it can be resumed") from None
         again = [word for word in sys.argv[1:] if word != "--resume"]
-        raise KeyboardInterrupt(f"interrupted; to go on: skewsim {shlex.join(again)} --resume") from None
+        raise type(interrupt)(f"{what}; to go on: skewsim {shlex.join(again)} --resume") from None
 
 
 def list_settings(model: type[Settings], prefix: str = "") -> Iterator[tuple[str, str, str]]:

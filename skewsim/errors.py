@@ -22,3 +22,7 @@ class EngineError(SkewsimError):
 
 class EngineNotInstalled(UserError):
     """The engine named is not installed; the message gives the install command."""
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, where a command cleans up after it. Exit code 143."""

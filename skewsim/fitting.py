@@ -13,7 +13,7 @@ sequences (over at most 2000 random groups of them), since the tokens of a seque
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -42,6 +42,7 @@ LARGEST_GROUPS = 2000
 CERTAIN = 0.99  # above it d is too small to tell a tail from rounding
 MOST_DF = 1000.0  # a normal distribution, for every purpose
 TAIL_BINS = 400
+MOST_EXACT = 10_000  # tokens up to which the p-value's exact distribution is worth its time
 
 
 @dataclass(frozen=True)
@@ -226,14 +227,19 @@ def _tail(rows: Rows, weights: Floats, *, sigma: float) -> tuple[Estimate, float
     sums = _sums(rows, usable.astype(np.float64), np.where(usable, size, 0.0), where=where, size=len(edges) + 1)
     counts, totals = np.split(sums, 2, axis=1)
     centre = totals.sum(0) / np.maximum(counts.sum(0), 1)
-    fits = np.array([_student_fit(centre, weight @ counts) for weight in weights])
-    df, scale = fits[0]
-    test = stats.kstest(residual[usable], stats.t(df, scale=scale).cdf)
+    df, scale = _student_fit(centre, weights[0] @ counts)
+    others = [_student_fit(centre, weight @ counts, near=(df, scale)) for weight in weights[1:]]
+    fits = np.array([(df, scale), *others])
+    method = "exact" if usable.sum() < MOST_EXACT else "asymp"
+    test = stats.kstest(residual[usable], stats.t(df, scale=scale).cdf, method=method)
     return estimate(fits[:, 0]), float(test.statistic), float(test.pvalue)
 
 
-def _student_fit(size: Floats, count: Floats) -> tuple[float, float]:
-    """Degrees of freedom and scale of a Student-t centred at 0, from absolute values with counts."""
+def _student_fit(size: Floats, count: Floats, *, near: tuple[float, float] | None = None) -> tuple[float, float]:
+    """Degrees of freedom and scale of a Student-t centred at 0, from absolute values with counts.
+
+    `near`: the fit of nearly the same counts, where the search then starts with small steps.
+    """
     start = max(float(np.sqrt((count * size**2).sum() / count.sum())), 1e-12)
 
     share, ratio = count / count.sum(), (size / start) ** 2
@@ -244,7 +250,11 @@ def _student_fit(size: Floats, count: Floats) -> tuple[float, float]:
         return float((df + 1) / 2 * (share @ np.log1p(ratio / (df * scale**2))) - constant)
 
     bounds = [(np.log(1.01), np.log(MOST_DF)), (-4.0, 2.0)]
-    best = optimize.minimize(loss, np.array([np.log(6.0), -0.3]), method="Nelder-Mead", bounds=bounds)
+    first, options = np.array([np.log(6.0), -0.3]), dict[str, Any]()
+    if near:
+        first = np.clip([np.log(near[0]), np.log(near[1] / start)], *np.array(bounds).T)
+        options["initial_simplex"] = np.clip(first + 0.1 * np.eye(3, 2, k=-1), *np.array(bounds).T)
+    best = optimize.minimize(loss, first, method="Nelder-Mead", bounds=bounds, options=options)
     df, scale = np.exp(best.x)
     return float(df), float(start * scale)
 
@@ -261,7 +271,7 @@ def _law_error(rows: Rows, bins: list[ProbabilityBin], *, where: Ints, sigma: fl
 
 
 def _metrics(table: TokenTable, rows: Rows, weights: Floats) -> dict[str, Estimate]:
-    """Every skew metric with its interval, by the one definition of them."""
+    """Every skew metric by the one definition of them, with its interval."""
     from skewsim.metrics import skew_metrics
 
     usable = np.isfinite(table.skew)
@@ -273,9 +283,49 @@ def _metrics(table: TokenTable, rows: Rows, weights: Floats) -> dict[str, Estima
     trainer[sequence, column] = table.trainer_logprob[usable][order]
     engine[sequence, column] = table.engine_logprob[usable][order]
     mask[sequence, column] = 1.0
-    group = np.zeros(len(length), dtype=np.int64)
+    values = skew_metrics(trainer, engine, mask)
+    others = resampled_metrics(table.trainer_logprob[usable], table.engine_logprob[usable], rows, weights[1:])
+    return {key: estimate(np.concatenate([[value], others[key]])) for key, value in values.items()}
+
+
+def resampled_metrics(trainer: Floats, engine: Floats, rows: Rows, weights: Floats) -> dict[str, Floats]:
+    """The metrics of `skewsim.metrics.skew_metrics` of resampled groups, ``weights`` (replicates, groups) times each.
+
+    From sums per group: a replicate costs a product of small matrices, not another pass over the tokens.
+    """
+    from skewsim.metrics import SEQUENCE_EXPONENT
+
+    d, size, group = rows.d, np.abs(rows.d), np.zeros(int(rows.sequence.max()) + 1, dtype=np.int64)
     group[rows.sequence] = rows.group
-    compute: Callable[[Ints], dict[str, float]] = lambda i: skew_metrics(trainer[i], engine[i], mask[i])  # noqa: E731
-    drawn = [np.repeat(np.arange(len(length)), weight.astype(np.int64)[group]) for weight in weights]
-    replicates = [compute(index) for index in drawn]
-    return {key: estimate(np.array([values[key] for values in replicates])) for key in replicates[0]}
+    total, length = np.bincount(rows.sequence, weights=d), np.bincount(rows.sequence)
+    log_ratio = np.clip(total, -SEQUENCE_EXPONENT, SEQUENCE_EXPONENT)
+    x, y = (np.exp(values) - np.exp(values).mean() for values in (trainer, engine))
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        rho, w = np.exp(d), np.exp(d - d.max())
+        tokens = (np.ones_like(d), size, size**2, d, np.expm1(d) - d, np.exp(size), rho, np.expm1(2 * d), w, w**2)
+        n, a, a2, bias, k3, mult, ratio, chi2, w, w2, sx, sy, xx, yy, xy = (
+            weights @ _sums(rows, *tokens, x, y, x * x, y * y, x * y)
+        ).T
+        u = np.exp(log_ratio - log_ratio.max())
+        parts = (np.ones_like(total), np.expm1(2 * log_ratio), u, u**2, np.exp(-total / length))
+        sums = [np.bincount(group, weights=part, minlength=rows.groups) for part in parts]
+        k, chi2_seq, u, u2, ppl = (weights @ np.stack(sums, axis=1)).T
+        largest = np.zeros(rows.groups)
+        np.maximum.at(largest, rows.group, size)
+        spread_x, spread_y = np.maximum(xx - sx**2 / n, 0), np.maximum(yy - sy**2 / n, 0)
+        return {
+            "logprob_diff_mean": a / n,
+            "logprob_diff_std": np.sqrt(np.maximum(a2 / n - (a / n) ** 2, 0)),
+            "logprob_diff_max": np.where(weights > 0, largest, 0).max(axis=1, initial=0),
+            "bias": bias / n,
+            "kl_k1": -bias / n,
+            "kl_k3": k3 / n,
+            "mult_prob_error": mult / n,
+            "ratio_mean": ratio / n,
+            "chi2_token": chi2 / n,
+            "chi2_seq": chi2_seq / k,
+            "ess": w**2 / (n * w2),
+            "ess_seq": u**2 / (k * u2),
+            "ppl_ratio": ppl / k,
+            "pearson": (xy - sx * sy / n) / np.sqrt(spread_x * spread_y),
+        }

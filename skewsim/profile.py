@@ -15,7 +15,6 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
@@ -26,6 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from skewsim import __version__
 from skewsim.errors import FileFormatError, UserError
 from skewsim.files import atomic_writer
+from skewsim.published import Verdict, judge
 from skewsim.settings import one_line
 from skewsim.tokens import TokenTable
 
@@ -169,6 +169,11 @@ class SkewProfile(_Part):
         """SHA-256 over the canonical JSON of everything else."""
         return _checksum(self.model_dump(mode="json"))
 
+    @property
+    def verdict(self) -> Verdict:
+        """How the rms compares with what is published for the same precision."""
+        return judge(self)
+
     def describe(self) -> list[str]:
         """The profile in a few lines: what, how large, which kind of skew, how it compares with published figures."""
         where, fit = self.provenance, self.fit
@@ -178,7 +183,7 @@ class SkewProfile(_Part):
             f"rms skew {fit.rms}, bias {fit.bias}, k3 {self.metrics['kl_k3']} nats" if "kl_k3" in self.metrics else "",
             f"per-logit scale {fit.sigma_z} (rest {fit.rest}), Student-t df {fit.df}, shared by a sequence {fit.sequence_std}",
             self._verdict_on_fit(),
-            published_verdict(self),
+            str(self.verdict),
         ]
         return [line for line in lines if line]
 
@@ -191,34 +196,6 @@ class SkewProfile(_Part):
                 f"independent logit noise describes it poorly {figures}: trust the table by probability, not the scale"
             )
         return f"independent logit noise describes it well {figures}"
-
-
-@dataclass(frozen=True)
-class PublishedRow:
-    """A published rms skew."""
-
-    what: str
-    rms: float
-    source: str
-
-
-PUBLISHED = {
-    ("bfloat16", "bfloat16"): PublishedRow(
-        "bf16 vLLM against bf16 HF, Qwen3-1.7B", 0.0449, "AknA13/train-infer-mismatch"
-    ),
-    ("bfloat16", "float32"): PublishedRow("bf16 with fp32 heads, Qwen2.5-0.5B", 0.031, "ServiceNow/Fast-LLM PR #525"),
-    ("float16", "float16"): PublishedRow("fp16 on both sides, Qwen3-1.7B", 0.0057, "AknA13/train-infer-mismatch"),
-    ("float32", "float32"): PublishedRow("fp32 on both sides, Qwen3-1.7B", 0.0024, "AknA13/train-infer-mismatch"),
-}
-
-
-def published_verdict(profile: SkewProfile) -> str:
-    """How the rms compares with the published row of the same dtype; empty where there is none."""
-    dtype, rms = profile.provenance.dtype or "", profile.fit.rms.value
-    row = PUBLISHED.get((dtype, profile.provenance.head_dtype or dtype))
-    if row is None or rms is None:
-        return ""
-    return f"{rms / row.rms:.2g} times the published rms of {row.rms} ({row.what}; {row.source})"
 
 
 def fit_profile(

@@ -4,12 +4,13 @@ A `TokenTable` holds tokens without their prompts; scoring a sequence again, und
 precision, needs the prompt too. This is the format that keeps it. Keys of a line: `prompt_token_ids`,
 `token_ids`, `engine_logprobs`, and, where known, `trainer_logprobs`, `weight_versions`, `mask` (1 where the
 token was sampled by the engine, 0 for a tool's answer), `prompt_id`, `temperature`, `top_p`, `top_k`, `min_p`.
-A log-probability that is unknown is null.
+A log-probability that is unknown or not finite is null.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -185,4 +186,5 @@ def _or_nan(values: Column | None, kept: Column) -> Column:
 
 
 def _with_nulls(values: Column) -> list[float | None]:
-    return [None if np.isnan(value) else float(value) for value in values]
+    found: list[float | None] = values.tolist()
+    return found if np.isfinite(values).all() else [v if v is not None and math.isfinite(v) else None for v in found]

@@ -5,22 +5,19 @@ the trainer each say its log-probability is, and under which weights it was draw
 diagnoses, figures) is computed from it. Sign: ``skew = trainer_logprob - engine_logprob``.
 
 Files carry a schema version and are read without pickle; one that is missing, cut off, foreign or from a later
-version is a `FileFormatError` of one line. `TokenTableWriter` takes rows as they arrive from an engine and
-keeps those already received when the engine, or this process, dies.
+version is a `FileFormatError` of one line.
 """
 
 from __future__ import annotations
 
 import io
 import json
-import shutil
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
-from typing import Any, BinaryIO, Self
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -184,10 +181,8 @@ class TokenTable:
 
     @classmethod
     def load(cls, path: Path | str) -> TokenTable:
-        """Read a .npz or .parquet table, or the folder of parts of an unfinished `TokenTableWriter`."""
+        """Read a .npz or .parquet table."""
         path = Path(path)
-        if path.is_dir() and path.suffix == ".parts":
-            return cls.concat([cls.load(part) for part in sorted(path.glob("*.npz"))])
         if not path.is_file():
             raise FileFormatError(f"token table {path}: no such file")
         read = {".npz": _read_npz, ".parquet": _read_parquet}.get(path.suffix)
@@ -208,52 +203,6 @@ class TokenTable:
             return cls(**{name: columns[name] for name in TYPE_OF_COLUMN if name in columns}, meta=header["meta"])
         except UserError as error:
             raise FileFormatError(f"{path}: {error}") from None
-
-
-class TokenTableWriter:
-    """Appends tables as they arrive and turns them into one file at the end.
-
-    Each part is written to the folder ``<path>.parts`` as it comes, so a killed process loses none of them
-    (``TokenTable.load`` reads the folder); leaving the ``with`` block, also by an exception, joins the parts
-    into `path`. Without a row nothing is written.
-    """
-
-    def __init__(self, path: Path | str) -> None:
-        self.path = Path(path)
-        if self.path.suffix not in (".npz", ".parquet"):
-            raise UserError(f"token table {path}: suffix {self.path.suffix!r} is not known; allowed: .npz, .parquet")
-        self.folder = self.path.with_name(self.path.name + ".parts")
-        if self.folder.exists():
-            raise UserError(f"{self.folder} holds the rows of an unfinished measurement; use or remove it first")
-        self.rows = 0
-        self._parts = 0
-
-    def append(self, table: TokenTable) -> None:
-        """Put a table's rows on disk."""
-        if len(table) == 0:
-            return
-        if not self.folder.is_dir():
-            try:
-                self.folder.mkdir(parents=True)
-            except OSError as error:
-                raise UserError(f"{self.folder} cannot be made: {error.strerror}") from None
-        table.save(self.folder / f"{self._parts:06d}.npz")
-        self._parts += 1
-        self.rows += len(table)
-
-    def finish(self) -> None:
-        """Join the parts into the final file and remove them."""
-        if self.folder.is_dir():
-            TokenTable.load(self.folder).save(self.path)
-            shutil.rmtree(self.folder)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.finish()
 
 
 def _column(name: str, value: Any, *, dtype: type[np.generic]) -> Column:

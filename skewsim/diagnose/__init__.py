@@ -92,7 +92,7 @@ def _healthy(rows: Rows, findings: Findings, rms: float) -> Cause:
 
 
 def load_source(path: Path | str) -> TokenTable | SequenceLog:
-    """A token table (.npz, .parquet, a .parts folder) or sequences (.jsonl, .json)."""
+    """A token table (.npz, .parquet) or sequences (.jsonl, .json)."""
     path = Path(path)
     if path.suffix in (".jsonl", ".json", ".ndjson"):
         return load_sequences(path)

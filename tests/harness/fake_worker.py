@@ -56,31 +56,71 @@ def misbehave(how: str, row: dict[str, object]) -> None:
 
 
 def info(arguments: dict[str, object]) -> dict[str, object]:
-    found = {"vllm": "fake", "head_dtype": arguments.get("dtype"), **arguments, "async_scheduling": False}
+    found = {
+        "vllm": os.environ.get("FAKE_VERSION", "fake"),
+        "head_dtype": arguments.get("dtype"),
+        **arguments,
+        "async_scheduling": False,
+    }
     overrides = arguments.get("hf_overrides")
     return {**found, **overrides} if isinstance(overrides, dict) else found
 
 
 def generate(message: dict[str, object], how: str) -> None:
+    if log := os.environ.get("FAKE_LOG"):
+        with open(log, "a") as lines:
+            lines.writelines(f"{r['id']} {r['seed']}\n" for r in message["requests"])  # type: ignore[attr-defined]
     requests = message.get("requests") or [{"id": 0}, {"id": 1}]
     assert isinstance(requests, list)
     for number, request in enumerate(requests):
         logprobs = [-0.5, float("nan") if how == "nan" else -0.25]
-        row = {"id": request["id"], "tokens": [1, 2], "logprobs": logprobs, "versions": [0, 0], "finish": "length"}
+        row = {
+            "id": request["id"],
+            "tokens": [1, 2 + request["id"] % 50],
+            "logprobs": logprobs,
+            "versions": [0, 0],
+            "finish": "length",
+        }
         if number == GOOD_ROWS:
             misbehave(how, row)
         send(id=CURRENT, event="row", row=row)
     send(id=CURRENT, event="done", result={"steps": 2, "tokens": 2 * len(requests), "seconds": 0.5})
 
 
+def logprob(token: int, path: str) -> float:
+    """A function of the token, the batch and the path, so that what is made of it can be foretold."""
+    batch = ARGUMENTS.get("max_num_seqs", 0)
+    dtype = 0.01 if ARGUMENTS.get("dtype") == "bfloat16" else 0.0
+    return -1.0 - 0.01 * token - dtype - (0.002 * (batch == 1) + 0.02 if path == "decode" else 0.0)
+
+
+def scored(message: dict[str, object], command: str, how: str) -> None:
+    """Given tokens, as `replay` and `score` of the real worker answer."""
+    for number, sequence in enumerate(message["sequences"]):  # type: ignore[arg-type]
+        if number == GOOD_ROWS:
+            misbehave(how, {})
+        tokens = sequence["tokens"] if command == "replay" else sequence["tokens"][1:]
+        path = "decode" if command == "replay" else "prefill"
+        values = [logprob(token, path) for token in tokens]
+        send(id=CURRENT, event="row", row={"id": sequence["id"], "logprobs": values[: -1 if how == "fewer" else None]})
+    send(id=CURRENT, event="done", result={})
+
+
+ARGUMENTS: dict[str, object] = {}
+if os.environ.get("FAKE_START"):
+    misbehave(os.environ["FAKE_START"], {})
 threading.Thread(target=beat, daemon=True).start()
 for line in sys.stdin:
     message = json.loads(line)
     CURRENT, how = message["id"], message.get("how") or os.environ.get("FAKE", "well")
     if message["command"] == "init":
         misbehave(message.get("how", "well"), {})
-        send(id=CURRENT, event="done", result=info(message.get("arguments") or {}))
+        misbehave(os.environ.get("FAKE_LOAD", "well"), {})
+        ARGUMENTS = message.get("arguments") or {}
+        send(id=CURRENT, event="done", result=info(ARGUMENTS))
     elif how == "refuse":
         send(id=CURRENT, event="error", message="ValueError: no such dtype")
+    elif message["command"] in ("score", "replay"):
+        scored(message, message["command"], how)
     else:
         generate(message, how)

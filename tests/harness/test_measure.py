@@ -15,6 +15,7 @@ from harness.vllm_engine import VllmEngine
 from skewsim.errors import EngineError, UserError
 from skewsim.policy import Policy
 from skewsim.profile import load_profile
+from skewsim.sequences import read_sequences
 from skewsim.settings import EngineSettings, Scenario
 from skewsim.tokens import TokenTable
 
@@ -45,7 +46,8 @@ def test_a_measurement_leaves_a_table_and_a_profile_with_provenance(
     assert str(tmp_path) not in (out / "profile.json").read_text()
     assert [state[:2] for state in seen][-1] == (80, 80)
     assert found.dropped == 0
-    assert sorted(path.name for path in out.iterdir()) == ["profile.json", "tokens.npz"]
+    names = ["measurement.json", "profile.json", "sequences.jsonl", "tokens.npz"]
+    assert sorted(path.name for path in out.iterdir()) == names
 
 
 def test_logprobs_that_are_not_finite_are_counted_and_dropped(
@@ -68,9 +70,13 @@ def test_rows_received_before_a_failure_are_kept(
     with pytest.raises(EngineError) as caught:
         run(fake_root, tiny_model, tmp_path / "out")
     assert "\n" not in str(caught.value)
-    table = TokenTable.load(tmp_path / "out" / "tokens.npz")
-    assert sorted(np.unique(table.sequence)) == list(range(21))
+    assert "21 sequences are kept, and --resume goes on" in str(caught.value)
+    kept = list(read_sequences(tmp_path / "out" / "unfinished.jsonl"))
+    assert [record.engine_logprobs.tolist() for record in kept] == [[-0.5, -0.25]] * 21
     assert not (tmp_path / "out" / "profile.json").exists()
+    monkeypatch.setenv("FAKE", "well")
+    found = run(fake_root, tiny_model, tmp_path / "out", resume=True)
+    assert sorted(np.unique(found.table.sequence)) == list(range(40))
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy import special
 
+from skewsim import fitting
 from skewsim import profile as profile_module
 from skewsim.errors import FileFormatError, UserError
 from skewsim.metrics import skew_metrics
@@ -153,8 +156,7 @@ def test_an_exact_engine_has_a_profile_of_zeros(table):
 
 
 def test_the_verdict_names_the_published_row_of_the_same_dtype(profile):
-    ratio = profile.fit.rms.value / 0.0449
-    assert profile.describe()[-1].startswith(f"{ratio:.2g} times the published rms of 0.0449")
+    assert profile.describe()[-1].startswith(f"rms {profile.fit.rms.value:.3g} against 0.0449 published for bfloat16")
 
 
 def test_provenance_says_what_was_measured_and_by_which_version(profile, table):
@@ -255,3 +257,26 @@ def test_a_wrong_field_under_a_right_checksum_is_one_line(profile, tmp_path, fie
 def test_importing_the_module_loads_no_torch():
     code = "import sys, skewsim.profile; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+@given(st.integers(0, 1000), st.integers(2, 12))
+def test_metrics_of_resampled_groups_are_the_metrics_of_the_rows_they_hold(seed, sequences):
+    rng = np.random.default_rng(seed)
+    index = np.repeat(np.arange(sequences), rng.integers(1, 6, sequences))
+    engine = np.log(rng.uniform(0.01, 1, len(index)))
+    trainer = engine + rng.normal(0, 0.3, len(index))
+    d = trainer - engine
+    rows = fitting.Rows(d, np.exp(trainer), np.ones_like(d), index, index, sequences, 0, True)
+    weights = rng.multinomial(sequences, np.full(sequences, 1 / sequences), size=3).astype(float)
+    found = fitting.resampled_metrics(trainer, engine, rows, weights)
+    for number, weight in enumerate(weights):
+        drawn = np.repeat(np.arange(sequences), weight.astype(int))
+        padded = np.zeros((3, len(drawn), 6))
+        for row, which in enumerate(drawn):
+            inside = index == which
+            padded[:, row, : inside.sum()] = trainer[inside], engine[inside], np.ones(inside.sum())
+        expected = skew_metrics(*padded)
+        assert found.keys() == expected.keys()
+        for key, value in expected.items():
+            if not (key == "pearson" and not np.isfinite(value)):
+                assert found[key][number] == pytest.approx(value, rel=1e-7, abs=1e-9), key

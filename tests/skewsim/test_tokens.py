@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from skewsim.errors import FileFormatError, UserError
-from skewsim.tokens import FORMAT, SCHEMA_VERSION, TYPE_OF_COLUMN, TokenTable, TokenTableWriter
+from skewsim.tokens import FORMAT, SCHEMA_VERSION, TYPE_OF_COLUMN, TokenTable
 
 SUFFIXES = (".npz", ".parquet")
 
@@ -93,41 +93,6 @@ def test_joined_tables_keep_every_row_and_name_what_they_disagree_on():
     assert np.isnan(joined.sampler_logprob[14:]).all()
     assert (joined.prompt[14:] == -1).all()
     assert_equal(joined.select(slice(0, 14)).with_meta(engine="sim", mixed=0), one.with_meta(mixed=0))
-
-
-def test_rows_received_are_kept_when_the_engine_dies(tmp_path):
-    path = tmp_path / "rows.npz"
-
-    def measure() -> None:
-        with TokenTableWriter(path) as writer:
-            writer.append(make_table(10))
-            writer.append(make_table(5, seed=3))
-            raise RuntimeError("engine died")
-
-    with pytest.raises(RuntimeError, match="engine died"):
-        measure()
-    assert len(TokenTable.load(path)) == 15
-    assert [file.name for file in tmp_path.iterdir()] == ["rows.npz"]
-
-
-def test_rows_received_are_kept_when_the_process_is_killed(tmp_path):
-    path = tmp_path / "rows.parquet"
-    code = (
-        "import os, sys\nfrom skewsim.tokens import *\n"
-        "writer = TokenTableWriter(sys.argv[1])\n"
-        "writer.append(TokenTable([0, 1], [0, 0], [3, 4], [-1, -1], [-1, -2], [0, 0]))\n"
-        "os.kill(os.getpid(), 9)\n"
-    )
-    assert subprocess.run([sys.executable, "-c", code, str(path)]).returncode == -9
-    assert TokenTable.load(tmp_path / "rows.parquet.parts").token.tolist() == [3, 4]
-    with pytest.raises(UserError, match="unfinished"):
-        TokenTableWriter(path)
-
-
-def test_a_measurement_without_a_row_writes_nothing(tmp_path):
-    with TokenTableWriter(tmp_path / "rows.npz") as writer:
-        writer.append(TokenTable.empty())
-    assert list(tmp_path.iterdir()) == []
 
 
 def one_line(path: Path) -> str:

@@ -9,11 +9,11 @@ import numpy as np
 from rich.text import Text
 from textual.binding import BindingType
 
+from skewsim.published import MEAN_ABS_BY_PROBABILITY
 from tui.actions import bindings
 from tui.chart import bars
 from tui.lab import Lab
 from tui.screens.page import Page
-from tui.screens.tokens import PUBLISHED
 from tui.views import Look
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def describe(profile: SkewProfile, look: Look, *, width: int, height: int) -> Te
     text.append("\n")
     text.append_text(distribution(profile, look, width=width, height=height))
     text.append(f"\n{'Mean abs skew at':<18}{'tokens':>8}   {'measured [95 %]':<25}published bf16\n", style="bold")
-    for row, published in zip(profile.table, PUBLISHED, strict=False):
+    for row, published in zip(profile.table, MEAN_ABS_BY_PROBABILITY, strict=False):
         low, high = f"{row.low:g}", f"{min(row.high, 1):g}"
         text.append(f"  p {low:>4} to {high:<6}{row.tokens:>8}   {row.mean_abs!s:<25}{published:.4f}\n")
     return text

@@ -7,13 +7,12 @@ from itertools import pairwise
 import numpy as np
 from rich.text import Text
 
+from skewsim.published import MEAN_ABS_BY_PROBABILITY
 from tui.chart import bars
 from tui.screens.page import Page
 from tui.snapshot import Snapshot, clip_bounds
 from tui.views import Look
 
-PUBLISHED = (0.1236, 0.1082, 0.0780, 0.0306, 0.0010)
-"""Mean abs skew of bf16 vLLM against bf16 HF, Qwen3-1.7B, by probability (AknA13/train-infer-mismatch)."""
 _EDGES = (0.0, 0.01, 0.1, 0.5, 0.9, 1.0001)
 _MARKS = ((0.02, "·", "."), (0.1, "░", ":"), (0.3, "▒", "+"), (1.0, "▓", "*"), (np.inf, "█", "#"))
 _FIRST_ANSWER, _SYNONYMS = 14, 4
@@ -111,7 +110,7 @@ def by_probability(snapshot: Snapshot, look: Look) -> Text:
     p = np.exp(snapshot.trainer_logprobs[snapshot.mask])
     text = Text()
     text.append("Skew by probability        tokens   here    published bf16 (Qwen3-1.7B)\n", style="bold")
-    for (low, high), published in zip(pairwise(_EDGES), PUBLISHED, strict=True):
+    for (low, high), published in zip(pairwise(_EDGES), MEAN_ABS_BY_PROBABILITY, strict=True):
         inside = skew[(p >= low) & (p < high)]
         here = f"{inside.mean():.4f}" if len(inside) else "-"
         text.append(f"  p {low:>4g} to {min(high, 1):<4g}      {len(inside):>9}   {here:>6}   {published:.4f}\n")

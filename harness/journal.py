@@ -1,0 +1,219 @@
+"""What a measurement has so far, on disk, so that whatever ends it loses nothing and repeats nothing.
+
+Three files in its folder. ``measurement.json``: what was asked, and of which engine. ``unfinished.jsonl``: a line for each
+answered sequence, appended once it is scored (the format of `skewsim.sequences`, with `id`, `prompt_id`, `square_mass` and,
+where the sampler truncates, `kept_mass` beside it), and gone at the end. A line is whole or it is cut off, and one that is cut off was never
+there. From the lines come ``tokens.npz`` and ``sequences.jsonl``, in the order of their ids, each whole or absent.
+
+One process at a time: the operating system's lock on the journal dies with the process that holds it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from array import array
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+from skewsim.errors import FileFormatError, UserError
+from skewsim.files import atomic_writer
+from skewsim.tokens import TokenTable
+
+FORMAT, SCHEMA_VERSION = "skewsim-measurement", 1
+ASKED, LINES, TABLE, SEQUENCES = "measurement.json", "unfinished.jsonl", "tokens.npz", "sequences.jsonl"
+
+
+class Journal:
+    """The journal of one measurement in `folder`; making one only looks. `begin` writes.
+
+    Raises UserError where the folder holds another measurement, or this one without `resume`; nothing of it is touched.
+    """
+
+    def __init__(self, folder: Path | str, asked: Mapping[str, Any], *, resume: bool = False) -> None:
+        self.folder = Path(folder)
+        self.lines, self.table_path = self.folder / LINES, self.folder / TABLE
+        self.done: set[int] = set()
+        """Ids of the sequences that are there."""
+        self.meta: dict[str, Any] = {}
+        """Provenance of all rows, from the process that began."""
+        self.finished = False
+        self._asked = json.loads(json.dumps(asked))
+        self._file: int | None = None
+        self._end = 0
+        self._places: dict[int, tuple[int, int]] = {}
+        self._look(resume)
+
+    def begin(self, meta: Mapping[str, Any]) -> None:
+        """Open for appending; `meta` is kept if it is the first, and else must be of the same engine version."""
+        if self.meta:
+            _compare({"engine_version": self.meta.get("engine_version")}, meta, ("engine_version",), self.folder)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._open()
+            os.truncate(self.lines, self._end)
+        except OSError as error:
+            raise UserError(f"{self.folder} cannot be written: {error.strerror}") from None
+        if not self.meta:
+            document = {"format": FORMAT, "schema_version": SCHEMA_VERSION, "asked": self._asked, "meta": dict(meta)}
+            with atomic_writer(self.folder / ASKED) as handle:
+                handle.write(json.dumps(document, indent=1).encode() + b"\n")
+            self.meta = dict(meta)
+
+    def append(self, lines: Iterable[Mapping[str, Any]]) -> None:
+        """Hand sequences to the operating system before this returns: a kill does not lose them."""
+        assert self._file is not None, "begin() comes first"
+        found = list(lines)
+        data = memoryview("".join(json.dumps(line, separators=(",", ":")) + "\n" for line in found).encode())
+        try:
+            while data:
+                data = data[os.write(self._file, data) :]
+        except OSError as error:
+            raise UserError(f"{self.lines} cannot be written: {error.strerror}; {self.kept}") from None
+        self.done.update(line["id"] for line in found)
+
+    @property
+    def kept(self) -> str:
+        """What a failure leaves, in words."""
+        return f"{len(self.done)} sequences are kept, and --resume goes on"
+
+    def table(self) -> tuple[TokenTable, int]:
+        """All rows in the order of their ids, and how many were left out since a logprob is not finite."""
+        columns = {name: array("q") for name in ("sequence", "position", "token", "weight_version", "prompt")}
+        columns |= {n: array("d") for n in ("engine_logprob", "trainer_logprob", "kept_mass", "square_mass")}
+        self._places.clear()
+        for start, end, line in read_lines(self.lines):
+            count = len(line["token_ids"])
+            self._places[line["id"]] = (start, end)
+            columns["sequence"].extend([line["id"]] * count)
+            columns["position"].extend(range(count))
+            columns["token"].extend(line["token_ids"])
+            columns["weight_version"].extend(line["weight_versions"])
+            columns["prompt"].extend([line["prompt_id"]] * count)
+            columns["engine_logprob"].extend(_numbers(line["engine_logprobs"]))
+            columns["trainer_logprob"].extend(_numbers(line["trainer_logprobs"]))
+            columns["kept_mass"].extend(line.get("kept_mass") or [1.0] * count)
+            columns["square_mass"].extend(_numbers(line["square_mass"]))
+        arrays = {name: np.frombuffer(column, dtype=column.typecode) for name, column in columns.items()}
+        kept = np.isfinite(arrays["engine_logprob"]) & np.isfinite(arrays["trainer_logprob"])
+        order = np.argsort(arrays["sequence"], kind="stable")
+        table = TokenTable(**{n: a[order] for n, a in arrays.items()}, meta=self.meta).select(kept[order])
+        return table, int((~kept).sum())
+
+    def save(self, table: TokenTable) -> None:
+        """Write the two files that stay: the table made of the lines, and the lines in the order of their ids."""
+        table.save(self.table_path)
+        with open(self.lines, "rb") as source, atomic_writer(self.folder / SEQUENCES) as handle:
+            for start, end in (place for _, place in sorted(self._places.items())):
+                source.seek(start)
+                handle.write(source.read(end - start))
+
+    def remove(self) -> None:
+        """The measurement is whole: the journal has done its work."""
+        self.lines.unlink()
+        self.finished = True
+
+    def close(self) -> None:
+        if self._file is not None:
+            with suppress(OSError):
+                os.close(self._file)
+            self._file = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _look(self, resume: bool) -> None:
+        if self.folder.exists() and not self.folder.is_dir():
+            raise UserError(f"--out {self.folder} is a file; allowed is a folder")
+        names = (ASKED, LINES, TABLE, SEQUENCES, "profile.json")
+        if not any((self.folder / name).exists() for name in names):
+            return
+        if not resume:
+            raise UserError(
+                f"--out {self.folder} holds a measurement already; allowed: a folder without one, or --resume"
+            )
+        if not (self.folder / ASKED).exists():
+            if self.lines.exists() and not self.lines.stat().st_size:
+                return  # killed in its first moment
+            raise UserError(f"--resume: {self.folder / ASKED} is missing, which says what was measured")
+        document = _read_document(self.folder / ASKED)
+        _compare(document["asked"], self._asked, tuple(self._asked), self.folder)
+        self.meta = document["meta"]
+        if not self.lines.exists():
+            self.finished = self.table_path.exists()
+            return
+        try:
+            self._open()
+        except OSError as error:
+            raise UserError(f"{self.lines} cannot be opened: {error.strerror}") from None
+        for _, end, line in read_lines(self.lines):
+            self._end = end
+            self.done.add(line["id"])
+
+    def _open(self) -> None:
+        if self._file is None:
+            self._file = os.open(self.lines, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                self.close()
+                raise UserError(f"--out {self.folder}: another process is measuring into it") from None
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, int, dict[str, Any]]]:
+    """(first byte, byte after the last, content) of every whole line; a last one that is cut off is left out."""
+    end = 0
+    with open(path, "rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.endswith(b"\n"):
+                return
+            start, end = end, end + len(line)
+            try:
+                found = json.loads(line)
+                if not isinstance(found, dict) or not isinstance(found.get("id"), int):
+                    raise ValueError
+            except ValueError:
+                raise FileFormatError(f"{path}, line {number}: not a measured sequence; the file was changed") from None
+            yield start, end, found
+
+
+def _numbers(values: list[float | None]) -> Iterable[float]:
+    return (np.nan if value is None else value for value in values) if None in values else values  # type: ignore[return-value]
+
+
+def _read_document(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text())
+        if not (isinstance(found, dict) and found.get("format") == FORMAT and isinstance(found["asked"], dict)):
+            raise ValueError
+    except (OSError, ValueError, KeyError):
+        raise FileFormatError(f"{path}: truncated, or not a measurement's") from None
+    if found.get("schema_version") != SCHEMA_VERSION:
+        raise FileFormatError(
+            f"{path}: schema_version={found.get('schema_version')!r}; this skewsim reads {SCHEMA_VERSION}"
+        )
+    return found
+
+
+def _compare(before: Any, now: Any, keys: Iterable[str], folder: Path, prefix: str = "") -> None:
+    """Raises UserError that names the first entry in which two descriptions differ."""
+    for key in keys:
+        old, new = before.get(key), now.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            _compare(old, new, sorted({*old, *new}), folder, f"{prefix}{key}.")
+        elif old != new:
+            raise UserError(
+                f"--resume: {prefix}{key}={new!r}, but {folder} was begun with {old!r}; "
+                "allowed: the same, or another --out"
+            )

