@@ -79,7 +79,7 @@ def precision_of(profile: SkewProfile) -> str:
         return f"{asked['quantization']} weights"
     if asked.get("kv_cache_dtype", "auto") != "auto":
         return "fp8 keys and values"
-    return body if head == body else f"{body} with a {head} head"
+    return body if head in (body, None) else f"{body} with a {head} head"
 
 
 def judge(profile: SkewProfile) -> Verdict:

@@ -177,8 +177,8 @@ def test_a_server_that_fails_in_the_middle_is_one_line_within_ten_seconds_and_re
     server.manner.how, server.manner.calls = "well", []
     assert sorted(np.unique(go(resume=True).table.sequence)) == list(range(32))
     asked = [tuple(body["prompt"]) for path, body in server.manner.calls if body and body["max_tokens"] == 6]
-    assert len(asked) == len(set(asked)) == 32 - len(kept)
-    assert not kept & set(asked)
+    everything = {(5, 6, 7 + i) for i in range(32)}
+    assert set(asked) == everything - kept  # a set: a request of the first run may reach the server late
     server.stop()
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("server http")]
 
