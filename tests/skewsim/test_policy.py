@@ -30,7 +30,9 @@ def test_logits_equal_transformers_in_float32(config, tmp_path: Path) -> None:
     ours = response_logits(policy.weights(dtype="float32", head_dtype="float32"), prompts, tokens, group=GROUP)
     with torch.no_grad():
         theirs = huggingface(policy, tmp_path)(torch.cat([prompts[0], tokens[0]], -1)).logits[:, P - 1 : -1]
-    assert (ours[0] - theirs).abs().max() < 1e-5
+    assert (
+        ours[0] - theirs
+    ).abs().max() < 3e-5  # logits of size 8: 3 to 4 units in the last place, whatever kernels a machine has
 
 
 def test_gradients_equal_transformers(tmp_path: Path) -> None:
