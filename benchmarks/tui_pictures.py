@@ -2,7 +2,7 @@
 
     python benchmarks/tui_pictures.py [--out docs/images]
 
-Initial V1 with switch 1 turned on at step 40 and the others at step 60; then the screens that look closer. SVG.
+Initial V1 with switch 1 turned on at step 16 and the others at step 20; then the screens that look closer. SVG.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ async def play(out: Path) -> None:
             file.write(app.export_screenshot(title="skewsim").encode())
 
     async with app.run_test(size=(120, 40)):
-        await until(40)
+        await until(16)
         app.explore.action_do("fix_processed")
-        await until(60)
+        await until(20)
         for fix in ("fix_defaults", "fix_inflight", "fix_fp32_head"):
             app.explore.action_do(fix)
-        await until(100)
+        await until(120)
         lab.heard = ""
         await picture("explore")
         app.action_do("theme")
