@@ -69,7 +69,13 @@ def profiles(engine: str, out: Path, arguments: argparse.Namespace) -> dict[str,
         folder = out / "measurements" / label
         try:
             measured = measure(
-                engine, arguments.model, out=folder, settings=settings, num_tokens=arguments.tokens, name=name
+                engine,
+                arguments.model,
+                out=folder,
+                settings=settings,
+                num_tokens=arguments.tokens,
+                name=name,
+                resume=True,  # the same OUT again goes on where it was
             )
         except UserError as error:
             found[name] = str(error)

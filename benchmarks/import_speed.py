@@ -14,7 +14,7 @@ import os
 os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
 
 import json
-import resource
+import re
 import subprocess
 import sys
 import tempfile
@@ -163,6 +163,7 @@ def peak(path: Path) -> float:
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--peak"]:
         import_rollouts(Path(sys.argv[2]))
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+        # not ru_maxrss: it survives fork and exec, and would be this script's own
+        print(int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1024)  # type: ignore[index]
     else:
         main()

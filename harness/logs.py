@@ -21,6 +21,8 @@ Each framework's own field names, from its public source:
 
 from __future__ import annotations
 
+import math
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -294,16 +296,8 @@ def _long_table(files: Iterable[Path], columns: Mapping[str, str], meta: dict[st
 
 def _long_file(file: Path, columns: Mapping[str, str], meta: dict[str, Any]) -> TokenTable:
     names = {ours: columns.get(ours, ours) for ours in TYPE_OF_COLUMN}
-    found: dict[str, np.ndarray]
-    if file.suffix == ".parquet":
-        found = _parquet_columns(file, names)
-    else:
-        rows = list(read_rows(file))
-        found = {
-            ours: np.array([row.get(name) for row in rows], dtype=float)
-            for ours, name in names.items()
-            if name in rows[0]
-        }
+    read = _parquet_columns if file.suffix == ".parquet" else _json_columns
+    found = read(file, names)
     missing = [name for ours, name in names.items() if ours in columns and ours not in found]
     if missing:
         raise FileFormatError(f"table log {file}: no column {missing[0]}")
@@ -324,6 +318,22 @@ def _positions(sequence: np.ndarray) -> np.ndarray:
     positions = np.empty(len(sequence))
     positions[order] = ranks
     return positions
+
+
+def _json_columns(file: Path, names: Mapping[str, str]) -> dict[str, np.ndarray]:
+    """The columns that the first row has, row by row into flat arrays; what a row lacks is NaN."""
+    columns: dict[str, array[float]] = {}
+    for number, row in enumerate(read_rows(file), start=1):
+        columns = columns or {ours: array("d") for ours, name in names.items() if name in row}
+        for ours, column in columns.items():
+            value = row.get(names[ours])
+            try:
+                column.append(math.nan if value is None else value)
+            except TypeError:
+                raise FileFormatError(
+                    f"table log {file}, row {number}: {names[ours]}={value!r:.40}; allowed: a number or null"
+                ) from None
+    return {ours: np.frombuffer(column) for ours, column in columns.items()}
 
 
 def _parquet_columns(file: Path, names: Mapping[str, str]) -> dict[str, np.ndarray]:

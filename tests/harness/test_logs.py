@@ -236,6 +236,25 @@ def test_a_log_that_cannot_be_used_is_one_line(content: str, message: str, tmp_p
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("value", ["x", "-0.5", [1.0], {}])
+def test_a_value_of_a_long_table_that_is_no_number_is_one_line(value: Any, tmp_path: Path) -> None:
+    path = tmp_path / "table.jsonl"
+    rows = [{"sequence": 0, "engine_logprob": -1.0}, {"sequence": 0, "engine_logprob": value}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(FileFormatError, match=r"row 2: engine_logprob=.*allowed: a number or null") as caught:
+        import_rollouts(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_value_that_a_long_table_lacks_is_unknown(tmp_path: Path) -> None:
+    path = tmp_path / "table.jsonl"
+    rows = [{"engine_logprob": -1.0, "trainer_logprob": -1.5}, {"engine_logprob": None}, {"engine_logprob": -2}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    table = import_rollouts(path)
+    assert np.array_equal(table.engine_logprob, [-1.0, np.nan, -2.0], equal_nan=True)
+    assert np.array_equal(table.trainer_logprob, [-1.5, np.nan, np.nan], equal_nan=True)
+
+
 def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path) -> None:
     class Trap:
         def __reduce__(self) -> tuple[Any, ...]:
