@@ -37,7 +37,10 @@ class Limits:
     """Seconds after which a worker is given up."""
 
     init_s: float = 300.0
-    """Start, import and model loading; without heartbeats, since imports may block them."""
+    """Start, import and model loading, as long as it lives."""
+    start_silence_s: float = 8.0
+    """Without any sign of life while it starts, from its first word on. Imports and loading held the heartbeat up for
+    1.4 s at most on the CPU engines, on a loaded machine; on CUDA that is not known, see `EngineSession`."""
     silence_s: float = 8.0
     """Without any sign of life, once it is ready."""
     progress_s: float = field(default_factory=lambda: read_seconds("SKEWSIM_ENGINE_TIMEOUT", default=120.0))
@@ -141,7 +144,7 @@ class WorkerClient:
         now = time.monotonic()
         heard = moved = now
         progress = -1
-        silence = self._limits.silence_s if self._ready else self._limits.init_s
+        silence = self._limits.silence_s if self._ready else self._limits.init_s  # until its first word
         patience = self._limits.progress_s if self._ready else self._limits.init_s
         while True:
             try:
@@ -159,6 +162,8 @@ class WorkerClient:
                 raise self._death()
             message = self._parse(line)
             heard = time.monotonic()
+            if not self._ready:
+                silence = self._limits.start_silence_s
             if message["event"] == "alive":
                 if message["progress"] != progress:
                     progress, moved = message["progress"], heard

@@ -79,6 +79,14 @@ def test_a_worker_that_fails_while_starting_is_one_clear_error(how: str) -> None
     assert gone(client.pid)
 
 
+def test_a_worker_that_freezes_while_starting_is_found_out_by_its_silence_long_before_a_start_takes_too_long() -> None:
+    limits = Limits(init_s=600.0, start_silence_s=2.5)
+    client = WorkerClient([sys.executable, "-u", str(FAKE)], limits=limits)
+    with pytest.raises(EngineError, match=r"gave no sign of life for 2\.5 s during init"):
+        client.call("init", how="freeze")
+    assert gone(client.pid)
+
+
 def test_a_worker_killed_from_outside_is_named_with_its_signal() -> None:
     client = start(Limits(progress_s=60, silence_s=60))
     stream = client.stream("generate", how="hang")

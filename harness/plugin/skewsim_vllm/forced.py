@@ -62,8 +62,6 @@ def processor_class() -> type:
 
 def install(engine: Any) -> None:
     """Put the processor into an engine in this process, for V1 versions whose arguments take none (before 0.10.1)."""
-    from vllm.v1.sample.logits_processor import LogitsProcessor  # noqa: F401
-
     processor = processor_class()()
 
     def add(worker: Any) -> None:
