@@ -1,6 +1,9 @@
 """What `measure` costs beyond the engine's own generation and the bare scorer.
 
-    python benchmarks/measure_overhead.py [ENGINE] [TOKENS] [REPEATS]
+    python benchmarks/measure_overhead.py [ENGINE] [TOKENS] [REPEATS] [MODEL]
+
+MODEL is `base`, the policy of 0.1 M parameters that comes with skewsim and is the fastest model there is, or `llama`: 4
+layers, width 256, vocabulary 1,024, 2.6 M parameters, random, with prompts of 40 tokens and 64 tokens each.
 
 bare engine  a process in the engine's own environment: vLLM's `LLM.generate` on the same prompts, seeds and arguments;
              only that call is timed
@@ -27,13 +30,16 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from real_engines import CONFIG
 
 import harness.measure as ours
 from harness.arguments import Size, engine_arguments, sampling_parameters
 from harness.engines import find_spec, require, worker_environment
 from harness.plan import make_plan
 from harness.scorer import Processing, Scorer
+from skewsim.policy import Policy
 from skewsim.settings import EngineSettings
 
 BARE = """
@@ -57,7 +63,9 @@ def main() -> None:
     tokens = int(sys.argv[2]) if len(sys.argv) > 2 else 60_000
     repeats = int(sys.argv[3]) if len(sys.argv) > 3 else 3
     torch.set_num_threads(1)
-    rows = [{**bare(engine, tokens), **measured(engine, tokens)} for _ in range(repeats)]
+    with tempfile.TemporaryDirectory() as folder:
+        model, more = _asked(sys.argv[4] if len(sys.argv) > 4 else "base", tokens, Path(folder))
+        rows = [{**bare(engine, model, more), **measured(engine, model, more)} for _ in range(repeats)]
     for row in rows:
         print(json.dumps({key: round(value, 3) for key, value in row.items()}), flush=True)
     found = {key: statistics.median(row[key] for row in rows) for key in rows[0]}
@@ -69,13 +77,23 @@ def main() -> None:
     )
 
 
-def bare(engine: str, tokens: int) -> dict[str, float]:
+def _asked(model: str, tokens: int, folder: Path) -> tuple[Path | str, dict[str, Any]]:
+    """The model, and what else `measure` and `make_plan` are asked for."""
+    if model == "base":
+        return model, {"num_tokens": tokens}
+    policy = Policy.random(CONFIG, generator=torch.Generator().manual_seed(1))
+    policy.save(folder)
+    prompts = np.random.default_rng(0).integers(CONFIG.vocab_size, size=(-(-tokens // 64), 40)).tolist()
+    return folder, {"prompts": prompts, "num_tokens": tokens, "max_tokens": 64}
+
+
+def bare(engine: str, model: Path | str, more: dict[str, Any]) -> dict[str, float]:
     """Seconds of the engine's own generate and of the scorer on what it gave."""
-    plan, spec, settings = make_plan("base", num_tokens=tokens), find_spec(engine), EngineSettings()
+    plan, spec, settings = make_plan(model, **more), find_spec(engine), EngineSettings()
     size = Size(plan.prompt_tokens, plan.max_tokens, min(ours.SEQUENCES_AT_ONCE, plan.count))
     arguments = engine_arguments(spec, settings, size=size)
     requests = plan.requests()
-    asked = {
+    order = {
         "model": str(plan.folder),
         "arguments": arguments,
         "sampling": sampling_parameters(settings, max_tokens=plan.max_tokens, stop=plan.stop),
@@ -84,7 +102,7 @@ def bare(engine: str, tokens: int) -> dict[str, float]:
     }
     done = subprocess.run(
         [str(require(spec).python), "-c", BARE],
-        input=json.dumps(asked),
+        input=json.dumps(order),
         env=worker_environment(spec, settings),
         capture_output=True,
         text=True,
@@ -94,12 +112,12 @@ def bare(engine: str, tokens: int) -> dict[str, float]:
     found: dict[str, Any] = json.loads(done.stdout)
     scorer = Scorer(plan.folder)
     began, work = time.monotonic(), time.process_time()
-    scorer.score(asked["prompts"], found["tokens"], Processing.of(settings))
+    scorer.score(order["prompts"], found["tokens"], Processing.of(settings))
     seconds, work = time.monotonic() - began, time.process_time() - work
     return {"bare engine": found["seconds"], "bare scorer": seconds, "bare scorer CPU": work}
 
 
-def measured(engine: str, tokens: int) -> dict[str, float]:
+def measured(engine: str, model: Path | str, more: dict[str, Any]) -> dict[str, float]:
     """Seconds of `measure` from the engine's being ready on, and how much of them is the fit."""
     first: list[float] = []
     begin, fit = ours.Journal.begin, ours.fit_profile
@@ -120,7 +138,7 @@ def measured(engine: str, tokens: int) -> dict[str, float]:
     ours.Journal.begin, ours.fit_profile = beginning, fitting  # type: ignore[method-assign, assignment]
     try:
         with tempfile.TemporaryDirectory() as folder:
-            ours.measure(engine, out=Path(folder), num_tokens=tokens)
+            ours.measure(engine, model, out=Path(folder), **more)
             end, work = time.monotonic(), time.process_time() - spent["work"]
     finally:
         ours.Journal.begin, ours.fit_profile = begin, fit  # type: ignore[method-assign]

@@ -5,9 +5,9 @@ on every way out: close, error, garbage collection, interpreter exit. (Should th
 worker sees its stdin close and ends.) Rows are yielded as they arrive; those received before a failure are the
 caller's.
 
-Two clocks watch it. Silence: the worker says once a second that it lives, so a frozen process is found out in
-`Limits.silence_s`. Progress: the same message counts what it has done, so one that lives and does nothing is found
-out in `Limits.progress_s`.
+Three clocks watch it. Silence: the worker says once a second that it lives, so a frozen process is found out in
+`Limits.silence_s`. Idleness: one that says so and neither runs nor reads is found out in `Limits.idle_s`. Progress: the
+same message counts what it has done, so one that runs in circles is found out in `Limits.progress_s`.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import IO, Any
 
+from harness.idleness import Idleness
 from skewsim.errors import EngineError, UserError
 
 EVENTS = ("hello", "alive", "row", "done", "error")
@@ -43,8 +44,10 @@ class Limits:
     1.4 s at most on the CPU engines, on a loaded machine; on CUDA that is not known, see `EngineSession`."""
     silence_s: float = 8.0
     """Without any sign of life, once it is ready."""
+    idle_s: float = 8.0
+    """Alive, with a command to carry out, and not at work: see `harness.idleness`."""
     progress_s: float = field(default_factory=lambda: read_seconds("SKEWSIM_ENGINE_TIMEOUT", default=120.0))
-    """Alive, but without a step done or a row sent; SKEWSIM_ENGINE_TIMEOUT sets it."""
+    """At work, but without a step done or a row sent; SKEWSIM_ENGINE_TIMEOUT sets it."""
 
 
 class WorkerClient:
@@ -144,9 +147,12 @@ class WorkerClient:
         now = time.monotonic()
         heard = moved = now
         progress = -1
+        idleness = Idleness(self._process.pid)
         silence = self._limits.silence_s if self._ready else self._limits.init_s  # until its first word
         patience = self._limits.progress_s if self._ready else self._limits.init_s
         while True:
+            if idleness.lasts(self._limits.idle_s):
+                raise self._failure(f"is alive and has done nothing for {self._limits.idle_s:g} s")
             try:
                 line = self._inbox.get(timeout=0.2)
             except queue.Empty:

@@ -9,9 +9,11 @@ overflow) are counted and left out, never set to zero.
 from __future__ import annotations
 
 import platform
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -193,6 +195,7 @@ class _Work:
         self._journal, self._plan, self._requests, self._say = journal, plan, requests, say
         self._settings, self._processing = settings, Processing.of(settings, renormalize=trainer.renormalize)
         self._done = min((plan.count - len(requests)) * plan.max_tokens, plan.num_tokens)
+        threading.Thread(target=import_module, args=("skewsim.fitting",), daemon=True).start()  # needed at the end
         say(self._done, plan.num_tokens, "loading the trainer's model")
         self._scorer = Scorer(
             plan.folder,

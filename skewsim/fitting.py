@@ -227,21 +227,19 @@ def _tail(rows: Rows, weights: Floats, *, sigma: float) -> tuple[Estimate, float
     sums = _sums(rows, usable.astype(np.float64), np.where(usable, size, 0.0), where=where, size=len(edges) + 1)
     counts, totals = np.split(sums, 2, axis=1)
     centre = totals.sum(0) / np.maximum(counts.sum(0), 1)
-    df, scale = _student_fit(centre, weights[0] @ counts)
-    others = [_student_fit(centre, weight @ counts, near=(df, scale)) for weight in weights[1:]]
-    fits = np.array([(df, scale), *others])
+    df, scale = student_fit(centre, weights[0] @ counts)
+    others = student_refits(centre, weights[1:] @ counts, df=df, scale=scale)
     method = "exact" if usable.sum() < MOST_EXACT else "asymp"
     test = stats.kstest(residual[usable], stats.t(df, scale=scale).cdf, method=method)
-    return estimate(fits[:, 0]), float(test.statistic), float(test.pvalue)
+    return estimate(np.concatenate([[df], others])), float(test.statistic), float(test.pvalue)
 
 
-def _student_fit(size: Floats, count: Floats, *, near: tuple[float, float] | None = None) -> tuple[float, float]:
-    """Degrees of freedom and scale of a Student-t centred at 0, from absolute values with counts.
+_LOG_DF, _LOG_SCALE = (np.log(1.01), np.log(MOST_DF)), (-4.0, 2.0)
 
-    `near`: the fit of nearly the same counts, where the search then starts with small steps.
-    """
+
+def student_fit(size: Floats, count: Floats) -> tuple[float, float]:
+    """Degrees of freedom and scale of a Student-t centred at 0, from absolute values with counts; maximum likelihood."""
     start = max(float(np.sqrt((count * size**2).sum() / count.sum())), 1e-12)
-
     share, ratio = count / count.sum(), (size / start) ** 2
 
     def loss(parameters: Floats) -> float:
@@ -249,14 +247,38 @@ def _student_fit(size: Floats, count: Floats, *, near: tuple[float, float] | Non
         constant = special.gammaln((df + 1) / 2) - special.gammaln(df / 2) - np.log(df) / 2 - np.log(scale)
         return float((df + 1) / 2 * (share @ np.log1p(ratio / (df * scale**2))) - constant)
 
-    bounds = [(np.log(1.01), np.log(MOST_DF)), (-4.0, 2.0)]
-    first, options = np.array([np.log(6.0), -0.3]), dict[str, Any]()
-    if near:
-        first = np.clip([np.log(near[0]), np.log(near[1] / start)], *np.array(bounds).T)
-        options["initial_simplex"] = np.clip(first + 0.1 * np.eye(3, 2, k=-1), *np.array(bounds).T)
-    best = optimize.minimize(loss, first, method="Nelder-Mead", bounds=bounds, options=options)
+    first = np.array([np.log(6.0), -0.3])
+    best = optimize.minimize(loss, first, method="Nelder-Mead", bounds=[_LOG_DF, _LOG_SCALE])
     df, scale = np.exp(best.x)
     return float(df), float(start * scale)
+
+
+def student_refits(size: Floats, counts: Floats, *, df: float, scale: float) -> Floats:
+    """The degrees of freedom of the same fit for many resamplings at once, ``counts`` (replicates, sizes): (replicates,).
+
+    Newton's method on the logarithms of df and scale, from the fit of nearly the same counts.
+    """
+    share = counts / counts.sum(axis=1, keepdims=True)
+    a, b = np.full(len(counts), np.log(df)), np.zeros(len(counts))
+    for _ in range(60):
+        nu = np.exp(a)
+        q = (size / scale) ** 2 * np.exp(-a - 2 * b)[:, None]
+        u = q / (1 + q)
+        s, u, v = ((share * part).sum(axis=1) for part in (np.log1p(q), u, u * (1 - u)))
+        psi = special.psi((nu + 1) / 2) - special.psi(nu / 2)
+        psi1 = special.polygamma(1, (nu + 1) / 2) - special.polygamma(1, nu / 2)
+        slope_a, slope_b = (nu * (s - psi) - (nu + 1) * u + 1) / 2, 1 - (nu + 1) * u
+        aa = nu / 2 * (s - psi) - nu * u + (nu + 1) / 2 * v - nu**2 / 4 * psi1
+        ab, bb = (nu + 1) * v - nu * u, 2 * (nu + 1) * v
+        convex = aa * bb - ab**2 > 1e-12
+        step_a = np.where(convex, (bb * slope_a - ab * slope_b) / np.where(convex, aa * bb - ab**2, 1), slope_a)
+        before, a = a, np.clip(a - np.clip(step_a, -0.5, 0.5), *_LOG_DF)
+        step_b = np.clip((slope_b + ab * (a - before)) / bb, -0.5, 0.5)  # best for the step that df has really taken
+        b = b - step_b
+        if max(np.abs(a - before).max(initial=0), np.abs(step_b).max(initial=0)) < 1e-6:
+            break
+    found: Floats = np.exp(a)
+    return found
 
 
 def _law_error(rows: Rows, bins: list[ProbabilityBin], *, where: Ints, sigma: float) -> float | None:

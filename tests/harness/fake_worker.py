@@ -39,6 +39,8 @@ def misbehave(how: str, row: dict[str, object]) -> None:
         FROZEN.set()
     if how in ("hang", "freeze"):
         time.sleep(600)
+    while how == "spin":
+        pass
     if how == "rubbish":
         write("INFO 11-22 loading weights")
     if how == "array":

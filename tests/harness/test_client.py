@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 
 from harness.client import Limits, WorkerClient
+from harness.idleness import Idleness
 from skewsim.errors import EngineError, UserError
 
 FAKE = Path(__file__).with_name("fake_worker.py")
-LIMITS = Limits(init_s=20.0, silence_s=2.5, progress_s=4.0)
+LIMITS = Limits(init_s=20.0, silence_s=2.5, idle_s=3.0, progress_s=4.0)
 
 
 def start(limits: Limits = LIMITS) -> WorkerClient:
@@ -52,7 +53,8 @@ def test_rows_arrive_one_by_one_and_the_result_at_the_end() -> None:
     ("how", "said"),
     [
         ("die", "ended with exit code 3 during generate; its last words: ValueError: the fake worker was told to die"),
-        ("hang", "made no progress for 4 s during generate"),
+        ("hang", "is alive and has done nothing for 3 s during generate"),
+        ("spin", "made no progress for 4 s during generate"),
         ("freeze", "gave no sign of life for 2.5 s during generate"),
         ("rubbish", "answered what is no message: 'INFO 11-22 loading weights' during generate"),
         ("array", "answered what is no message: '[1, 2]' during generate"),
@@ -85,6 +87,49 @@ def test_a_worker_that_freezes_while_starting_is_found_out_by_its_silence_long_b
     with pytest.raises(EngineError, match=r"gave no sign of life for 2\.5 s during init"):
         client.call("init", how="freeze")
     assert gone(client.pid)
+
+
+@pytest.mark.parametrize("when", ["start", "load"])
+def test_a_worker_that_waits_for_ever_while_starting_is_found_out_by_its_idleness_long_before_that(
+    when: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if when == "start":
+        monkeypatch.setenv("FAKE_START", "hang")
+    client = WorkerClient([sys.executable, "-u", str(FAKE)], limits=Limits(init_s=600.0, idle_s=3.0))
+    with pytest.raises(EngineError, match="is alive and has done nothing for 3 s during init"):
+        client.call("init", how="hang")
+    assert gone(client.pid)
+
+
+def test_a_worker_whose_child_computes_or_reads_is_not_idle() -> None:
+    reads = "while True: open('/dev/zero', 'rb').read(1 << 20); time.sleep(0.1)"
+    for work in ("while True: pass", reads):
+        child = subprocess.Popen(
+            ["sh", "-c", f'"{sys.executable}" -c "import time\n{work}" & wait'], start_new_session=True
+        )
+        try:
+            assert not idle(child.pid, seconds=2.0)
+        finally:
+            os.killpg(child.pid, signal.SIGKILL)
+            child.wait()
+
+
+def test_a_process_that_only_sleeps_is_idle() -> None:
+    child = subprocess.Popen(["sh", "-c", "sleep 60 & wait"], start_new_session=True)
+    try:
+        assert idle(child.pid, seconds=2.0)
+    finally:
+        os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
+
+
+def idle(session: int, *, seconds: float) -> bool:
+    idleness, until = Idleness(session), time.monotonic() + 2.5 * seconds
+    while time.monotonic() < until:
+        if idleness.lasts(seconds):
+            return True
+        time.sleep(0.1)
+    return False
 
 
 def test_a_worker_killed_from_outside_is_named_with_its_signal() -> None:

@@ -14,6 +14,7 @@ from scipy import special
 from skewsim import fitting
 from skewsim import profile as profile_module
 from skewsim.errors import FileFormatError, UserError
+from skewsim.fitting import student_fit, student_refits
 from skewsim.metrics import skew_metrics
 from skewsim.profile import SkewProfile, fit_profile, load_profile, save_profile, shipped_profiles
 from skewsim.tokens import TokenTable
@@ -280,3 +281,17 @@ def test_metrics_of_resampled_groups_are_the_metrics_of_the_rows_they_hold(seed,
         for key, value in expected.items():
             if not (key == "pearson" and not np.isfinite(value)):
                 assert found[key][number] == pytest.approx(value, rel=1e-7, abs=1e-9), key
+
+
+@pytest.mark.parametrize("df", [1.5, 3.0, 8.0, 30.0, np.inf])
+def test_the_tail_of_every_resampling_is_what_a_fit_of_its_own_finds(df: float) -> None:
+    rng = np.random.default_rng(0)
+    size = np.abs(rng.normal(size=5000) if np.isinf(df) else rng.standard_t(df, size=5000)) * 0.01
+    edges = np.quantile(size, np.linspace(0, 1, 201)[1:-1])
+    where = np.searchsorted(edges, size, side="right")
+    centre = np.bincount(where, weights=size) / np.bincount(where)
+    counts = np.array([np.bincount(rng.choice(where, 5000), minlength=200) for _ in range(12)], dtype=np.float64)
+    first = student_fit(centre, np.bincount(where).astype(np.float64))
+    found = student_refits(centre, counts, df=first[0], scale=first[1])
+    alone = np.array([student_fit(centre, count)[0] for count in counts])
+    np.testing.assert_allclose(1 / found, 1 / alone, rtol=1e-3, atol=3e-4)
