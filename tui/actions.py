@@ -22,7 +22,10 @@ from tui.controls import FIXES
 
 @dataclass(frozen=True)
 class Action:
-    """`keys` are Textual key names, comma separated; `footer` puts it into the bottom line; `argument` is passed on."""
+    """`keys` are Textual key names, comma separated; `footer` puts it into the bottom line; `argument` is passed on.
+
+    `other` names the action of the opposite direction, whose keys the bottom line shows with these.
+    """
 
     id: str
     keys: str
@@ -31,6 +34,7 @@ class Action:
     where: str = "app"
     footer: bool = False
     argument: str | None = None
+    other: str | None = None
 
     @property
     def call(self) -> str:
@@ -51,6 +55,7 @@ _FIX_ACTIONS = tuple(
 
 ACTIONS: tuple[Action, ...] = (
     *_FIX_ACTIONS,
+    Action("fix_all", "5", "All fixes", "Switch all four fixes on; if they are, all four off.", "explore"),
     Action("pause", "space", "Pause", "Play or pause. While paused, toggles wait for the next step.", footer=True),
     Action("step", "full_stop", "Step", "One step, then pause.", footer=True),
     Action("faster", "plus,equals_sign", "Faster", "More steps a second, up to as fast as this machine goes."),
@@ -90,15 +95,15 @@ ACTIONS: tuple[Action, ...] = (
     Action("back", "escape", "Back", "Back to the curves.", "page", True),
     Action("page_down", "pagedown", "Page down", "Scroll down.", "page"),
     Action("page_up", "pageup", "Page up", "Scroll up.", "page"),
-    Action("sigma_down", "left", "Less", "Advise: a smaller noise level.", "advise", True),
-    Action("sigma_up", "right", "More", "Advise: a larger noise level.", "advise", True),
-    Action("length_down", "down", "Shorter", "Advise: shorter responses.", "advise", True),
-    Action("length_up", "up", "Longer", "Advise: longer responses.", "advise", True),
+    Action("sigma_down", "left", "Less noise", "Advise: a smaller noise level.", "advise"),
+    Action("sigma_up", "right", "Noise", "Advise: a larger noise level.", "advise", True, other="sigma_down"),
+    Action("length_down", "down", "Shorter", "Advise: shorter responses.", "advise"),
+    Action("length_up", "up", "Length", "Advise: longer responses.", "advise", True, other="length_down"),
     Action(
         "advise_profile", "enter", "Profile", "Advise: the next measured profile instead of a sigma.", "advise", True
     ),
-    Action("previous", "left", "Previous", "Profile: the one before.", "profile", True),
-    Action("next", "right", "Next", "Profile: the one after.", "profile", True),
+    Action("previous", "left", "Previous", "Profile: the one before.", "profile"),
+    Action("next", "right", "Next", "Profile: the one after.", "profile", True, other="previous"),
     Action("compare", "c", "Compare", "Profile: keep this one beside the others, or stop.", "profile", True),
     Action("use", "enter", "Use", "Profile: make it the noise source of yours.", "profile", True),
     Action("again", "n", "Newest", "Diagnose: look at the newest step.", "diagnose", True),

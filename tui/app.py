@@ -18,7 +18,7 @@ from textual.widgets import Footer
 
 from skewsim.errors import UserError
 from skewsim.share import to_share
-from tui.actions import Action, bindings, key_text, valid_on
+from tui.actions import ACTIONS, Action, bindings, by_id, key_text, valid_on
 from tui.driver import Driver
 from tui.files import curves_csv, find_scenario, last_state, stamp, write
 from tui.lab import Lab, next_speed, speed_text
@@ -136,8 +136,14 @@ class SkewsimApp(App[None]):
             self.pop_screen()
 
     def get_key_display(self, binding: Binding) -> str:
-        """Keys as words where the terminal may not have the arrows."""
-        return key_text(binding.key) if self.look.ascii_only else super().get_key_display(binding)
+        """Keys as words where the terminal may not have the arrows; both keys of a pair of opposite actions."""
+        shown = key_text(binding.key) if self.look.ascii_only else super().get_key_display(binding)
+        action = next((action for action in ACTIONS if action.id == binding.id), None)
+        if action is None or action.other is None:
+            return shown
+        other = by_id(action.other)
+        keys = self._keys.get(other.id, other.keys)
+        return f"{self.get_key_display(Binding(keys, '', id=other.id))}{'/' * self.look.ascii_only}{shown}"
 
     def footer(self) -> Footer:
         return Footer(show_command_palette=False, compact=True)

@@ -15,7 +15,7 @@ from pathlib import Path
 from skewsim.errors import UserError
 from skewsim.scenarios import INITIAL_V1
 from skewsim.settings import Scenario
-from tui.controls import Control
+from tui.controls import FIXES, Control
 from tui.driver import SPEEDS, Driver, TrackSpec, Update
 from tui.series import Series
 
@@ -179,6 +179,14 @@ class Lab:
         scenario = control.moved(self.yours, by)
         self.set_yours(scenario, letter=control.letter, text=f"{control.label} {control.text(scenario)}")
 
+    def move_fixes(self) -> None:
+        """All four fixes on; all four off where they are on."""
+        on = not all(fix.is_on(self.yours) for fix in FIXES)
+        scenario = self.yours
+        for fix in FIXES:
+            scenario = scenario.with_values(fix.choices[-1 if on else 0].values)
+        self.set_yours(scenario, letter="A", text=f"all fixes {'on' if on else 'off'}")
+
     def undo(self) -> bool:
         """Back to the settings before the last toggle; False when there is none."""
         if not self._history:
@@ -194,7 +202,7 @@ class Lab:
 
     def toggle_band(self) -> None:
         self.band = not self.band
-        self.heard = f"{BAND} seeds: the mean and the range" if self.band else "one seed"
+        self.heard = f"{BAND} seeds: mean and range" if self.band else "one seed"
         self.reset()
 
     def toggle_twin(self, control: Control) -> None:

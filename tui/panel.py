@@ -124,18 +124,33 @@ class Line(Widget):
         return self._text
 
 
-def legend(lab: Lab, look: Look, *, column: bool) -> Text:
-    """Each curve's letter, dash pattern, name and newest reward, or why it does not go on."""
+def legend(lab: Lab, look: Look, *, width: int | None) -> Text:
+    """Each curve's letter, dash pattern, name and newest reward, or why it does not go on.
+
+    One below the other where `width` is None; else on one line, without the dashes where it would not fit with them.
+    """
+    one_line = Text("  ").join(_legend_lines(lab, look, dashes=True, short=True))
+    if width is None:
+        return Text("\n").join(_legend_lines(lab, look, dashes=True, short=False))
+    return (
+        one_line if one_line.cell_len <= width else Text("  ").join(_legend_lines(lab, look, dashes=False, short=True))
+    )
+
+
+def _legend_lines(lab: Lab, look: Look, *, dashes: bool, short: bool) -> list[Text]:
     lines = []
     for track in lab.tracks.values():
         value = track.series.now(REWARD.key, 5)
-        said = (track.note if column else track.short_note) or ("-" if value is None else f"{value:.2f}")
+        said = (track.short_note if short else track.note) or ("-" if value is None else f"{value:.2f}")
         name = {"initial_v1": "initial V1"}.get(track.name, track.name)
         line = Text(no_wrap=True)
-        line.append(f"{track.letter} {look.line(track.dash)} ", style=look.colour(track.letter))
+        line.append(
+            f"{track.letter} {look.line(track.dash)} " if dashes else f"{track.letter} ",
+            style=look.colour(track.letter),
+        )
         line.append(f"{name} {'(hidden)' if track.hidden else said}")
         lines.append(line)
-    return Text("\n" if column else "   ").join(lines)
+    return lines
 
 
 def headline(lab: Lab, look: Look, *, score: str = "") -> Text:

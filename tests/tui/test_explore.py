@@ -32,6 +32,16 @@ async def test_each_number_key_switches_its_fix_and_says_so_at_once(stage: Stage
 
 
 @on_stage
+async def test_one_key_is_the_whole_cure(stage: StageMaker) -> None:
+    async with stage(steps=5) as s:
+        await s.press("5")
+        assert all(fix.is_on(s.lab.yours) for fix in FIXES)
+        assert "all fixes on: from step 5" in s.text()
+        await s.advance(1)
+        assert s.lab.marks[-1].letter == "A"
+
+
+@on_stage
 async def test_the_focused_knob_turns_with_arrows_wheel_and_click(stage: StageMaker) -> None:
     async with stage(size=(120, 40), steps=2) as s:
         knob = s.app.explore.query_one("#control-temperature", ControlWidget)

@@ -61,6 +61,21 @@ def test_a_toggle_is_marked_with_its_letter_at_the_step_where_it_took_effect(lab
     assert (y[10:] > v[10:]).all()
 
 
+def test_one_verb_switches_all_four_fixes_on_and_back_off_and_is_one_step_of_undo(lab: Lab) -> None:
+    before = lab.yours
+    lab.move(FIXES[1], 1)
+    lab.move_fixes()
+    assert all(fix.is_on(lab.yours) for fix in FIXES)
+    assert lab.yours.engine == reference_for(lab.yours).engine
+    lab.move_fixes()
+    assert not any(fix.is_on(lab.yours) for fix in FIXES)
+    lab.undo()
+    lab.undo()
+    assert [fix.is_on(lab.yours) for fix in FIXES] == [False, True, False, False]
+    lab.undo()
+    assert lab.yours == before
+
+
 def test_two_toggles_between_two_steps_are_both_marked_there(lab: Lab) -> None:
     advance(lab, 3)
     lab.move(CONTROLS["processed"], 1)

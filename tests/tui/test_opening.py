@@ -55,7 +55,7 @@ def test_two_seconds_after_the_first_curves_the_fall_is_seen(runs: dict[str, np.
     assert runs["reference"][:, 20:25].mean() > runs["v1"][:, 20:25].mean() + 0.2
 
 
-def test_the_four_fixes_bring_it_back(runs: dict[str, np.ndarray]) -> None:
+def test_the_four_fixes_of_key_5_bring_it_back(runs: dict[str, np.ndarray]) -> None:
     assert np.array_equal(runs["mended"][:, :MENDED_AT], runs["v1"][:, :MENDED_AT]), "common random numbers"
     v1, mended, reference = (final(runs[name]) for name in ("v1", "mended", "reference"))
     assert (mended > v1 + 0.2).all()

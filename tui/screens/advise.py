@@ -64,25 +64,29 @@ class AdviseScreen(Page):
         length = LENGTHS[self._length]
         noise = load_profile(self._profile) if self._profile else SIGMAS[self._sigma]
         report = advise(noise, length, draws=_DRAWS)
-        text = Text(no_wrap=True)
+        text = Text()
         mine = share_outside(self._lab.yours, report.sigma, length)
         objective = self._lab.yours.trainer.objective
-        text.append(f"Yours: {objective} would clip {mine:.1%} of healthy data before any update.\n", style="bold")
+        clips = clip_bounds(self._lab.yours.trainer) != (0.0, math.inf)
+        verdict = (
+            f"would clip {mine:.1%} of healthy data before any update" if clips else "clips nothing, whatever the noise"
+        )
+        text.append(f"Yours: {objective} {verdict}.\n", style="bold")
         text.append(
             f"rms skew {number(report.sigma)}; {report.source}; sequence ESS without any bound {_unbounded(report.sigma, length):.3f}\n\n"
         )
-        text.append(f"{'framework':<11}{'rule':<34}{'touched':>8}{'ESS':>7}  \n", style="bold")
+        text.append(f"{'framework':<12}{'rule':<41}{'touched':>8}{'ESS':>7}  \n", style="bold")
         for row in report.rows:
-            name = row.rule if len(row.rule) <= 33 else row.rule[:32] + look.glyph("…", ".")
+            name = row.rule if len(row.rule) <= 40 else row.rule[:39] + look.glyph("…", ".")
             fires = row.fired > 0.001
             mark = "!" if row.fired > 0.1 else " "
             text.append(
-                f"{mark}{row.framework:<10}{name:<34}{row.fired:>8.1%}{row.ess:>7.3f}",
+                f"{mark}{row.framework:<11}{name:<41}{row.fired:>8.1%}{row.ess:>7.3f}",
                 style=look.colour("v") if mark == "!" else "",
             )
-            if fires and row.healthy and width > 80:
-                text.append(f"  {look.glyph('→', '>')} {row.healthy}"[: width - 62], style=look.muted)
             text.append("\n")
+            if fires and row.healthy:
+                text.append(f"    {look.glyph('→', '>')} {row.healthy}\n", style=look.muted)
         return text
 
     def do_sigma_up(self) -> None:

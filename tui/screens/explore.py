@@ -99,7 +99,7 @@ class Explore(Screen[None]):
         lab, look = self.lab, self.skewsim.look
         wide, full = self.size.width >= 112, self.size.width >= 170
         self._draw_plots(shown=_EXTRA_PLOTS if full else 2 if wide else 1)
-        self._lines["legend"].show(legend(lab, look, column=wide))
+        self._lines["legend"].show(legend(lab, look, width=None if wide else self.size.width - 1))
         self._lines["legend"].styles.height = len(lab.tracks) if wide else 1
         self._lines["headline"].show(headline(lab, look, score=self.skewsim.score))
         self._lines["status"].show(status(lab, look))
@@ -124,9 +124,7 @@ class Explore(Screen[None]):
         look, focused = self.skewsim.look, self.focused
         if isinstance(focused, ControlWidget):
             return Text(f" {focused.control.names}", style=f"bold {look.strong}", no_wrap=True)
-        return Text(
-            " 1-4 switch a fix   tab and arrows turn a knob   F1 explains   : everything else", style=look.muted
-        )
+        return Text(" 1-4 switch a fix   5 all of them   tab and arrows turn a knob   F1 explains", style=look.muted)
 
     def on_descendant_focus(self) -> None:
         if isinstance(self.focused, ControlWidget):
@@ -184,6 +182,8 @@ class Explore(Screen[None]):
         entry = by_id(str(parameters[0]))
         if entry.id in ("back_step", "backward") and self.lab.replaying is None:
             return False
+        if entry.id == "fix_all" and {fix.id for fix in FIXES} & self.hidden_controls:
+            return False
         return not ({entry.id, entry.argument} & self.hidden_controls)
 
     def action_do(self, id: str) -> None:
@@ -193,6 +193,9 @@ class Explore(Screen[None]):
             return
         getattr(self, f"do_{id}")()
         self.redraw()
+
+    def do_fix_all(self) -> None:
+        self.lab.move_fixes()
 
     def do_reset(self) -> None:
         self.lab.reset()

@@ -98,7 +98,7 @@ def explain(snapshot: Snapshot, look: Look) -> Text:
         f"  ratio                             {numbers.ratio:.4f}   bounds {numbers.low:g} to {numbers.high:g}   "
     )
     text.append(
-        "the clip changes it\n" if numbers.bound else "inside\n",
+        "clipped\n" if numbers.bound else "inside\n",
         style=f"bold {look.colour('v' if numbers.bound else 'r')}",
     )
     text.append(f"  loss                              {numbers.loss:+.4f}\n\n", style="bold")

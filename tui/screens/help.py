@@ -17,7 +17,7 @@ _INTRO = """The curves share prompts, random numbers and seed, so what separates
 r  reference: all four fixes on      v  initial V1: all four off      y  yours: what the controls say
 
 Switch a fix with 1-4 and watch y leave v. Its letter marks the step where it took effect.
-Skew is the trainer's log-probability of a token minus the engine's. It is computed by the simulated engine's own
+Skew is the trainer's log-probability of a token minus the engine's. It is computed by the simulated engine's own \
 arithmetic, measured (drawn from a profile of a real engine) or invented; the bottom line says which.
 """
 

@@ -48,7 +48,7 @@ def distribution(profile: SkewProfile, look: Look, *, width: int, height: int) -
     bins = min(max(width - 4, 20), 81)
     counts, _ = np.histogram(values, bins=bins, range=(-reach, reach), weights=weight)
     text = Text()
-    text.append("Distribution of the skew (trainer minus engine, nats); columns on a root scale\n", style="bold")
+    text.append("Skew, trainer minus engine, in nats; heights on a root scale\n", style="bold")
     for line in bars(np.sqrt(counts), height, ascii_only=look.ascii_only):
         text.append(f"  {line}\n", style=look.colour("y"))
     left, right = f"{-reach:.3g}", f"{reach:.3g}"
@@ -57,19 +57,26 @@ def distribution(profile: SkewProfile, look: Look, *, width: int, height: int) -
     return text
 
 
-def side_by_side(first: SkewProfile, second: SkewProfile) -> Text:
-    """Two profiles' figures in two columns."""
+_COMPARED = ("rms", "bias", "sigma_z", "df", "sequence_std")
+
+
+def side_by_side(first: SkewProfile, second: SkewProfile, *, width: int) -> Text:
+    """Two profiles' figures in two columns, without their intervals where there is no room for them."""
+    room, intervals = (32, True) if width >= 88 else (27, False)
     text = Text()
-    text.append(f"{'':<26}{first.name[:30]:<32}{second.name[:30]}\n", style="bold")
+    text.append(f"{'':<22}{first.name[: room - 2]:<{room}}{second.name[: room - 2]}\n", style="bold")
     rows: list[tuple[str, str, str]] = [("kind", first.kind, second.kind)]
     for key in ("engine", "engine_version", "dtype", "head_dtype", "model", "tokens", "date"):
         rows.append((key, str(getattr(first.provenance, key) or "-"), str(getattr(second.provenance, key) or "-")))
-    for key in ("rms", "bias", "sigma_z", "df", "sequence_std"):
-        rows.append((key, str(getattr(first.fit, key)), str(getattr(second.fit, key))))
-    for key in sorted(set(first.metrics) & set(second.metrics)):
-        rows.append((key, str(first.metrics[key]), str(second.metrics[key])))
+    pairs = [(key, getattr(first.fit, key), getattr(second.fit, key)) for key in _COMPARED]
+    pairs += [
+        (key, first.metrics[key], second.metrics[key]) for key in sorted(set(first.metrics) & set(second.metrics))
+    ]
+    for key, *estimates in {pair[0]: pair for pair in pairs}.values():
+        a, b = (str(e) if intervals or e.value is None else f"{e.value:.3g}" for e in estimates)
+        rows.append((key, a, b))
     for name, a, b in rows:
-        text.append(f"{name:<26}{a[:30]:<32}{b[:30]}\n")
+        text.append(f"{name:<22}{a[: room - 2]:<{room}}{b[: room - 2]}\n")
     return text
 
 
@@ -108,7 +115,7 @@ class ProfileScreen(Page):
             return text + Text("No profile is shipped or measured yet. Press n to measure a real engine.")
         profile = load_profile(self._names[self._at])
         if self._kept is not None and self._kept != self._names[self._at]:
-            return text + side_by_side(load_profile(self._kept), profile)
+            return text + side_by_side(load_profile(self._kept), profile, width=width)
         return text + describe(profile, look, width=width, height=5 if self.size.height < 36 else 9)
 
     def do_previous(self) -> None:

@@ -34,7 +34,7 @@ class SettingsScreen(ModalScreen[None]):
     def compose(self) -> ComposeResult:
         with Vertical(id="settings"):
             yield Static(
-                "Every setting of yours    left/right change   enter types a value   escape closes", id="settings-title"
+                "Every setting of yours   left/right change   enter types   escape closes", id="settings-title"
             )
             yield OptionList(*(Option(self._line(c), id=c.id) for c in self._controls.values()))
             yield Static("", id="settings-help")

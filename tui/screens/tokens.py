@@ -21,13 +21,13 @@ _FIRST_ANSWER, _SYNONYMS = 14, 4
 def strips(snapshot: Snapshot, look: Look, *, rows: int, width: int) -> Text:
     """A sequence a row: each token's digit and synonym, then a mark for the size of its skew."""
     text = Text(no_wrap=True)
-    text.append("skew in nats: ")
+    text.append("skew, nats: ")
     low = 0.0
     for limit, fancy, plain in _MARKS:
         name = f"{low:g}-{limit:g}" if np.isfinite(limit) else f"over {low:g}"
         text.append(f"{look.glyph(fancy, plain)} {name}  ", style=_style(low, look))
         low = float(limit)
-    text.append(" worst first\n")
+    text.append("worst first\n")
     order = np.argsort(-np.abs(snapshot.skew).max(axis=1))
     for row in order[:rows]:
         text.append(
