@@ -42,6 +42,18 @@ class Options:
     out: Path | None = None
 
 
+class KeyLine(Footer):
+    """Textual's footer, without the keys that are gone.
+
+    It makes its keys anew whenever a screen opens or closes, and holds every old one, a megabyte for ten, as a watcher
+    of `compact` until that changes. Telling the watchers anew lets go of those that are closed.
+    """
+
+    async def recompose(self) -> None:
+        await super().recompose()
+        self.mutate_reactive(Footer.compact)
+
+
 class SkewsimApp(App[None]):
     """`lab` is the state, `look` how it is drawn, `lens` the wish to see tokens."""
 
@@ -146,7 +158,7 @@ class SkewsimApp(App[None]):
         return f"{self.get_key_display(Binding(keys, '', id=other.id))}{'/' * self.look.ascii_only}{shown}"
 
     def footer(self) -> Footer:
-        return Footer(show_command_palette=False, compact=True)
+        return KeyLine(show_command_palette=False, compact=True)
 
     def watch_theme(self, name: str) -> None:
         self.look = replace(self.look, dark=self.current_theme.dark)

@@ -131,6 +131,11 @@ def number(value: Any) -> str:
     return text.replace("e-0", "e-").replace("e+0", "e+")
 
 
+def profile_label(name: str) -> str:
+    """A profile's name without its folder; a version's dots are part of it."""
+    return Path(name).name.removesuffix(".json")
+
+
 def knob_of(like: Control, path: str, grid: Sequence[float], prefix: str = "") -> Control:
     """A knob over a grid of numbers, with the names of another control."""
     choices = tuple(Choice(prefix + number(value), {path: value}) for value in grid)
@@ -255,7 +260,10 @@ def noise_sources(profiles: Sequence[str]) -> Control:
         Choice("computed", _NO_NOISE),
         Choice("invented", {"skew.profile": None, "skew.noise": "normal", "skew.scale": 0.155}),
         Choice("heavy tail", {"skew.profile": None, "skew.noise": "student_t", "skew.scale": 0.155}),
-        *(Choice(Path(name).stem, {**_NO_NOISE, "skew.noise": "profile", "skew.profile": name}) for name in profiles),
+        *(
+            Choice(profile_label(name), {**_NO_NOISE, "skew.noise": "profile", "skew.profile": name})
+            for name in profiles
+        ),
     ]
     return Control(
         "source",

@@ -185,7 +185,7 @@ class Lab:
         scenario = self.yours
         for fix in FIXES:
             scenario = scenario.with_values(fix.choices[-1 if on else 0].values)
-        self.set_yours(scenario, letter="A", text=f"all fixes {'on' if on else 'off'}")
+        self.set_yours(scenario, letter="A", text=f"all four {'on' if on else 'off'}")
 
     def undo(self) -> bool:
         """Back to the settings before the last toggle; False when there is none."""
@@ -211,7 +211,7 @@ class Lab:
             self.twin, self.heard = None, "twin off"
         else:
             self.twin = control
-            self.heard = f"twin: as yours, but {control.label} {control.text(self._twin_of(control))}"
+            self.heard = f"twin: {control.label} {control.text(self._twin_of(control))}"
         self.reset()
 
     def _twin_of(self, control: Control) -> Scenario:
@@ -267,6 +267,8 @@ class Lab:
     def rewind(self, seconds: float) -> None:
         """Play a replay backward for so long, at the driver's speed."""
         self._owed += min(self.driver.speed, 200.0) * seconds
+        if self._sought is not None:  # the driver is still on its way to where the last call sent it
+            return
         steps, self._owed = int(self._owed), self._owed % 1
         if steps:
             self.backward = self.position > steps

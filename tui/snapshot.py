@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -66,6 +67,15 @@ class Watch:
         self.latest: Snapshot | None = None
 
 
+@cache
+def _freeze_imports() -> None:
+    """What is imported stays: no collection has to walk torch's objects, a tenth of a second each time.
+
+    Once only: whatever is frozen is never collected, a trainer of an earlier run neither.
+    """
+    gc.freeze()
+
+
 def watched(watch: Watch, recorder: Callable[[Trainer, Scenario], Training] | None = None) -> Any:
     """What the driver calls to train: the track named yours is watched (and recorded); the others only train."""
 
@@ -75,7 +85,7 @@ def watched(watch: Watch, recorder: Callable[[Trainer, Scenario], Training] | No
         from skewsim.trainer import Trainer
 
         torch.set_num_threads(1)
-        gc.freeze()  # what is imported stays: no collection has to walk torch's objects, a tenth of a second each time
+        _freeze_imports()
         if scenario.name != "yours":
             return loop(Trainer(scenario, seeds=seeds))
         trainer = _watched_trainer(scenario, seeds, watch)

@@ -36,7 +36,7 @@ async def test_one_key_is_the_whole_cure(stage: StageMaker) -> None:
     async with stage(steps=5) as s:
         await s.press("5")
         assert all(fix.is_on(s.lab.yours) for fix in FIXES)
-        assert "all fixes on: from step 5" in s.text()
+        assert "all four on: from step 5" in s.text()
         await s.advance(1)
         assert s.lab.marks[-1].letter == "A"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
@@ -12,6 +11,7 @@ from textual.binding import BindingType
 from skewsim.published import MEAN_ABS_BY_PROBABILITY
 from tui.actions import bindings
 from tui.chart import bars
+from tui.controls import profile_label
 from tui.lab import Lab
 from tui.screens.page import Page
 from tui.views import Look
@@ -141,7 +141,7 @@ class ProfileScreen(Page):
             "skew.bias": 0.0,
             "skew.multiplier": 1.0,
         }
-        self._lab.set_yours(self._lab.yours.with_values(values), letter="s", text=f"noise from {Path(name).stem}")
+        self._lab.set_yours(self._lab.yours.with_values(values), letter="s", text=f"noise from {profile_label(name)}")
         self.skewsim.say(self._lab.heard)
 
     def do_measure(self) -> None:
