@@ -108,6 +108,7 @@ class Lab:
     backward: bool = False
     _owed: float = 0.0
     _sought: int | None = None
+    _arriving: bool = False
     _pending: list[tuple[int, Mark]] = field(default_factory=list)
     _history: list[Scenario] = field(default_factory=list)
 
@@ -140,6 +141,7 @@ class Lab:
         specs = self._specs()
         self.tracks = {spec.name: _track(spec, hidden=spec.name in hidden) for spec in specs}
         self.marks, self._pending, self.replaying, self.backward = [], [], None, False
+        self._sought, self._arriving = None, False
         self.driver.restart(specs)
 
     def _specs(self) -> list[TrackSpec]:
@@ -239,6 +241,7 @@ class Lab:
     def replay(self, path: Path, runs: Sequence[TrackSpec]) -> None:
         """Show recorded runs instead of live ones; the driver's training is reading them."""
         self.replaying, self.marks, self._pending, self.twin = path, [], [], None
+        self._sought, self._arriving = None, False
         self.tracks = {}
         for i, spec in enumerate(runs):
             letter = LETTERS.get(spec.name, "abcdefghij"[i % 10])
@@ -254,15 +257,16 @@ class Lab:
 
     def seek(self, step: int) -> None:
         """A replay to the state after so many steps, backward or forward. What is on screen stays until it is there."""
-        self._sought = max(step, 0)
+        self._sought, self._arriving = max(step, 0), False
         self.driver.seek(self._sought)
         if self._sought == 0:
             self._forget()
+            self._sought = None
 
     def _forget(self) -> None:
         for track in self.tracks.values():
             track.series, track.ended = Series(track.series.seeds), False
-        self.marks, self._sought = [], None
+        self.marks = []
 
     def rewind(self, seconds: float) -> None:
         """Play a replay backward for so long, at the driver's speed."""
@@ -277,12 +281,15 @@ class Lab:
     def tick(self) -> bool:
         """Take in what the driver has computed; True if anything is new."""
         updates = self.driver.drain()
-        if updates and self._sought is not None:
+        if updates and self._sought is not None and not self._arriving:
             self._forget()
+            self._arriving = True
         for update in updates:
             track = self.tracks.get(update.track)
             if track is not None:
                 self._take(track, update)
+        if self._sought is not None and self._arriving and (self.step + 1 >= self._sought or self.over):
+            self._sought, self._arriving = None, False
         return bool(updates)
 
     def _take(self, track: Track, update: Update) -> None:

@@ -159,3 +159,17 @@ def test_the_reference_follows_what_is_not_the_engines_making() -> None:
     assert (reference.trainer.objective, reference.engine.temperature) == ("gspo", 1.0)
     assert not reference.skew.active
     assert isinstance(reference, Scenario)
+
+
+def test_playing_backward_waits_for_the_last_seek_and_loses_no_time(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy machine a seek takes longer than a frame; a new one for each frame would never arrive anywhere."""
+    sought: list[int] = []
+    monkeypatch.setattr(lab.driver, "seek", sought.append)
+    advance(lab, 40)
+    lab.driver.set_speed(10)
+    for _ in range(5):
+        lab.rewind(0.1)
+    assert sought == [39]
+    lab._sought, arrived = None, lab.step + 1
+    lab.rewind(0.1)
+    assert sought == [39, arrived - 5]

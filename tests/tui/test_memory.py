@@ -1,0 +1,46 @@
+"""Nothing is kept of screens that were closed and of runs that were started anew. An hour of it: benchmarks/tui_soak.py."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from typing import Any
+
+from tui.app import KeyLine
+from tui.lab import opening
+from tui.snapshot import Watch, watched
+
+from .conftest import StageMaker
+from .stagecraft import on_stage
+
+
+@on_stage
+async def test_the_footer_lets_go_of_the_keys_it_no_longer_shows(stage: StageMaker) -> None:
+    async with stage(steps=5) as s:
+        footer = s.app.explore.query_one(KeyLine)
+        for _ in range(5):
+            await s.press("a", "escape")
+        held = getattr(footer, "__watchers")["compact"]
+        assert {id(key) for key, _ in held} == {id(key) for key in footer.query("FooterKey")}
+
+
+def test_the_trainer_of_an_earlier_run_is_let_go(monkeypatch: Any) -> None:
+    from skewsim.trainer import Trainer
+
+    trainers: list[weakref.ref[Trainer]] = []
+    made = Trainer.__init__
+
+    def make(self: Trainer, *arguments: Any, **more: Any) -> None:
+        trainers.append(weakref.ref(self))
+        made(self, *arguments, **more)
+
+    monkeypatch.setattr(Trainer, "__init__", make)
+    train = watched(Watch())
+    for _ in range(3):
+        run = train(opening(), (0,))
+        next(run)
+        run.close()
+    del run
+    gc.collect()
+    assert len(trainers) == 3
+    assert [trainer() for trainer in trainers] == [None] * 3
