@@ -35,6 +35,7 @@ import real_engines
 from harness.engines import find_spec, resolve_engine
 from harness.measure import measure
 from harness.prediction import simulated_as
+from harness.replay import replay
 from skewsim.errors import UserError
 from skewsim.files import atomic_writer
 from skewsim.settings import EngineSettings
@@ -98,6 +99,25 @@ def table(engine: str, out: Path, arguments: argparse.Namespace) -> dict[str, An
     return {f"{row.setting}, against {row.against}": row.metrics.get("rms", row.note) for row in rows}
 
 
+def replays(engine: str, out: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    """The tokens of the bfloat16 profile scored anew: other precisions, and the defaults, on both paths."""
+    sequences = out / "measurements" / "bfloat16" / "sequences.jsonl"
+    labels = ("float32", "bfloat16", "bfloat16-fp32-head", "bfloat16-defaults")
+    under = [
+        ",".join([engine, *(f"{key}={_text(value)}" for key, value in PRECISIONS[label].items())]) for label in labels
+    ]
+    table = out / "replay.parquet"
+    table.unlink(missing_ok=True)
+    found = replay(sequences, arguments.model, under=under, num_tokens=arguments.tokens, out=table)
+    with atomic_writer(out / "replay.json") as handle:
+        handle.write(json.dumps(found.to_json(), indent=1).encode())
+    return found.to_json()
+
+
+def _text(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
 def ladder(engine: str, out: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """The six rungs on the real engine, bfloat16, and simulated; their distance in bands of the seeds."""
     from skewsim.prediction import distances
@@ -135,6 +155,7 @@ def climb(ladder: Ladder, engine: str | None) -> LadderResult:
 
 PARTS: dict[str, Callable[[str, Path, argparse.Namespace], dict[str, Any]]] = {
     "profiles": profiles,
+    "replay": replays,
     "table": table,
     "ladder": ladder,
 }

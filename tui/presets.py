@@ -39,9 +39,9 @@ def find_preset(name: str) -> Preset:
 
 
 def check_hidden(names: set[str]) -> frozenset[str]:
-    """Ids of controls and actions that may be hidden. Raises UserError for one that does not exist."""
+    """Ids of controls and actions that may be hidden; with a fix's key goes its switch. Raises UserError for one that does not exist."""
     known = {c.id for c in explore_controls()} | {a.id for a in ACTIONS} - {"quit", "help"}
     for name in sorted(names):
         if name not in known:
             raise UserError(f"hide={name}: no such control or action; allowed: {', '.join(sorted(known))}")
-    return frozenset(names)
+    return frozenset(names | {a.argument for a in ACTIONS if a.id in names and a.argument})
