@@ -2,7 +2,7 @@
 
     python benchmarks/tui_pictures.py [--out docs/images]
 
-Initial V1 with switch 1 turned on at step 16 and the others at step 20; then the screens that look closer. SVG.
+Initial V1 with all four fixes switched on at step 28; then the screens that look closer. SVG.
 """
 
 from __future__ import annotations
@@ -30,17 +30,15 @@ async def play(out: Path) -> None:
         lab.driver.play(False)
 
     async def picture(name: str) -> None:
-        app.redraw()
         await asyncio.sleep(1)
+        app.redraw()
+        await pilot.pause(1)
         with atomic_writer(out / f"tui-{name}.svg") as file:
             file.write(app.export_screenshot(title="skewsim").encode())
 
-    async with app.run_test(size=(120, 40)):
-        await until(16)
-        app.explore.action_do("fix_processed")
-        await until(20)
-        for fix in ("fix_defaults", "fix_inflight", "fix_fp32_head"):
-            app.explore.action_do(fix)
+    async with app.run_test(size=(120, 40)) as pilot:
+        await until(28)
+        app.explore.action_do("fix_all")
         await until(120)
         lab.heard = ""
         await picture("explore")

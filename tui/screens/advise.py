@@ -75,13 +75,13 @@ class AdviseScreen(Page):
         text.append(
             f"rms skew {number(report.sigma)}; {report.source}; sequence ESS without any bound {_unbounded(report.sigma, length):.3f}\n\n"
         )
-        text.append(f"{'framework':<12}{'rule':<41}{'touched':>8}{'ESS':>7}  \n", style="bold")
+        text.append(f"{'framework':<12}{'rule':<49}{'touched':>8}{'ESS':>7}  \n", style="bold")
         for row in report.rows:
-            name = row.rule if len(row.rule) <= 40 else row.rule[:39] + look.glyph("…", ".")
+            name = row.rule if len(row.rule) <= 48 else row.rule[:47] + look.glyph("…", ".")
             fires = row.fired > 0.001
             mark = "!" if row.fired > 0.1 else " "
             text.append(
-                f"{mark}{row.framework:<11}{name:<41}{row.fired:>8.1%}{row.ess:>7.3f}",
+                f"{mark}{row.framework:<11}{name:<49}{row.fired:>8.1%}{row.ess:>7.3f}",
                 style=look.colour("v") if mark == "!" else "",
             )
             text.append("\n")

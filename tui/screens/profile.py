@@ -27,10 +27,10 @@ def describe(profile: SkewProfile, look: Look, *, width: int, height: int) -> Te
         text.append(line + "\n")
     text.append("\n")
     text.append_text(distribution(profile, look, width=width, height=height))
-    text.append(f"\n{'Mean abs skew at':<18}{'tokens':>8}   {'measured [95 %]':<25}published bf16\n", style="bold")
+    text.append(f"\n{'Mean abs skew at':<18}{'tokens':>8}   {'measured [95 %]':<27}published bf16\n", style="bold")
     for row, published in zip(profile.table, MEAN_ABS_BY_PROBABILITY, strict=False):
         low, high = f"{row.low:g}", f"{min(row.high, 1):g}"
-        text.append(f"  p {low:>4} to {high:<6}{row.tokens:>8}   {row.mean_abs!s:<25}{published:.4f}\n")
+        text.append(f"  p {low:>4} to {high:<6}{row.tokens:>8}   {row.mean_abs!s:<27}{published:.4f}\n")
     return text
 
 
