@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import time
 from collections import deque
 from pathlib import Path
@@ -27,6 +28,7 @@ class Idleness:
     def __init__(self, session: int) -> None:
         self._session = session
         self._counts: dict[Path, float] = {}
+        self._others: set[str] = set()
         self._seen: deque[tuple[float, float, float]] = deque()
 
     def lasts(self, seconds: float) -> bool:
@@ -34,7 +36,7 @@ class Idleness:
         now = time.monotonic()
         if self._seen and now - self._seen[-1][0] < _EVERY_S:
             return False
-        counts = _counts(self._session)
+        counts = self._look()
         if not counts:
             self._seen.clear()
             return False
@@ -50,26 +52,31 @@ class Idleness:
         self._seen.append((now, ran, read))
         while len(self._seen) > 1 and now - self._seen[1][0] >= seconds:
             self._seen.popleft()
+            self._others.clear()  # a number may be given again
         began, ran_before, read_before = self._seen[0]
         return now - began >= seconds and ran - ran_before < _BUSY * (now - began) and read - read_before < _READ
 
+    def _look(self) -> dict[Path, float]:
+        """Seconds run or queued by each thread and bytes read by each process; none where unknown, or one waits for a disk.
 
-def _counts(session: int) -> dict[Path, float]:
-    """Of a session, seconds run or queued by each thread and bytes read by each process; none while one waits for a disk.
-
-    `/proc/PID/task/TID/schedstat` begins with the nanoseconds on a core and in the queue for one (Linux).
-    """
-    found: dict[Path, float] = {}
-    for process in _PROC.glob("[0-9]*"):
-        with contextlib.suppress(OSError, ValueError, IndexError):  # it has ended meanwhile, or is somebody else's
-            state, *fields = (process / "stat").read_text().rpartition(")")[2].split()
-            if int(fields[2]) != session:
+        `/proc/PID/task/TID/schedstat` begins with the nanoseconds on a core and in the queue for one (Linux).
+        """
+        found: dict[Path, float] = {}
+        for number in os.listdir(_PROC) if _PROC.is_dir() else ():
+            if number in self._others or not number.isdecimal():
                 continue
-            if state == "D":
-                return {}
-            for stat in process.glob("task/*/schedstat"):
-                with contextlib.suppress(OSError):
-                    running, queued, _ = stat.read_text().split()
-                    found[stat] = (int(running) + int(queued)) / 1e9
-            found[process / "io"] = float((process / "io").read_text().split()[1])
-    return found
+            process = _PROC / number
+            with contextlib.suppress(OSError, ValueError, IndexError):  # it has ended meanwhile
+                state, *fields = (process / "stat").read_text().rpartition(")")[2].split()
+                if int(fields[2]) != self._session:
+                    self._others.add(number)
+                    continue
+                if state == "D":
+                    return {}
+                for stat in process.glob("task/*/schedstat"):
+                    with contextlib.suppress(OSError):
+                        running, queued, _ = stat.read_text().split()
+                        found[stat] = (int(running) + int(queued)) / 1e9
+                found[process / "io"] = float((process / "io").read_text().split()[1])
+        told = any(seconds for path, seconds in found.items() if path.name == "schedstat")
+        return found if told else {}

@@ -95,7 +95,7 @@ class EngineSession:
             int8=settings.quantization == "int8",
             tokenizer=self.spec.needs_tokenizer and self.spec.generation == "v1",
         )
-        limits = limits or Limits(start_silence_s=8.0 if self.spec.device == "cpu" else 60.0)
+        limits = limits or (Limits() if self.spec.device == "cpu" else Limits(start_silence_s=60.0, idle_s=60.0))
         self._client = WorkerClient([str(python), "-u", str(WORKER)], env=environment, limits=limits)
         try:
             self.info = self._client.call(

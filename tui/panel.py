@@ -129,12 +129,10 @@ def legend(lab: Lab, look: Look, *, width: int | None) -> Text:
 
     One below the other where `width` is None; else on one line, without the dashes where it would not fit with them.
     """
-    one_line = Text("  ").join(_legend_lines(lab, look, dashes=True, short=True))
     if width is None:
         return Text("\n").join(_legend_lines(lab, look, dashes=True, short=False))
-    return (
-        one_line if one_line.cell_len <= width else Text("  ").join(_legend_lines(lab, look, dashes=False, short=True))
-    )
+    line = Text("  ").join(_legend_lines(lab, look, dashes=True, short=True))
+    return line if line.cell_len <= width else Text("  ").join(_legend_lines(lab, look, dashes=False, short=True))
 
 
 def _legend_lines(lab: Lab, look: Look, *, dashes: bool, short: bool) -> list[Text]:

@@ -123,6 +123,24 @@ def test_a_process_that_only_sleeps_is_idle() -> None:
         child.wait()
 
 
+def test_where_the_system_does_not_say_what_threads_ran_nothing_is_idle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in ("7", "8"):
+        (tmp_path / number / "task" / number).mkdir(parents=True)
+        (tmp_path / number / "stat").write_text(f"{number} (python) S 1 7 7 0")
+        (tmp_path / number / "io").write_text("rchar: 5")
+    (tmp_path / "8" / "task" / "8" / "schedstat").write_text("0 0 0")
+    monkeypatch.setattr("harness.idleness._PROC", tmp_path)
+    assert not idle(7, seconds=0.6)
+    (tmp_path / "8" / "task" / "8" / "schedstat").write_text("9 0 1")
+    assert idle(7, seconds=0.6)
+    (tmp_path / "7" / "stat").write_text("7 (python) D 1 7 7 0")
+    assert not idle(7, seconds=0.6)
+    monkeypatch.setattr("harness.idleness._PROC", tmp_path / "none")
+    assert not idle(7, seconds=0.6)
+
+
 def idle(session: int, *, seconds: float) -> bool:
     idleness, until = Idleness(session), time.monotonic() + 2.5 * seconds
     while time.monotonic() < until:
