@@ -2,8 +2,8 @@
 
     python benchmarks/measure_overhead.py [ENGINE] [TOKENS] [REPEATS] [MODEL]
 
-MODEL is `base`, the policy of 0.1 M parameters that comes with skewsim and is the fastest model there is, or `llama`: 4
-layers, width 256, vocabulary 1,024, 2.6 M parameters, random, with prompts of 40 tokens and 64 tokens each.
+MODEL is `base`, the tiny policy that comes with skewsim, or `llama`: 4
+layers, width 256, vocabulary 1,024, 2.9 M parameters, random, with prompts of 40 tokens and 64 tokens each.
 
 bare engine  a process in the engine's own environment: vLLM's `LLM.generate` on the same prompts, seeds and arguments;
              only that call is timed

@@ -44,7 +44,7 @@ class Limits:
     1.4 s at most on the CPU engines, on a loaded machine; on CUDA that is not known, see `EngineSession`."""
     silence_s: float = 8.0
     """Without any sign of life, once it is ready."""
-    idle_s: float = 8.0
+    idle_s: float = 6.0
     """Alive, with a command to carry out, and not at work: see `harness.idleness`."""
     progress_s: float = field(default_factory=lambda: read_seconds("SKEWSIM_ENGINE_TIMEOUT", default=120.0))
     """At work, but without a step done or a row sent; SKEWSIM_ENGINE_TIMEOUT sets it."""

@@ -21,6 +21,7 @@ from harness.arguments import Size
 from harness.client import Limits
 from harness.journal import LINES
 from harness.measure import measure
+from harness.scorer import Scorer
 from harness.session import EngineSession
 from skewsim.errors import EngineError, FileFormatError, UserError
 from skewsim.sequences import read_sequences
@@ -67,9 +68,16 @@ def run(fake_root: Path, tiny_model: Path, tmp_path: Path) -> Callable[..., Any]
 @pytest.mark.parametrize("how", ["die", "hang", "rubbish"])
 @pytest.mark.parametrize(("stage", "said"), [("FAKE_START", "init"), ("FAKE_LOAD", "init")])
 def test_a_worker_that_fails_before_its_first_row_is_one_line_and_writes_nothing(
-    run: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, said: str, how: str
+    run: Callable[..., Any],
+    tiny_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stage: str,
+    said: str,
+    how: str,
 ) -> None:
     monkeypatch.setenv(stage, how)
+    Scorer(tiny_model)  # its imports are not the worker's time
     began = time.monotonic()
     with pytest.raises(EngineError, match=f"during {said}") as caught:
         run()

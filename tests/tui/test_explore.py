@@ -10,6 +10,7 @@ from tui.controls import FIXES
 from tui.files import last_state, remember
 from tui.lab import YOURS
 from tui.panel import ControlWidget, Line
+from tui.presets import check_hidden
 from tui.screens.too_small import TooSmall
 
 from .conftest import StageMaker
@@ -155,6 +156,11 @@ async def test_hidden_controls_are_not_on_the_screen_and_their_keys_do_nothing(s
         assert s.lab.yours.seed == 0
         assert "fp32 head" not in s.text()
         assert "Seed" not in s.text()
+
+
+def test_hiding_a_fixs_key_hides_its_switch_too() -> None:
+    assert check_hidden({"fix_fp32_head"}) == {"fix_fp32_head", "fp32_head"}
+    assert check_hidden({"lag"}) == {"lag"}
 
 
 @on_stage
