@@ -38,9 +38,9 @@ from harness.prediction import simulated_as
 from harness.replay import replay
 from skewsim.errors import UserError
 from skewsim.files import atomic_writer
+from skewsim.records import StepRecord
 from skewsim.settings import EngineSettings
 from skewsim.sweep import Ladder, LadderResult
-from skewsim.trainer import StepRecord
 
 PRECISIONS: dict[str, dict[str, Any]] = {
     "float32": {"dtype": "float32", "head_dtype": "float32"},

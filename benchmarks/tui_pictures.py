@@ -15,13 +15,13 @@ from skewsim.files import atomic_writer
 from tui.app import SkewsimApp
 from tui.driver import Driver
 from tui.lab import Lab
-from tui.snapshot import Watch, watched
+from tui.process import TrainingProcess
 
 
 async def play(out: Path) -> None:
-    lens = Watch()
-    lab = Lab(Driver(watched(lens), speed=float("inf")))
-    app = SkewsimApp(lab, lens=lens)
+    process = TrainingProcess()
+    lab = Lab(Driver(process.train, speed=float("inf")))
+    app = SkewsimApp(lab, lens=process.watch)
 
     async def until(step: int) -> None:
         lab.driver.play(True)
@@ -51,6 +51,7 @@ async def play(out: Path) -> None:
                 await until(lab.step + 2)
             await picture(name)
     lab.driver.stop(5)
+    process.stop()
 
 
 def main() -> None:

@@ -3,9 +3,9 @@
     python benchmarks/tui_running.py [--rounds 3] [--size 200x50]
 
 Everything in real pseudo-terminals. Keys: the real program at full speed; switch 1 is pressed at random moments, and
-the time is taken until the terminal has received the answer. Slowdown: the three tracks of Explore trained by the
-same driver, in turn with the screen drawing and with no app at all; medians over the rounds. Memory: resident size
-of the real program after a minute. Prints JSON.
+the time is taken until the terminal has received the answer. Slowdown: the three curves of Explore, in turn by the
+real program at full speed and by a plain loop in one process; medians over the rounds. Memory: resident size of the
+real program, training process included, after a minute. Prints JSON.
 """
 
 from __future__ import annotations
@@ -51,32 +51,36 @@ def key_latencies(size: tuple[int, int], presses: int = 60) -> tuple[list[float]
 
 
 def headless() -> float:
-    """Steps a second with no app."""
-    from tui.driver import Driver, TrackSpec
-    from tui.lab import REFERENCE, V1, YOURS, initial_v1_for, opening, reference_for
-    from tui.snapshot import Watch, watched
+    """Steps a second of the same three curves with no app and no other process."""
+    import torch
 
+    from skewsim.trainer import train
+    from tui.lab import initial_v1_for, opening, reference_for
+
+    torch.set_num_threads(1)
     yours = opening()
-    driver = Driver(watched(Watch()), speed=float("inf"))
-    runs = {REFERENCE: reference_for(yours), V1: initial_v1_for(yours), YOURS: yours}
-    driver.restart([TrackSpec(name, scenario, (0,)) for name, scenario in runs.items()])
-    driver.start()
-    step = began = 0.0
-    while not began or time.perf_counter() < began + _SECONDS:
-        step = max([step, *(update.records[0].step for update in driver.drain() if update.records)])
-        if not began and step >= _WARM:
-            began, first = time.perf_counter(), step
-        time.sleep(0.05)
-    rate = (step - first) / (time.perf_counter() - began)
-    driver.stop(5)
-    return float(rate)
+    runs = [train(scenario) for scenario in (reference_for(yours), initial_v1_for(yours), yours)]
+
+    def step() -> None:
+        for run in runs:
+            next(run)
+
+    for _ in range(_WARM):
+        step()
+    began, steps = time.perf_counter(), 0
+    while time.perf_counter() < began + _SECONDS:
+        step()
+        steps += 1
+    return steps / (time.perf_counter() - began)
 
 
 def watched_run(out: Path) -> None:
     """In a terminal: the app at full speed, which writes its steps a second and its share of a core into a file."""
     from tui.launch import build
+    from tui.process import TrainingProcess
 
-    app = build()
+    process = TrainingProcess()
+    app = build("", process)
     app.lab.driver.set_speed(float("inf"))
 
     async def measure() -> None:
@@ -95,6 +99,7 @@ def watched_run(out: Path) -> None:
     app.call_later(lambda: app.run_worker(measure()))
     app.run()
     app.lab.driver.stop(5)
+    process.stop()
 
 
 def main() -> None:

@@ -93,8 +93,8 @@ def _dispatch(arguments: list[str]) -> int:
     if first == "--version":
         print(__version__)
         return 0
-    if not first or first.startswith("-"):
-        return int(resolve(TERMINAL_UI)(arguments) or 0)
+    if first.startswith("-") or arguments in ([], ["tui"]):  # nothing to parse: the first frame waits for no parser
+        return int(resolve(TERMINAL_UI)([] if first == "tui" else arguments) or 0)
     if first not in COMMANDS:
         near = difflib.get_close_matches(first, COMMANDS, n=1)
         raise UserError(

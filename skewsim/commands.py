@@ -34,8 +34,8 @@ from skewsim.settings import Scenario, Settings
 if TYPE_CHECKING:
     from skewsim.engine import RolloutEngine
     from skewsim.profile import SkewProfile
+    from skewsim.records import StepRecord
     from skewsim.sweep import Ladder, LadderResult
-    from skewsim.trainer import StepRecord
 
 ENGINES = "harness.engines:resolve_engine"
 COUNTER_LESSONS = {

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from skewsim.clipping import has_update_ratio
 from skewsim.settings import CorrectionSettings, TrainerSettings
 
 if TYPE_CHECKING:
@@ -76,12 +77,6 @@ def is_bypass(inputs: LossInputs, settings: TrainerSettings) -> bool:
         torch.where(inputs.mask > 0, x, 0.0).nan_to_num() for x in (inputs.old_logprobs, inputs.engine_logprobs)
     )
     return torch.equal(old, engine)
-
-
-def has_update_ratio(settings: TrainerSettings) -> bool:
-    """REINFORCE and (unless clipped, as TRL has it) RLOO score the logprob itself; the others have a ratio."""
-    clipped_rloo = settings.objective == "rloo" and settings.epsilon is not None
-    return settings.objective not in ("reinforce", "rloo") or clipped_rloo
 
 
 def _ratio_carries_skew(settings: TrainerSettings, *, bypass: bool) -> bool:

@@ -23,8 +23,8 @@ from skewsim.recording import finite
 
 if TYPE_CHECKING:
     from skewsim.prediction import Distance
+    from skewsim.records import StepRecord
     from skewsim.sweep import LadderResult
-    from skewsim.trainer import StepRecord
 
 Style = Literal["shown", "plain", "json"]
 PLAIN_LINES = 10

@@ -42,7 +42,8 @@ from skewsim.advantages import (
     leave_one_out,
     without_spread,
 )
-from skewsim.corrections import compute_weights, has_update_ratio, is_active
+from skewsim.clipping import epsilons, form
+from skewsim.corrections import compute_weights, is_active
 from skewsim.errors import UserError
 from skewsim.settings import TrainerSettings
 
@@ -134,7 +135,7 @@ def compute_loss(inputs: LossInputs, settings: TrainerSettings) -> LossOutputs:
     mask = counted > 0 if corrected else sampled
     if settings.objective == "dapo":
         mask = mask & ~without_spread(inputs.advantages, inputs.group_ids).unsqueeze(-1)
-    batch = _batch(inputs, mask, objective, settings)
+    batch = _batch(inputs, mask, settings)
     terms = objective.loss(batch)
     per_token = terms.loss * weights if corrected else terms.loss
     if terms.penalty is not None:
@@ -148,12 +149,8 @@ def compute_advantages(rewards: Tensor, group_ids: Tensor, settings: TrainerSett
     return find_objective(settings).advantage(rewards, group_ids)
 
 
-def _batch(inputs: LossInputs, mask: Tensor, objective: Objective, settings: TrainerSettings) -> Batch:
-    symmetric = objective.high == objective.low
-    low = objective.low if settings.epsilon is None else settings.epsilon
-    high = settings.epsilon_high
-    if high is None:
-        high = low if symmetric else objective.high
+def _batch(inputs: LossInputs, mask: Tensor, settings: TrainerSettings) -> Batch:
+    low, high = epsilons(settings)
     return Batch(inputs, mask, inputs.advantages.unsqueeze(-1), low, high, settings.delta)
 
 
@@ -216,39 +213,32 @@ def trust_region(batch: Batch) -> Terms:
 
 @dataclass(frozen=True)
 class Objective:
-    """An objective: its loss, normaliser, advantage and default clip bounds."""
+    """An objective: its loss, normaliser and advantage; where it clips by default is in `skewsim.clipping`."""
 
     loss: Callable[[Batch], Terms]
     normaliser: Normaliser
     advantage: Callable[[Tensor, Tensor], Tensor]
-    low: float | None = None
-    high: float | None = None
 
 
 OBJECTIVES: dict[str, Objective] = {
     "reinforce": Objective(score, "sequence_sum", batch_centered),
     "rloo": Objective(score, "sequence_sum", leave_one_out),
     "rloo/clipped": Objective(sequence_sum_ratio, "sequence_sum", leave_one_out),
-    "reinforce_pp": Objective(clipped_ratio, "token", globally_normalised, 0.2, 0.2),
-    "ppo": Objective(clipped_ratio, "token", batch_normalised, 0.2, 0.2),
-    "grpo": Objective(clipped_ratio, "sequence", group_normalised, 0.2, 0.2),
-    "dr_grpo": Objective(clipped_ratio, "constant", group_centered, 0.2, 0.2),
-    "dapo": Objective(clipped_ratio, "token", group_normalised, 0.2, 0.28),
-    "gspo/paper": Objective(sequence_mean_ratio, "sequence", group_normalised, 3e-4, 4e-4),
-    "gspo/pipelinerl": Objective(sequence_mean_ratio, "sequence_sum", leave_one_out, 2e-2, 2e-2),
-    "cispo": Objective(capped_weight, "token", group_normalised, None, 5.0),
-    "dppo": Objective(trust_region, "token", group_centered, 0.2, 0.2),
+    "reinforce_pp": Objective(clipped_ratio, "token", globally_normalised),
+    "ppo": Objective(clipped_ratio, "token", batch_normalised),
+    "grpo": Objective(clipped_ratio, "sequence", group_normalised),
+    "dr_grpo": Objective(clipped_ratio, "constant", group_centered),
+    "dapo": Objective(clipped_ratio, "token", group_normalised),
+    "gspo/paper": Objective(sequence_mean_ratio, "sequence", group_normalised),
+    "gspo/pipelinerl": Objective(sequence_mean_ratio, "sequence_sum", leave_one_out),
+    "cispo": Objective(capped_weight, "token", group_normalised),
+    "dppo": Objective(trust_region, "token", group_centered),
 }
 
 
 def find_objective(settings: TrainerSettings) -> Objective:
-    """The registry's entry for these settings; GSPO has two forms, and RLOO with an epsilon is TRL's clipped one."""
-    name: str = settings.objective
-    if name == "gspo":
-        name = f"gspo/{settings.gspo_form}"
-    elif name == "rloo" and has_update_ratio(settings):
-        name = "rloo/clipped"
-    return OBJECTIVES[name]
+    """The registry's entry for these settings."""
+    return OBJECTIVES[form(settings)]
 
 
 def _normalise(per_token: Tensor, mask: Tensor, sampled: Tensor, normaliser: Normaliser) -> Tensor:

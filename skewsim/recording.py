@@ -27,8 +27,9 @@ from skewsim.settings import Scenario
 from skewsim.share import load_toml, to_toml
 
 if TYPE_CHECKING:
+    from skewsim.records import StepRecord
     from skewsim.sweep import Ensemble, Relay
-    from skewsim.trainer import StepRecord, Trainer, TrainState
+    from skewsim.trainer import Trainer, TrainState
 
 SCHEMA_VERSION = 1
 SCENARIO, STEPS, SUMMARY, CHECKPOINT = "scenario.toml", "steps.jsonl", "summary.json", "checkpoint.safetensors"
@@ -239,7 +240,7 @@ def _line(row: Mapping[str, Any]) -> bytes:
 
 
 def _parse_record(line: bytes, where: str) -> StepRecord:
-    from skewsim.trainer import StepRecord
+    from skewsim.records import StepRecord
 
     try:
         row = json.loads(line)

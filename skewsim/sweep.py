@@ -19,9 +19,10 @@ from typing import Any
 import torch
 
 from skewsim.engine import RolloutEngine
+from skewsim.records import StepRecord
 from skewsim.scenarios import LADDER, Values, ladder_scenarios
 from skewsim.settings import Scenario
-from skewsim.trainer import StepRecord, Trainer, TrainState
+from skewsim.trainer import Trainer, TrainState
 
 
 class Ensemble:

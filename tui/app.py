@@ -1,6 +1,6 @@
 """The app: one lab, one driver, a stack of screens, and what every screen shares (look, keys, share string, exit).
 
-The first frame does not wait for torch: it is imported by the driver's thread. Ten times a second the app takes in
+The trainer is a process of its own (`tui.process`), so nothing here waits for torch or shares its time. Ten times a second the app takes in
 what the thread has computed and lets the screen on top draw itself.
 """
 
@@ -24,9 +24,8 @@ from tui.files import curves_csv, find_scenario, last_state, stamp, write
 from tui.lab import Lab, next_speed, speed_text
 from tui.lesson import Player, load_lesson
 from tui.measuring import Measuring
-from tui.pace import Pace
+from tui.process import Watch
 from tui.screens.explore import Explore
-from tui.snapshot import Watch
 from tui.views import Look, ascii_wanted
 
 _FRAME = 0.1
@@ -81,7 +80,6 @@ class SkewsimApp(App[None]):
         self.measuring: Measuring | None = None
         self.explore = Explore(lab, hidden=self.options.hidden)
         self._keys = keymap or {}
-        self._pace, self._stale = Pace(), False
 
     def on_mount(self) -> None:
         self.set_keymap(self._keys)
@@ -111,10 +109,9 @@ class SkewsimApp(App[None]):
         own = getattr(self.screen, "tick", None)
         if own is not None:
             news = own() or news
-        self._stale |= news
         if self.player is not None and self.player.observe(self.lab, self._screen_name()):
             self.lesson_changed()
-        elif self._stale and self._pace.due():
+        elif news:
             self.redraw()
 
     def _screen_name(self) -> str:
@@ -133,7 +130,6 @@ class SkewsimApp(App[None]):
         self.redraw()
 
     def redraw(self) -> None:
-        self._stale = False
         draw = getattr(self.screen, "redraw", None)
         if draw is not None and self.screen.is_mounted:
             draw()

@@ -108,22 +108,22 @@ def _line_dots(curve: Curve, columns: int, rows: int, window: Limits) -> NDArray
     r = _rows(curve.y, curve, columns, rows, window)
     if r is None:
         return None
-    after, before = np.append(r[1:], r[-1]), np.insert(r[:-1], 0, r[0])
-    after = np.where(np.isfinite(after), (r + after) / 2, r)
-    before = np.where(np.isfinite(before), (r + before) / 2, r)
-    top = _whole(np.minimum(np.minimum(before, after), r), rows)
-    low = _whole(np.maximum(np.maximum(before, after), r), rows)
+    between = (r[1:] + r[:-1]) / 2
+    top, low = r.copy(), r.copy()
+    for ends in (slice(1, None), slice(None, -1)):
+        np.fmin(top[ends], between, out=top[ends])  # NaN, beyond a curve's end, does not count
+        np.fmax(low[ends], between, out=low[ends])
     empty = ~np.isfinite(r)
     if curve.dash:
         empty |= (np.arange(columns) // curve.dash) % 2 == 1
-    low[empty] = -1
+    top[empty], low[empty] = rows, -1
     grid = np.arange(rows, dtype=np.int16)[:, None]
-    return np.asarray((grid >= top) & (grid <= low), dtype=np.bool_)
+    return np.asarray((grid >= _whole(top, rows)) & (grid <= _whole(low, rows)), dtype=np.bool_)
 
 
 def _whole(r: Array, rows: int) -> NDArray[np.int16]:
     """Rows of dots as whole numbers; what lies outside the chart stays outside."""
-    return np.rint(np.clip(np.nan_to_num(r), -1, rows)).astype(np.int16)
+    return np.rint(np.clip(r, -1, rows)).astype(np.int16)
 
 
 def _band_dots(curve: Curve, columns: int, rows: int, window: Limits) -> NDArray[np.bool_] | None:

@@ -1,6 +1,6 @@
-"""One thread that trains while the screen stays free.
+"""One thread that has training done while the screen stays free.
 
-The thread owns the generators of `skewsim.trainer.train`, one for each track, and advances them in lock step. Orders
+The thread owns the generators of training (`tui.process`, or a run that is read), one for each track, and advances them in lock step. Orders
 go in through a queue and take effect between two steps; records come out through a deque that the screen empties at
 its own pace. The thread never touches a widget, and the screen never waits for the thread: stopping is not asking
 for the next record. What a track has computed is kept on a tape, so a reset replays the unchanged tracks for nothing.
@@ -23,7 +23,6 @@ from tui.series import Record
 Records = Sequence[Record]
 Training = Generator[Records, Scenario | None, None]
 Train = Callable[[Scenario, tuple[int, ...]], Training]
-_THREAD = "skewsim-training"
 TAPE = 600
 """Steps of a track that are kept for a reset; a longer run is computed anew, so that what is kept is bounded."""
 SPEEDS: tuple[float, ...] = (1, 2, 5, 10, 20, 50, float("inf"))
@@ -61,7 +60,7 @@ class _Track:
 
     def __init__(self, spec: TrackSpec, train: Train) -> None:
         self.spec = spec
-        self.over = False
+        self.over = self.failed = False
         self._train = spec.train or train
         self._training: Training | None = None
         self._recorded = spec.train is not None
@@ -75,10 +74,10 @@ class _Track:
         self._pending, self._ordered = scenario, serial
 
     def rewind(self) -> bool:
-        """Back to step 0; False for a track without a tape, which has to be computed anew."""
+        """Back to step 0; False for a track without a tape, or that failed, which has to be computed anew."""
         if self._recorded:
             self._training = None
-        elif not self._taping:
+        elif not self._taping or self.failed:
             return False
         self._at, self.over = 0, False
         return True
@@ -124,7 +123,7 @@ class Driver:
         self.epoch = self._running_epoch = 0
         self.playing = True
         self.speed = speed
-        self._thread = threading.Thread(target=self._run, name=_THREAD, daemon=True)
+        self._thread = threading.Thread(target=self._run, name="skewsim-training", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
@@ -286,14 +285,9 @@ class Driver:
             self._updates.append(Update(epoch, name, (), ended=True))
             return False
         except Exception as error:  # whatever a run dies of, the screen says so and the other curves go on
-            track.over = True
+            track.over = track.failed = True
             reason = str(error) if isinstance(error, SkewsimError) else f"{type(error).__name__}: {error}"
             self._updates.append(Update(epoch, name, (), failed=reason.splitlines()[0]))
             return False
         self._updates.append(Update(epoch, name, records, toggled=track.toggled))
         return True
-
-
-def training_alive() -> bool:
-    """Whether any driver's thread is still in a step: the interpreter must not be torn down under it."""
-    return any(thread.name == _THREAD for thread in threading.enumerate())

@@ -6,19 +6,14 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from skewsim.errors import UserError
-from skewsim.share import to_share
-from tui.actions import load_keymap
-from tui.app import Options, SkewsimApp
-from tui.driver import Driver, Train, training_alive
-from tui.files import find_scenario, remember
-from tui.lab import YOURS, Lab, opening
-from tui.lesson import load_lesson
-from tui.presets import check_hidden, find_preset
-from tui.recorder import recorder
-from tui.snapshot import Watch, watched
-from tui.views import REWARD
+from tui.process import TrainingProcess
+
+if TYPE_CHECKING:
+    from tui.app import SkewsimApp
+    from tui.lab import Lab
 
 
 def run(
@@ -47,7 +42,18 @@ def run(
     """
     if not (sys.stdout.isatty() or "TEXTUAL_DRIVER" in os.environ):
         raise UserError("the terminal UI needs a terminal; `skewsim run --plain` prints the numbers")
-    app = build(target, lesson=lesson, hide=hide, preset=preset, out=out)
+    process = TrainingProcess(out)
+    process.start()  # torch is imported while the first frame is drawn
+    os.environ.setdefault("TEXTUAL_FPS", "120")  # how soon a change is drawn, not how often: a key is answered sooner
+    try:
+        return _run(build(target, process, lesson=lesson, hide=hide, preset=preset, out=out))
+    finally:
+        process.stop()
+
+
+def _run(app: SkewsimApp) -> int:
+    from tui.files import remember
+
     app.run()
     if app.measuring is not None:
         app.measuring.stop()
@@ -55,22 +61,27 @@ def run(
     remember(app.lab.yours)
     if "TEXTUAL_DRIVER" not in os.environ:
         print(farewell(app.lab, app.score), flush=True)
-    if training_alive():  # a step under way is not waited for; every record is already in its file
-        sys.stdout.flush()
-        os._exit(app.return_code or 0)
     return app.return_code or 0
 
 
 def build(
-    target: str = "",
+    target: str,
+    process: TrainingProcess,
     *,
     lesson: str = "",
     hide: Sequence[str] = (),
     preset: str = "",
     out: Path | None = None,
-    train: Train | None = None,
 ) -> SkewsimApp:
-    """The app for these options; `train` computes the curves (default: the simulator). Raises UserError."""
+    """The app for these options, with the process that trains for it. Raises UserError."""
+    from tui.actions import load_keymap
+    from tui.app import Options, SkewsimApp
+    from tui.driver import Driver
+    from tui.files import find_scenario
+    from tui.lab import YOURS, Lab, opening
+    from tui.lesson import load_lesson
+    from tui.presets import check_hidden, find_preset
+
     chosen = find_preset(preset) if preset else None
     keymap = load_keymap()
     if lesson:
@@ -79,11 +90,9 @@ def build(
     yours = find_scenario(target).with_values({"name": YOURS}) if target else opening()
     if chosen is not None:
         yours = yours.with_values(chosen.set)
-    lens = Watch()
-    recording = recorder(out) if out is not None else None
-    driver = Driver(train or watched(lens, recording), speed=chosen.speed if chosen else 10)
+    driver = Driver(process.train, speed=chosen.speed if chosen else 10)
     options = Options(hidden=hidden, lesson=lesson or None, out=out)
-    return SkewsimApp(Lab(driver, yours=yours), options, lens=lens, keymap=keymap)
+    return SkewsimApp(Lab(driver, yours=yours), options, lens=process.watch, keymap=keymap)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -103,6 +112,9 @@ def main(arguments: Sequence[str]) -> int:
 
 def farewell(lab: Lab, score: str) -> str:
     """One line on what was seen, and the share string that brings it back."""
+    from skewsim.share import to_share
+    from tui.views import REWARD
+
     parts = []
     for track in lab.tracks.values():
         value = track.series.now(REWARD.key, 5)

@@ -43,8 +43,11 @@ class ControlWidget(Widget, can_focus=True):
         return f"{self.control.help}\n\n{self.control.names}"
 
     def show(self, scenario: Scenario, look: Look) -> None:
-        if scenario is not self.scenario or look != self.look:
-            self.scenario, self.look = scenario, look
+        if scenario is self.scenario and look == self.look:
+            return
+        same = look == self.look and self.control.text(scenario) == self.control.text(self.scenario)
+        self.scenario, self.look = scenario, look
+        if not same:
             self.refresh()
 
     def highlight(self, on: bool) -> None:

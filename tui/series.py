@@ -17,7 +17,7 @@ CAPACITY = 2048
 
 
 class Record(Protocol):
-    """What the screen needs of `skewsim.trainer.StepRecord`; scripted records of the tests have the same shape."""
+    """What the screen needs of `skewsim.records.StepRecord`; scripted records of the tests have the same shape."""
 
     @property
     def step(self) -> int: ...

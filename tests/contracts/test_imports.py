@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from skewsim.cli import COMMANDS, TERMINAL_UI
 
 ROOMS = {"skewsim", "harness", "tui"}
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def loaded(code: str) -> set[str]:
@@ -19,7 +21,7 @@ def loaded(code: str) -> set[str]:
     return {name if name.partition(".")[0] in ROOMS else name.partition(".")[0] for name in done.stderr.split()}
 
 
-@pytest.mark.parametrize("module", ["settings", "scenarios", "share", "errors", "cli", "tokens"])
+@pytest.mark.parametrize("module", ["settings", "scenarios", "share", "errors", "cli", "tokens", "records", "clipping"])
 def test_settings_scenarios_and_tables_load_no_torch(module: str) -> None:
     assert "torch" not in loaded(f"import skewsim.{module}")
 
@@ -52,6 +54,21 @@ def test_the_first_step_waits_neither_for_scipy_nor_for_torchs_compiler() -> Non
     script = f"import sys; {code}; print({{'scipy', 'sympy', 'torch._dynamo'}} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_the_terminal_ui_starts_its_training_process_before_it_loads_anything_large() -> None:
+    assert not loaded("import tui.launch") & {"torch", "pydantic", "numpy", "cyclopts", "rich", "textual"}
+
+
+def test_no_screen_of_the_terminal_ui_loads_torch() -> None:
+    modules = sorted(
+        path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".")
+        for path in (ROOT / "tui").rglob("*.py")
+        if path.name not in ("__init__.py", "worker.py")
+    )
+    assert len(modules) > 30
+    lazily = "skewsim.advise, skewsim.diagnose, skewsim.recording, skewsim.profile, skewsim.report"
+    assert "torch" not in loaded(f"import {', '.join(modules)}, {lazily}")
 
 
 def test_the_terminal_ui_is_named_by_an_import_string_that_exists() -> None:

@@ -14,9 +14,10 @@ import pytest
 from skewsim.cli import main
 from skewsim.errors import FileFormatError, UserError
 from skewsim.recording import CHECKPOINT, STEPS, SUMMARY, RunFolder, read_records, read_summary, record, summarise
+from skewsim.records import StepRecord
 from skewsim.settings import Scenario, parse_scenario
 from skewsim.share import load_toml, to_toml
-from skewsim.trainer import StepRecord, Trainer
+from skewsim.trainer import Trainer
 
 SMALL = parse_scenario(
     {

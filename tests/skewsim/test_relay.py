@@ -13,8 +13,8 @@ from skewsim.engine import RolloutRequest, Rollouts, SimEngine
 from skewsim.errors import EngineError
 from skewsim.prediction import distances
 from skewsim.recording import RunFolder, read_records, record
+from skewsim.records import StepRecord
 from skewsim.sweep import Ladder, LadderResult, _numbers
-from skewsim.trainer import StepRecord
 
 NAMES = ("v0_reference", "initial_v1", "plus_processed")
 

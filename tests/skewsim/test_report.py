@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.image import imread
 
+from skewsim.records import StepRecord
 from skewsim.report import COLOURS, DASHES, PANELS, curve, draw, letter, spread
-from skewsim.trainer import StepRecord
 
 
 def rows(values: dict[int, list[float | None]], key: str = "reward/mean") -> list[StepRecord]:

@@ -9,10 +9,11 @@ import torch
 
 from skewsim.errors import UserError
 from skewsim.metrics import METRICS
+from skewsim.records import StepRecord
 from skewsim.scenarios import INITIAL_V1, find_scenario
 from skewsim.settings import Scenario
 from skewsim.sweep import Ensemble
-from skewsim.trainer import StepRecord, Trainer, train
+from skewsim.trainer import Trainer, train
 
 SMALL = {"task.response_length": 6, "trainer.num_prompts": 4, "trainer.num_generations": 4, "steps": 4}
 

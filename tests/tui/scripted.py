@@ -18,7 +18,7 @@ from tui.driver import Training
 
 @dataclass(frozen=True)
 class ScriptedRecord:
-    """The shape of `skewsim.trainer.StepRecord`."""
+    """The shape of `skewsim.records.StepRecord`."""
 
     step: int
     seed: int

@@ -6,12 +6,14 @@ import numpy as np
 
 from skewsim.settings import Scenario
 from tui.snapshot import Snapshot
+from tui.worker import loss_source
 
 
 def snapshot(
     scenario: Scenario | None = None, *, sequences: int = 24, tokens: int = 12, noise: float = 0.08
 ) -> Snapshot:
     """Sequences with a skew that falls on improbable tokens."""
+    scenario = scenario or Scenario()
     rng = np.random.default_rng(0)
     trainer = np.log(rng.uniform(0.02, 0.98, (sequences, tokens)))
     skew = rng.normal(0, noise, (sequences, tokens)) * (1 - np.exp(trainer)) * 2
@@ -20,7 +22,8 @@ def snapshot(
     rewards = (rng.uniform(size=sequences) > 0.4).astype(float)
     return Snapshot(
         step=41,
-        scenario=scenario or Scenario(),
+        scenario=scenario,
+        loss=loss_source(scenario),
         prompts=np.zeros((sequences, 14), np.int64),
         tokens=rng.integers(14, 54, (sequences, tokens)),
         mask=mask,

@@ -111,7 +111,12 @@ def in_terminal(script: Path, *arguments: str, size: tuple[int, int], seconds: f
         return json.loads(out.read_text())
 
 
+def children_of(pid: int) -> list[int]:
+    """The processes that a process has started (Linux)."""
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
 def resident_mb(pid: int) -> float:
-    """Resident size of a process (Linux)."""
+    """Resident size of a process and of all that it has started (Linux)."""
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20 + sum(map(resident_mb, children_of(pid)))

@@ -6,9 +6,10 @@ import gc
 import weakref
 from typing import Any
 
+from skewsim.trainer import Trainer
 from tui.app import KeyLine
 from tui.lab import opening
-from tui.snapshot import Watch, watched
+from tui.worker import Worker
 
 from .conftest import StageMaker
 from .stagecraft import on_stage
@@ -25,8 +26,6 @@ async def test_the_footer_lets_go_of_the_keys_it_no_longer_shows(stage: StageMak
 
 
 def test_the_trainer_of_an_earlier_run_is_let_go(monkeypatch: Any) -> None:
-    from skewsim.trainer import Trainer
-
     trainers: list[weakref.ref[Trainer]] = []
     made = Trainer.__init__
 
@@ -35,12 +34,11 @@ def test_the_trainer_of_an_earlier_run_is_let_go(monkeypatch: Any) -> None:
         made(self, *arguments, **more)
 
     monkeypatch.setattr(Trainer, "__init__", make)
-    train = watched(Watch())
-    for _ in range(3):
-        run = train(opening(), (0,))
-        next(run)
-        run.close()
-    del run
+    worker, scenario = Worker(), opening().model_dump(mode="json")
+    for run in range(3):
+        assert worker.answer({"run": run, "scenario": scenario, "seeds": [0], "out": None}) == {}
+        assert "records" in worker.answer({"run": run, "toggle": None, "look": True})
+        assert worker.answer({"run": run}) == {}
     gc.collect()
     assert len(trainers) == 3
     assert [trainer() for trainer in trainers] == [None] * 3

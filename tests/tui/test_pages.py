@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from skewsim.clipping import clip_bounds
 from skewsim.errors import UserError
 from skewsim.objectives import LossInputs, compute_loss
 from skewsim.settings import Scenario
@@ -18,11 +19,11 @@ from tui.driver import TrackSpec
 from tui.files import curves_csv
 from tui.measuring import Measuring
 from tui.screens.advise import share_outside
-from tui.screens.formula import family_of, worked
+from tui.screens.formula import worked
 from tui.screens.runs import open_run
 from tui.screens.tokens import histogram
-from tui.snapshot import clip_bounds
 from tui.views import Look
+from tui.worker import loss_source
 
 from .conftest import StageMaker
 from .profiles import make_profile
@@ -50,12 +51,12 @@ def test_the_formula_screen_works_out_the_loss_that_the_trainer_takes(
         advantages=torch.tensor([advantage, advantage + 1e-9], dtype=torch.float64),
         group_ids=torch.tensor([0, 0]),
     )
-    family, where, source = family_of(scenario)
+    source = loss_source(scenario)
     low, high = clip_bounds(scenario.trainer)
-    numbers = worked(family, trainer=trainer, old=engine, engine=engine, advantage=advantage, low=low, high=high)
+    numbers = worked(source.name, trainer=trainer, old=engine, engine=engine, advantage=advantage, low=low, high=high)
     assert numbers.loss == pytest.approx(float(compute_loss(inputs, scenario.trainer).loss), abs=1e-6)
-    assert where.startswith("skewsim/objectives.py:")
-    assert f"def {family}" in source
+    assert source.where.startswith("skewsim/objectives.py:")
+    assert f"def {source.name}" in source.code
 
 
 def test_the_histogram_counts_what_the_clip_would_change() -> None:

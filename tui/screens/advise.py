@@ -8,12 +8,12 @@ from typing import ClassVar
 from rich.text import Text
 from textual.binding import BindingType
 
+from skewsim.clipping import clip_bounds
 from skewsim.settings import Scenario
 from tui.actions import bindings
 from tui.controls import number
 from tui.lab import Lab
 from tui.screens.page import Page
-from tui.snapshot import clip_bounds
 from tui.views import Look
 
 SIGMAS = (0.001, 0.002, 0.0057, 0.01, 0.02, 0.031, 0.0449, 0.06, 0.08, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0)

@@ -45,6 +45,7 @@ class Explore(Screen[None]):
         self.lab = lab
         self.hidden_controls = hidden
         self.first_view = 0
+        self._drawn: object = None
         self.last_control: Control = FIXES[0]
 
     @property
@@ -108,7 +109,13 @@ class Explore(Screen[None]):
         self._lines["hint"].show(self._hint())
 
     def _draw_plots(self, *, shown: int) -> None:
+        """Draw the charts, if what they show is not what they showed: a key is answered without them."""
         lab, look = self.lab, self.skewsim.look
+        curves = [(t.series, t.series.step, t.hidden) for t in lab.tracks.values()]
+        state = (look, shown, self.first_view, lab.smooth, lab.twin, lab.replaying, lab.marks[-1:], curves)
+        if state == self._drawn:
+            return
+        self._drawn = state
         self._reward.show(picture(lab, REWARD), look)
         for i, plot in enumerate(self._plots):
             plot.display = i < shown

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from rich.text import Text
 
-from skewsim.settings import Scenario
+from skewsim.clipping import clip_bounds
 from tui.screens.page import Page
-from tui.snapshot import Snapshot, clip_bounds
+from tui.snapshot import Snapshot
 from tui.views import Look
 
 FORMULAS = {
@@ -55,20 +53,10 @@ def worked(
     return Worked(r, low, high, advantage, -min(r * advantage, clipped * advantage), clipped != r)
 
 
-def family_of(scenario: Scenario) -> tuple[str, str, str]:
-    """The loss function's name, where it stands, and its source."""
-    from skewsim.objectives import find_objective
-
-    function = find_objective(scenario.trainer).loss
-    lines, start = inspect.getsourcelines(function)
-    path = Path(inspect.getsourcefile(function) or "").resolve()
-    return function.__name__, f"skewsim/{path.name}:{start}", "".join(lines)
-
-
 def explain(snapshot: Snapshot, look: Look) -> Text:
     """The page's text."""
     scenario = snapshot.scenario
-    family, where, source = family_of(scenario)
+    family = snapshot.loss.name
     row, t = np.unravel_index(int(np.abs(snapshot.skew).argmax()), snapshot.skew.shape)
     whole = family.startswith("sequence")
     mask = snapshot.mask[row]
@@ -108,8 +96,8 @@ def explain(snapshot: Snapshot, look: Look) -> Text:
         )
     else:
         text.append("Old is recomputed: the ratio starts at 1, and skew is left to the correction's weight.\n")
-    text.append(f"\nWhere it stands: {where}\n", style="bold")
-    text.append(source, style=look.muted)
+    text.append(f"\nWhere it stands: {snapshot.loss.where}\n", style="bold")
+    text.append(snapshot.loss.code, style=look.muted)
     return text
 
 

@@ -7,10 +7,11 @@ from itertools import pairwise
 import numpy as np
 from rich.text import Text
 
+from skewsim.clipping import clip_bounds
 from skewsim.published import MEAN_ABS_BY_PROBABILITY
 from tui.chart import bars
 from tui.screens.page import Page
-from tui.snapshot import Snapshot, clip_bounds
+from tui.snapshot import Snapshot
 from tui.views import Look
 
 _EDGES = (0.0, 0.01, 0.1, 0.5, 0.9, 1.0001)

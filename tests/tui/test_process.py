@@ -1,0 +1,182 @@
+"""The training process: the same numbers as in one's own, toggles at the next step, and every way it can end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from skewsim.errors import SkewsimError
+from skewsim.records import StepRecord
+from skewsim.settings import Scenario
+from skewsim.trainer import train
+from tui.driver import Driver, TrackSpec
+from tui.lab import opening
+from tui.process import TrainingProcess
+from tui.snapshot import Snapshot
+
+from .snapshots import snapshot
+from .terminal import TUI, Terminal, children_of
+
+SCENARIO = opening()
+FIXED = SCENARIO.with_values({"engine.logprobs_mode": "processed_logprobs"})
+
+
+@pytest.fixture
+def process(tmp_path: Path) -> Iterator[TrainingProcess]:
+    process = TrainingProcess(tmp_path / "out")
+    yield process
+    process.stop()
+
+
+def numbers(records: list[StepRecord]) -> list[object]:
+    """All that a record says but the time it took."""
+    return [(r.step, r.seed, r.events, r.sources, {**r.metrics, "time/step_s": None}) for r in records]
+
+
+def killed(process: TrainingProcess) -> None:
+    os.kill(process.start()._process.pid, signal.SIGKILL)
+
+
+def test_its_records_are_those_of_the_trainer_bit_for_bit_and_a_toggle_takes_effect_at_the_next_step(
+    process: TrainingProcess,
+) -> None:
+    here, there = train(SCENARIO, seeds=(0, 1)), process.train(SCENARIO, (0, 1))
+    assert numbers(next(there)) == numbers(next(here))
+    expected = here.send(FIXED)
+    assert numbers(there.send(FIXED)) == numbers(expected)
+    assert expected[0].events
+    assert numbers(next(there)) == numbers(next(here))
+
+
+def test_runs_go_on_side_by_side_and_end_after_their_last_step(process: TrainingProcess) -> None:
+    short = SCENARIO.with_values({"steps": 2})
+    runs = [process.train(short, (seed,)) for seed in (0, 1)]
+    seen = [[next(run)[0].seed for run in runs] for _ in range(2)]
+    assert seen == [[0, 1], [0, 1]]
+    assert [list(run) for run in runs] == [[], []]
+
+
+def test_a_step_that_is_looked_at_says_the_same_and_shows_its_tokens(process: TrainingProcess) -> None:
+    alone = list(islice(train(SCENARIO), 2))
+    run = process.train(SCENARIO, (0,))
+    assert numbers(next(run)) == numbers(alone[0])
+    assert process.watch.latest is None
+    process.watch.wanted = True
+    records = next(run)
+    assert numbers(records) == numbers(alone[1])
+    seen = process.watch.latest
+    assert seen is not None
+    assert (seen.step, seen.scenario) == (1, SCENARIO)
+    skew = np.abs(seen.skew[seen.mask]).mean()
+    assert skew == pytest.approx(records[0].metrics["skew/logprob_diff_mean"], rel=1e-5)
+    assert seen.rewards.mean() == pytest.approx(records[0].metrics["reward/mean"], rel=1e-6)
+
+
+def test_only_yours_is_looked_at_and_kept(process: TrainingProcess, tmp_path: Path) -> None:
+    process.watch.wanted = True
+    other = process.train(SCENARIO.with_values({"name": "reference"}), (0,))
+    next(other)
+    assert process.watch.latest is None
+    assert not (tmp_path / "out").exists()
+    for _ in range(2):
+        run = process.train(SCENARIO, (0,))
+        next(run)
+        run.close()
+    assert sorted(folder.name for folder in (tmp_path / "out").iterdir()) == ["run-001", "run-002"]
+
+
+def test_a_snapshot_survives_the_way(process: TrainingProcess) -> None:
+    shot = snapshot()
+    back = Snapshot.from_json(shot.to_json())
+    for name, value in vars(shot).items():
+        assert (
+            np.array_equal(getattr(back, name), value) if isinstance(value, np.ndarray) else value == vars(back)[name]
+        )
+
+
+def test_what_a_run_dies_of_is_its_reason_and_the_others_go_on(process: TrainingProcess) -> None:
+    good, bad = process.train(SCENARIO, (0,)), process.train(SCENARIO, (0,))
+    next(good), next(bad)
+    with pytest.raises(SkewsimError, match="task cannot change while a run goes on"):
+        bad.send(SCENARIO.with_values({"task.reward": "partial"}))
+    assert next(good)[0].step == 1
+
+
+def test_a_killed_process_is_the_reason_of_every_run_and_the_next_run_starts_another(process: TrainingProcess) -> None:
+    runs = [process.train(SCENARIO, (0,)) for _ in range(2)]
+    for run in runs:
+        next(run)
+    killed(process)
+    for run in runs:
+        with pytest.raises(SkewsimError, match="the training process ended by SIGKILL"):
+            next(run)
+    assert next(process.train(SCENARIO, (0,)))[0].step == 0
+
+
+def test_after_a_kill_a_reset_computes_every_curve_anew(process: TrainingProcess) -> None:
+    driver = Driver(process.train, speed=float("inf"))
+    driver.playing = False
+    specs = [TrackSpec(name, Scenario(name=name), (0,), taped=True) for name in ("reference", "initial_v1")]
+
+    def steps(count: int) -> list[object]:
+        found: list[object] = []
+        end = time.monotonic() + 60
+        while len(found) < count:
+            found += [u.failed or u.ended or u.records[0].step for u in driver.drain()]
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        return found
+
+    try:
+        driver.restart(specs)
+        driver.start()
+        driver.step()
+        assert steps(2) == [0, 0]
+        killed(process)
+        driver.step()
+        assert steps(2) == ["the training process ended by SIGKILL"] * 2
+        driver.restart(specs)
+        driver.step()
+        driver.step()
+        assert steps(4) == [0, 0, 1, 1]
+    finally:
+        assert driver.stop(10)
+
+
+def test_a_process_that_cannot_work_says_why_in_a_line() -> None:
+    broken = TrainingProcess(command=(sys.executable, "-c", "import no_such_module"))
+    with pytest.raises(SkewsimError) as caught:
+        next(broken.train(SCENARIO, (0,)))
+    assert str(caught.value) == (
+        "the training process ended with exit code 1: ModuleNotFoundError: No module named 'no_such_module'"
+    )
+    broken.stop()
+    missing = TrainingProcess(command=("/no/such/python",))
+    with pytest.raises(SkewsimError, match="did not start: No such file"):
+        next(missing.train(SCENARIO, (0,)))
+
+
+def test_it_is_stopped_in_the_middle_of_a_step_without_waiting_for_it() -> None:
+    slow = TrainingProcess(command=(sys.executable, "-c", "import time; time.sleep(60)"))
+    child = slow.start()
+    slow.stop(timeout=0.1)
+    assert not child.alive
+
+
+def test_it_does_not_outlive_the_app_whatever_the_app_dies_of(tmp_path: Path) -> None:
+    with Terminal(TUI, home=tmp_path) as t:
+        t.wait_for("computed: engine")
+        (child,) = children_of(t.pid)
+        t.kill()
+    end = time.monotonic() + 20
+    while Path(f"/proc/{child}").exists() and "Z" not in Path(f"/proc/{child}/stat").read_text().split()[2]:
+        assert time.monotonic() < end
+        time.sleep(0.05)

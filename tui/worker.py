@@ -1,0 +1,190 @@
+"""The training process: it holds the trainers of all curves and answers a request a line, JSON in and JSON out.
+
+A request begins a run, asks for a run's next step, or ends a run; `tui.process` is the other side. A step that is
+looked at costs one forward pass more, the others none. What is looked at is recomputed with the public functions of the
+simulator, so it cannot disagree with it. The end of the requests is the end of the process.
+"""
+
+from __future__ import annotations
+
+import gc
+import inspect
+import json
+import os
+import sys
+from collections.abc import Generator
+from contextlib import nullcontext, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from skewsim.engine import RolloutRequest, Rollouts, SimEngine
+from skewsim.errors import SkewsimError
+from skewsim.objectives import compute_advantages, find_objective
+from skewsim.recording import RunFolder
+from skewsim.records import StepRecord
+from skewsim.scoring import score
+from skewsim.settings import Scenario
+from skewsim.trainer import Trainer
+from tui.snapshot import LossSource, Snapshot
+
+
+class Run:
+    """One curve's trainer; with a folder every step is in the run folder before anybody sees it."""
+
+    def __init__(self, scenario: Scenario, seeds: tuple[int, ...], out: Path | None) -> None:
+        self._engine = WatchedEngine()
+        self._trainer = self._engine.trainer = Trainer(scenario, self._engine, seeds=seeds)
+        self._folder = None
+        if out is not None:
+            self._folder = RunFolder(next_folder(out), scenario, seeds=seeds, engine="sim", resume=False)
+        self._steps = self._go_on()
+
+    def step(self, toggled: Scenario | None, *, look: bool) -> tuple[list[StepRecord], Snapshot | None] | None:
+        """The next step's records, and its tokens if somebody looks; None after the last one."""
+        if toggled is not None:
+            self._trainer.toggle(toggled)
+        self._engine.look, self._engine.seen = look, None
+        records = next(self._steps, None)
+        return None if records is None else (records, self._engine.seen)
+
+    def close(self) -> None:
+        self._steps.close()
+
+    def _go_on(self) -> Generator[list[StepRecord], None, None]:
+        trainer = self._trainer
+        with self._folder or nullcontext():
+            while trainer.alive and trainer.step_number < trainer.scenario.steps:
+                records = trainer.step()
+                if self._folder is not None:
+                    self._folder.append(records)
+                yield records
+            if self._folder is not None:
+                self._folder.checkpoint(trainer.state())
+
+
+class WatchedEngine(SimEngine):
+    """The simulated engine, which keeps what it said of a step that is looked at."""
+
+    trainer: Trainer | None = None
+    look = False
+    seen: Snapshot | None = None
+
+    def generate(self, request: RolloutRequest) -> Rollouts:
+        rollouts = super().generate(request)
+        if self.look and self.trainer is not None:
+            self.seen = take(self.trainer, rollouts, request.step)
+        return rollouts
+
+
+def take(trainer: Trainer, rollouts: Rollouts, step: int) -> Snapshot:
+    """A snapshot of the ensemble's first member, under the trainer's weights of now."""
+    scenario, settings = trainer.scenario, trainer.scenario.trainer
+    with torch.no_grad():
+        scored = score(
+            trainer.policy.weights(dtype=settings.dtype, head_dtype=settings.head_dtype),
+            rollouts,
+            group=settings.num_generations,
+            temperature=settings.temperature or scenario.engine.temperature,
+            sampling_mask=settings.correction.keep_sampling_mask,
+        )
+        scores = trainer.task.score(rollouts.prompt_ids, rollouts.tokens, rollouts.mask)
+        reward = scores.exact if scenario.task.reward == "exact" else scores.partial
+        groups = torch.arange(rollouts.tokens.shape[1], device=reward.device) // settings.num_generations
+        advantages = compute_advantages(reward, groups, settings)
+
+    def first(tensor: Any, dtype: Any = np.float64) -> Any:
+        return tensor[0].detach().cpu().numpy().astype(dtype)
+
+    return Snapshot(
+        step=step,
+        scenario=scenario,
+        loss=loss_source(scenario),
+        prompts=first(rollouts.prompts, np.int64),
+        tokens=first(rollouts.tokens, np.int64),
+        mask=first(rollouts.mask) > 0,
+        engine_logprobs=first(rollouts.engine_logprobs),
+        trainer_logprobs=first(scored.logprobs),
+        versions=first(rollouts.weight_versions, np.int64),
+        rewards=first(reward),
+        advantages=first(advantages),
+    )
+
+
+def loss_source(scenario: Scenario) -> LossSource:
+    """The loss function of a scenario's objective, with its source."""
+    function = find_objective(scenario.trainer).loss
+    lines, start = inspect.getsourcelines(function)
+    path = Path(inspect.getsourcefile(function) or "")
+    return LossSource(function.__name__, f"skewsim/{path.name}:{start}", "".join(lines))
+
+
+def next_folder(out: Path) -> Path:
+    """The first of run-001, run-002 ... that does not exist."""
+    number = 1
+    while (out / f"run-{number:03}").exists():
+        number += 1
+    return out / f"run-{number:03}"
+
+
+class Worker:
+    """The runs under way, by their numbers."""
+
+    def __init__(self) -> None:
+        self._runs: dict[int, Run] = {}
+
+    def answer(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Do what a request asks for; what goes wrong is an answer too."""
+        try:
+            return self._answer(request)
+        except SkewsimError as error:
+            return {"failed": str(error)}
+        except Exception as error:  # whatever a run dies of, the others go on
+            return {"failed": f"{type(error).__name__}: {error}"}
+
+    def _answer(self, request: dict[str, Any]) -> dict[str, Any]:
+        number = request["run"]
+        if "scenario" in request:
+            out = Path(request["out"]) if request["out"] else None
+            self._runs[number] = Run(Scenario.model_validate(request["scenario"]), tuple(request["seeds"]), out)
+            return {}
+        if "look" in request:
+            toggled = Scenario.model_validate(request["toggle"]) if request["toggle"] else None
+            found = self._runs[number].step(toggled, look=request["look"])
+            if found is None:
+                return {"ended": True}
+            records, seen = found
+            answer: dict[str, Any] = {"records": [record.to_json() for record in records]}
+            return answer | ({"seen": seen.to_json()} if seen is not None else {})
+        run = self._runs.pop(number, None)
+        if run is not None:
+            run.close()
+        return {}
+
+    def close(self) -> None:
+        """End every run; what was recorded is whole."""
+        for run in self._runs.values():
+            run.close()
+
+
+def main() -> None:
+    """Answer requests until there are no more."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # whatever prints does not speak for us
+    torch.set_num_threads(1)
+    gc.freeze()  # what is imported stays: no collection has to walk it
+    gc.enable()
+    worker = Worker()
+    try:
+        with suppress(BrokenPipeError):  # nobody is there any more
+            for line in sys.stdin:
+                print(json.dumps(worker.answer(json.loads(line))), file=answers, flush=True)
+    finally:
+        worker.close()
+    os._exit(0)  # what is recorded is whole, and the interpreter's own end takes a tenth of a second
+
+
+if __name__ == "__main__":
+    main()
