@@ -42,22 +42,25 @@ def run(
     """
     if not (sys.stdout.isatty() or "TEXTUAL_DRIVER" in os.environ):
         raise UserError("the terminal UI needs a terminal; `skewsim run --plain` prints the numbers")
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # to look for some takes a twentieth of a second
     process = TrainingProcess(out)
     process.start()  # torch is imported while the first frame is drawn
     os.environ.setdefault("TEXTUAL_FPS", "120")  # how soon a change is drawn, not how often: a key is answered sooner
     try:
-        return _run(build(target, process, lesson=lesson, hide=hide, preset=preset, out=out))
+        return _run(build(target, process, lesson=lesson, hide=hide, preset=preset, out=out), process)
     finally:
         process.stop()
 
 
-def _run(app: SkewsimApp) -> int:
+def _run(app: SkewsimApp, process: TrainingProcess) -> int:
     from tui.files import remember
 
     app.run()
     if app.measuring is not None:
         app.measuring.stop()
-    app.lab.driver.stop()
+    app.lab.driver.stop(0)
+    process.stop()
+    app.lab.driver.stop()  # which waits for nothing else
     remember(app.lab.yours)
     if "TEXTUAL_DRIVER" not in os.environ:
         print(farewell(app.lab, app.score), flush=True)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -57,11 +56,11 @@ class TrainingProcess:
             self._child = self._child or _Child(self._command)
             return self._child
 
-    def stop(self, timeout: float = 0.3) -> None:
-        """End the process; a step that takes longer is not waited for, for what is recorded is in its file."""
+    def stop(self) -> None:
+        """End the process. The step under way is lost, but where steps are kept it has a moment to get into its file."""
         with self._starting:
             if self._child is not None:
-                self._child.stop(timeout)
+                self._child.stop(0.3 if self._out is not None else 0)
 
     def train(self, scenario: Scenario, seeds: tuple[int, ...]) -> Training:
         """Like `skewsim.trainer.train`."""
@@ -101,11 +100,10 @@ class _Child:
                 stdout=subprocess.PIPE,
                 stderr=self._words,
                 start_new_session=True,  # a signal from the keyboard is for the app
-                env=os.environ | {"PYDANTIC_DISABLE_PLUGINS": "__all__"},  # looking for them takes a twentieth second
             )
         except OSError as error:
             self._words.close()
-            raise SkewsimError(f"the training process did not start: {error.strerror}") from None
+            raise SkewsimError(f"trainer did not start: {error.strerror}") from None
 
     @property
     def alive(self) -> bool:
@@ -147,7 +145,7 @@ class _Child:
             self._words.seek(0)
             words = self._words.read()[-2000:].decode(errors="replace").strip().splitlines()
             how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
-            self._ending = f"the training process ended {how}{': ' + words[-1] if words and code > 0 else ''}"
+            self._ending = f"trainer ended {how}{': ' + words[-1] if words and code > 0 else ''}"
             for file in (self._process.stdin, self._process.stdout, self._words):
                 with suppress(OSError):
                     file.close()  # type: ignore[union-attr]
