@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,4 +29,5 @@ class StepRecord:
     def from_json(cls, data: dict[str, Any]) -> StepRecord:
         """The inverse of to_json."""
         known = {n: data[n] for n in ("step", "scenario", "seed", "events", "diverged", "sources")}
-        return cls(metrics={k: v for k, v in data.items() if k not in known}, **known)
+        metrics = {sys.intern(k): v for k, v in data.items() if k not in known}  # a long run has few names
+        return cls(metrics=metrics, **known)

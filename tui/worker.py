@@ -51,7 +51,9 @@ class Run:
         return None if records is None else (records, self._engine.seen)
 
     def close(self) -> None:
+        """End the run, and let go of its trainer at once: it is large, and few objects, so no collection would be soon."""
         self._steps.close()
+        self._engine.trainer = None
 
     def _go_on(self) -> Generator[list[StepRecord], None, None]:
         trainer = self._trainer
