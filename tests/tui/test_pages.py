@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from textual.widgets import OptionList
 
 from skewsim.clipping import clip_bounds
 from skewsim.errors import UserError
@@ -197,3 +198,31 @@ async def test_diagnose_names_the_cause_of_the_newest_step_and_of_a_file(stage: 
                 await asyncio.sleep(0.05)
                 await s.settle()
         await s.press("escape")
+
+
+@pytest.mark.parametrize("key", ["l", "colon", "i", "r", "x", "question_mark"])
+@on_stage
+async def test_a_dialog_that_is_closed_twice_takes_no_other_screen_with_it(stage: StageMaker, key: str) -> None:
+    async with stage(steps=1) as s:
+        await s.press(key)
+        dialog = s.app.screen
+        assert dialog is not s.app.explore
+        dialog.dismiss()
+        dialog.dismiss()
+        await s.settle()
+        assert s.app.screen is s.app.explore
+
+
+@on_stage
+async def test_a_lesson_that_is_chosen_twice_is_started_once(stage: StageMaker) -> None:
+    async with stage(steps=1) as s:
+        await s.press("l")
+        chosen = s.app.screen.query_one(OptionList)
+        for _ in range(2):
+            chosen.action_select()
+        await s.settle()
+        player = s.app.player
+        assert player is not None
+        assert s.app.screen is s.app.explore
+        await s.settle()
+        assert s.app.player is player

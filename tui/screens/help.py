@@ -8,10 +8,10 @@ from rich.text import Text
 from textual.app import ComposeResult
 from textual.binding import BindingType
 from textual.containers import VerticalScroll
-from textual.screen import ModalScreen
 from textual.widgets import Static
 
 from tui.actions import ACTIONS, key_text
+from tui.screens.dialog import Dialog
 
 _INTRO = """The curves share prompts, random numbers and seed, so what separates them is a setting.
 r  reference: all four fixes on      v  initial V1: all four off      y  yours: what the controls say
@@ -22,7 +22,7 @@ arithmetic, measured (drawn from a profile of a real engine) or invented; the bo
 """
 
 
-class HelpScreen(ModalScreen[None]):
+class HelpScreen(Dialog):
     """Closed by escape, enter, q or F1 again."""
 
     BINDINGS: ClassVar[list[BindingType]] = [("escape,enter,q,f1,question_mark", "dismiss", "Close")]

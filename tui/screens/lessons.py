@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING, ClassVar, cast
 from textual.app import ComposeResult
 from textual.binding import BindingType
 from textual.containers import Vertical
-from textual.screen import ModalScreen
 from textual.widgets import Label, OptionList
 from textual.widgets.option_list import Option
 
 from tui.lesson import lesson_names, load_lesson
+from tui.screens.dialog import Dialog
 
 if TYPE_CHECKING:
     from tui.app import SkewsimApp
 
 
-class LessonsScreen(ModalScreen[None]):
+class LessonsScreen(Dialog):
     """Up and down choose, enter starts, escape closes."""
 
     BINDINGS: ClassVar[list[BindingType]] = [("escape,l,q", "dismiss", "Close")]
@@ -31,6 +31,6 @@ class LessonsScreen(ModalScreen[None]):
             )
 
     def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
-        name = lesson_names()[event.option_index]
-        self.dismiss()
-        cast("SkewsimApp", self.app).start_lesson(name)
+        if self.on_top:
+            self.dismiss()
+            cast("SkewsimApp", self.app).start_lesson(lesson_names()[event.option_index])

@@ -11,14 +11,14 @@ from typing import ClassVar
 from textual.app import ComposeResult
 from textual.binding import BindingType
 from textual.containers import Vertical
-from textual.screen import ModalScreen
 from textual.widgets import Input, OptionList
 from textual.widgets.option_list import Option
 
 from tui.actions import Action, key_text
+from tui.screens.dialog import Dialog
 
 
-class PaletteScreen(ModalScreen[None]):
+class PaletteScreen(Dialog):
     """Enter does the highlighted thing, escape closes."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -69,6 +69,6 @@ class PaletteScreen(ModalScreen[None]):
             self._choose(action)
 
     def _choose(self, action: Action) -> None:
-        if self.is_current:
+        if self.on_top:
             self.dismiss()
             self.app.call_after_refresh(self._do, action)

@@ -8,13 +8,13 @@ from typing import ClassVar
 from textual.app import ComposeResult
 from textual.binding import BindingType
 from textual.containers import Vertical
-from textual.screen import ModalScreen
 from textual.widgets import Input, Label
 
 from skewsim.errors import UserError
+from tui.screens.dialog import Dialog
 
 
-class Prompt(ModalScreen[None]):
+class Prompt(Dialog):
     """Enter calls `accept`; a UserError of it is shown, anything else closes the prompt. Escape gives up."""
 
     BINDINGS: ClassVar[list[BindingType]] = [("escape", "dismiss", "Close")]
@@ -30,6 +30,8 @@ class Prompt(ModalScreen[None]):
             yield Label("enter: accept   escape: close", id="prompt-answer")
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
+        if not self.on_top:
+            return
         try:
             self._accept(event.value)
         except UserError as error:

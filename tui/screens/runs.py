@@ -10,7 +10,6 @@ from typing import ClassVar
 from textual.app import ComposeResult
 from textual.binding import BindingType
 from textual.containers import Vertical
-from textual.screen import ModalScreen
 from textual.widgets import Input, Label, OptionList
 from textual.widgets.option_list import Option
 
@@ -18,6 +17,7 @@ from skewsim.errors import FileFormatError, UserError
 from skewsim.settings import Scenario
 from tui.driver import Records, TrackSpec, Training
 from tui.lab import Lab
+from tui.screens.dialog import Dialog
 
 _SCENARIO, _STEPS, _SUMMARY = "scenario.toml", "steps.jsonl", "summary.json"
 
@@ -71,7 +71,7 @@ def summary_line(path: Path) -> str:
     return f"{path}  ({status})"
 
 
-class RunsScreen(ModalScreen[None]):
+class RunsScreen(Dialog):
     """Choose a folder from the list, or type a path."""
 
     BINDINGS: ClassVar[list[BindingType]] = [("escape", "dismiss", "Close")]
@@ -98,6 +98,8 @@ class RunsScreen(ModalScreen[None]):
         self._open(Path(event.value).expanduser())
 
     def _open(self, path: Path) -> None:
+        if not self.on_top:
+            return
         try:
             self._lab.replay(path, open_run(path))
         except UserError as error:

@@ -9,7 +9,6 @@ from textual import events
 from textual.app import ComposeResult
 from textual.binding import BindingType
 from textual.containers import Vertical
-from textual.screen import ModalScreen
 from textual.widgets import OptionList, Static
 from textual.widgets.option_list import Option
 
@@ -18,9 +17,10 @@ from skewsim.settings import Scenario
 from skewsim.share import parse_assignments
 from tui.controls import Control, all_controls, number, value_at
 from tui.lab import Lab
+from tui.screens.dialog import Dialog
 
 
-class SettingsScreen(ModalScreen[None]):
+class SettingsScreen(Dialog):
     """Up and down choose a setting, left and right change it, enter types a value, escape closes."""
 
     BINDINGS: ClassVar[list[BindingType]] = [("escape,x,q", "dismiss", "Close")]
@@ -45,6 +45,8 @@ class SettingsScreen(ModalScreen[None]):
     def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
         from tui.screens.prompt import Prompt
 
+        if not self.on_top:
+            return
         control = self._controls[str(event.option.id)]
         value = number(value_at(self._lab.yours, control.id))
         self.app.push_screen(Prompt(control.id, lambda text: self._type(control, text), value=value))

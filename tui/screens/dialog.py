@@ -1,0 +1,21 @@
+"""What is laid over another screen to choose or type something."""
+
+from __future__ import annotations
+
+from textual.await_complete import AwaitComplete
+from textual.screen import ModalScreen
+
+
+class Dialog(ModalScreen[None]):
+    """Closes once: a second key or click may arrive while the first one is being served.
+
+    (Textual's `dismiss` takes whatever screen is on top, so a second one would take the screen below.)
+    """
+
+    @property
+    def on_top(self) -> bool:
+        """Whether it is this that keys and clicks are meant for."""
+        return self.app.screen is self
+
+    def dismiss(self, result: None = None) -> AwaitComplete:
+        return super().dismiss(result) if self.on_top else AwaitComplete()
