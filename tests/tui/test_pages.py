@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from textual import events
+from textual.geometry import Size
 from textual.widgets import OptionList
 
 from skewsim.clipping import clip_bounds
@@ -226,3 +228,26 @@ async def test_a_lesson_that_is_chosen_twice_is_started_once(stage: StageMaker) 
         assert s.app.screen is s.app.explore
         await s.settle()
         assert s.app.player is player
+
+
+@pytest.mark.parametrize("key", ["", "a", "g", "l"])
+@on_stage
+async def test_two_sizes_under_way_at_once_do_not_chase_each_other(stage: StageMaker, key: str) -> None:
+    async with stage(steps=1) as s:
+        if key:
+            await s.press(key)
+        screen, seen = s.app.screen, 0
+        laid_out = screen._screen_resized
+
+        def count(size: Size) -> None:
+            nonlocal seen
+            seen += 1
+            assert seen < 50
+            laid_out(size)
+
+        screen._screen_resized = count  # type: ignore[method-assign]
+        for size in (Size(70, 20), Size(80, 24)):
+            screen.post_message(events.Resize(size, size))
+            screen.call_later(lambda: None)  # one right after the other would be taken for one
+        await s.settle()
+        assert screen.size == s.app.size == Size(80, 24)

@@ -5,8 +5,10 @@ from __future__ import annotations
 from textual.await_complete import AwaitComplete
 from textual.screen import ModalScreen
 
+from tui.screens.steady import Steady
 
-class Dialog(ModalScreen[None]):
+
+class Dialog(Steady, ModalScreen[None]):
     """Closes once: a second key or click may arrive while the first one is being served.
 
     (Textual's `dismiss` takes whatever screen is on top, so a second one would take the screen below.)

@@ -8,10 +8,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar, cast
 
 from rich.text import Text
+from textual import events
 from textual.app import ComposeResult
 from textual.binding import BindingType
 from textual.containers import Container, Grid, Vertical
-from textual.screen import Screen
 
 from skewsim.errors import UserError
 from tui.actions import bindings, by_id
@@ -21,6 +21,7 @@ from tui.lesson import Player
 from tui.lesson_panel import LessonPanel
 from tui.panel import ControlWidget, Line, headline, legend, status
 from tui.plot import Plot, difference, picture
+from tui.screens.steady import Steady
 from tui.views import REWARD, VIEWS
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 _EXTRA_PLOTS = 6
 
 
-class Explore(Screen[None]):
+class Explore(Steady):
     """Charts on the left, controls on the right; under each other where the terminal is narrow."""
 
     BINDINGS: ClassVar[list[BindingType]] = bindings("explore")
@@ -92,7 +93,7 @@ class Explore(Screen[None]):
     def on_screen_resume(self) -> None:
         self.redraw()
 
-    def on_resize(self) -> None:
+    def on_resize(self, event: events.Resize) -> None:
         self.call_after_refresh(self.redraw)
 
     def redraw(self) -> None:

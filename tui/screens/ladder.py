@@ -9,7 +9,6 @@ from rich.text import Text
 from textual.app import ComposeResult
 from textual.binding import BindingType
 from textual.containers import Grid
-from textual.screen import Screen
 
 from skewsim.scenarios import LADDER, ladder_scenarios
 from tui.actions import bindings
@@ -18,6 +17,7 @@ from tui.driver import Driver, TrackSpec
 from tui.lab import Lab, Track
 from tui.panel import Line
 from tui.plot import Picture, Plot
+from tui.screens.steady import Steady
 from tui.series import Series
 from tui.views import REWARD, Look
 
@@ -66,7 +66,7 @@ def standing(track: Track, reference: Track) -> str:
     return f"reward {gap:+.3f}"
 
 
-class LadderScreen(Screen[None]):
+class LadderScreen(Steady):
     """Runs while it is shown; the curves of Explore pause meanwhile."""
 
     BINDINGS: ClassVar[list[BindingType]] = bindings("page")

@@ -5,22 +5,23 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar, cast
 
 from rich.text import Text
+from textual import events
 from textual.app import ComposeResult
 from textual.binding import BindingType
 from textual.containers import VerticalScroll
-from textual.screen import Screen
 from textual.widgets import Static
 
 from skewsim.errors import UserError
 from tui.actions import bindings
 from tui.panel import Line
+from tui.screens.steady import Steady
 from tui.views import Look
 
 if TYPE_CHECKING:
     from tui.app import SkewsimApp
 
 
-class Page(Screen[None]):
+class Page(Steady):
     """Subclasses give a `heading` and `content`; escape goes back. `where` names their keys in the registry."""
 
     BINDINGS: ClassVar[list[BindingType]] = bindings("page")
@@ -49,7 +50,7 @@ class Page(Screen[None]):
     def on_mount(self) -> None:
         self.redraw()
 
-    def on_resize(self) -> None:
+    def on_resize(self, event: events.Resize) -> None:
         self.call_after_refresh(self.redraw)
 
     def redraw(self) -> None:

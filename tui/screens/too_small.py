@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from textual.app import ComposeResult
-from textual.screen import Screen
 from textual.widgets import Static
 
+from tui.screens.steady import Steady
 
-class TooSmall(Screen[None]):
+
+class TooSmall(Steady):
     """Covers everything until the terminal is large enough."""
 
     def __init__(self, needed: tuple[int, int]) -> None:
