@@ -5,7 +5,7 @@ go in through a queue and take effect between two steps; records come out throug
 its own pace. The thread never touches a widget, and the screen never waits for the thread: stopping is not asking
 for the next record. What a track has computed is kept on a tape, so a reset replays the unchanged tracks for nothing.
 
-A recorded run is driven by the same thread: its "training" is reading records (`Replay`), which can also go back.
+A recorded run is driven by the same thread: its "training" is reading records, which can also go back.
 """
 
 from __future__ import annotations
@@ -229,7 +229,7 @@ class Driver:
         for _ in range(step):
             for track in self._tracks.values():
                 if not track.over and not self._stopping:
-                    self._advance(epoch, track)
+                    self._advance(epoch, track, self._updates)
 
     def _toggle(self, name: str, scenario: Scenario, serial: int) -> None:
         if name in self._tracks:
@@ -266,28 +266,29 @@ class Driver:
 
     def _lockstep(self) -> None:
         epoch = self._running_epoch
-        moved = False
+        moved, news = False, list[Update]()
         for track in list(self._tracks.values()):
             if self._stopping or epoch != self.epoch:
                 return
-            moved |= not track.over and self._advance(epoch, track)
+            moved |= not track.over and self._advance(epoch, track, news)
+        self._updates.extend(news)  # all at once: what is shown side by side is of one step
         if moved:
             self._times.append(time.monotonic())
         else:
             self.playing = False
 
-    def _advance(self, epoch: int, track: _Track) -> bool:
+    def _advance(self, epoch: int, track: _Track, news: list[Update] | deque[Update]) -> bool:
         name = track.spec.name
         try:
             records = track.advance()
         except StopIteration:
             track.over = True
-            self._updates.append(Update(epoch, name, (), ended=True))
+            news.append(Update(epoch, name, (), ended=True))
             return False
         except Exception as error:  # whatever a run dies of, the screen says so and the other curves go on
             track.over = track.failed = True
             reason = str(error) if isinstance(error, SkewsimError) else f"{type(error).__name__}: {error}"
-            self._updates.append(Update(epoch, name, (), failed=reason.splitlines()[0]))
+            news.append(Update(epoch, name, (), failed=reason.splitlines()[0]))
             return False
-        self._updates.append(Update(epoch, name, records, toggled=track.toggled))
+        news.append(Update(epoch, name, records, toggled=track.toggled))
         return True

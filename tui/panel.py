@@ -169,10 +169,10 @@ def headline(lab: Lab, look: Look, *, score: str = "") -> Text:
     text = Text(no_wrap=True)
     text.append(" skewsim ", style="bold reverse")
     text.append(f" {state} {speed_text(driver.speed)}  {what}  step {max(lab.step, 0)}")
-    if score:
-        text.append(f"  {score}")
     if lab.heard:
         text.append(f"  {lab.heard}", style=f"bold {look.strong}")
+    if score:
+        text.append(f"  {score}")
     return text
 
 

@@ -1,7 +1,8 @@
 """The trainer in a process of its own: it starts while the screen is being drawn, and never takes turns with it.
 
 A driver's thread asks for one step after the other and waits; nothing is computed ahead, so a toggle still takes effect
-at the next step. The process ends with its standard input, so it never outlives the app, whatever the app dies of. When
+at the next step. The process ends when its standard input does, in the middle of a step if need be, so it
+hardly outlives the app, whatever the app dies of. When
 it dies itself, each run of it says why, and the next run starts another.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -25,8 +27,10 @@ if TYPE_CHECKING:  # the process is started before anything large is imported he
     from tui.driver import Training
     from tui.snapshot import Snapshot
 
-COMMAND = (sys.executable, "-c", "import gc; gc.disable(); from tui.worker import main; main()")
-"""Imports make objects to keep: to look through them again and again would be a tenth of the start."""
+_START = "import gc, os; gc.disable(); out = os.dup(1); os.dup2(2, 1); from tui.worker import main; main(out)"
+COMMAND = (sys.executable, "-P", "-c", _START)
+"""Imports make objects to keep: to look through them again and again would be a tenth of the start. Whatever prints does
+not speak for the worker, and nothing is imported from the folder that somebody happens to be in."""
 
 
 class Watch:
@@ -60,7 +64,7 @@ class TrainingProcess:
         """End the process. The step under way is lost, but where steps are kept it has a moment to get into its file."""
         with self._starting:
             if self._child is not None:
-                self._child.stop(0.3 if self._out is not None else 0)
+                self._child.stop(0.8 if self._out is not None else 0)
 
     def train(self, scenario: Scenario, seeds: tuple[int, ...]) -> Training:
         """Like `skewsim.trainer.train`."""
@@ -70,6 +74,8 @@ class TrainingProcess:
         child, number = self.start(), next(self._numbers)
         watched = scenario.name == "yours"
         out = str(self._out) if watched and self._out is not None else None
+        if watched:
+            self.watch.latest = None  # it was of an earlier run
         child.ask(run=number, scenario=_plain(scenario), seeds=seeds, out=out)
         toggled: Scenario | None = None
         try:
@@ -92,17 +98,20 @@ class _Child:
 
     def __init__(self, command: tuple[str, ...]) -> None:
         self._turn, self._ending = threading.Lock(), ""
-        self._words: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 (read when the process has ended)
+        words: IO[bytes] | None = None
         try:
+            words = self._words = tempfile.TemporaryFile()  # noqa: SIM115 (read when the process has ended)
             self._process = subprocess.Popen(
                 command,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._words,
                 start_new_session=True,  # a signal from the keyboard is for the app
+                env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
             )
         except OSError as error:
-            self._words.close()
+            if words is not None:
+                words.close()
             raise SkewsimError(f"trainer did not start: {error.strerror}") from None
 
     @property
@@ -120,9 +129,12 @@ class _Child:
                 line = self._process.stdout.readline()
             except (OSError, ValueError):  # it has ended, or has been stopped
                 line = b""
-            if not line.endswith(b"\n"):
-                raise SkewsimError(self._end())
-        answer: dict[str, Any] = json.loads(line)
+            try:
+                answer: dict[str, Any] = json.loads(line)
+            except ValueError:  # nothing, half a line, or not an answer at all
+                with suppress(OSError):
+                    self._process.kill()
+                raise SkewsimError(self._end()) from None
         if "failed" in answer:
             raise SkewsimError(answer["failed"])
         return answer
@@ -144,7 +156,8 @@ class _Child:
             code = self._process.wait()
             self._words.seek(0)
             words = self._words.read()[-2000:].decode(errors="replace").strip().splitlines()
-            how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
+            names = {int(each): each.name for each in signal.Signals}
+            how = f"by {names.get(-code, f'signal {-code}')}" if code < 0 else f"with exit code {code}"
             self._ending = f"trainer ended {how}{': ' + words[-1] if words and code > 0 else ''}"
             for file in (self._process.stdin, self._process.stdout, self._words):
                 with suppress(OSError):

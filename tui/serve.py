@@ -13,8 +13,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from skewsim.errors import UserError
+from tui.lesson import load_lesson
+from tui.presets import find_preset
 
-HIDDEN = ("measure", "screenshot", "export", "runs", "paste", "restore")
+HIDDEN = ("measure", "screenshot", "export", "runs", "paste", "restore", "open")
 _FULL = """<!DOCTYPE html><html lang="en"><meta charset="utf-8"><title>skewsim</title>
 <body style="font-family: sans-serif; margin: 4em"><h1>Full</h1>
 <p>All {limit} places are taken. Please try again when somebody has left (each visitor is a process of its own).</p>"""
@@ -40,6 +42,10 @@ def serve(*, host: str = "127.0.0.1", port: int = 8000, visitors: int = 8, lesso
         raise UserError(f"port={port}: allowed are 1 to 65535")
     if visitors < 1:
         raise UserError(f"visitors={visitors}: must be at least 1")
+    if lesson:
+        load_lesson(lesson)
+    if preset:
+        find_preset(preset)
     try:
         import textual_serve  # noqa: F401
     except ModuleNotFoundError:
@@ -71,6 +77,7 @@ def make_server(command: str, *, host: str, port: int, visitors: int) -> Any:
         async def handle_index(self, request: web.Request) -> Any:
             if self.inside >= visitors:
                 return web.Response(text=_FULL.format(limit=visitors), content_type="text/html", status=503)
+            self.public_url = f"{request.scheme}://{request.host}"  # under whatever name the visitor knows this machine
             return await super().handle_index(request)
 
         async def handle_websocket(self, request: web.Request) -> web.WebSocketResponse:

@@ -11,7 +11,10 @@ import gc
 import inspect
 import json
 import os
+import select
 import sys
+import threading
+import time
 from collections.abc import Generator
 from contextlib import nullcontext, suppress
 from pathlib import Path
@@ -171,10 +174,19 @@ class Worker:
             run.close()
 
 
-def main() -> None:
-    """Answer requests until there are no more."""
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever prints does not speak for us
+def _end_with_the_app(patience: float = 3.0) -> None:
+    """However long a step is: a while after nobody is there any more, this process ends in the middle of it."""
+    poll = select.poll()
+    poll.register(0, 0)  # that the other end is closed is always told
+    poll.poll()
+    time.sleep(patience)
+    os._exit(0)
+
+
+def main(out: int) -> None:
+    """Answer requests into a file descriptor until there are no more."""
+    threading.Thread(target=_end_with_the_app, daemon=True).start()
+    answers = os.fdopen(out, "w")
     torch.set_num_threads(1)
     gc.freeze()  # what is imported stays: no collection has to walk it
     gc.enable()
@@ -186,7 +198,3 @@ def main() -> None:
     finally:
         worker.close()
     os._exit(0)  # what is recorded is whole, and the interpreter's own end takes a tenth of a second
-
-
-if __name__ == "__main__":
-    main()

@@ -173,3 +173,16 @@ def test_stopping_does_not_wait_for_a_step_under_way() -> None:
     assert time.monotonic() - began < 5
     release.set()
     assert driver.stop(10)
+
+
+def test_what_is_shown_side_by_side_is_of_one_step(make: Make) -> None:
+    driver = make(playing=True)
+    driver.restart([TrackSpec(name, SCENARIO, (0,)) for name in "abc"])
+    seen: dict[str, int] = {}
+    end = time.monotonic() + 20
+    while seen.get("a", 0) < SCENARIO.steps - 1:
+        assert time.monotonic() < end
+        for update in driver.drain():
+            if update.records:
+                seen[update.track] = update.records[0].step
+        assert len(set(seen.values())) <= 1

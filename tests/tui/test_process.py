@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -164,6 +165,33 @@ def test_a_process_that_cannot_work_says_why_in_a_line() -> None:
         next(missing.train(SCENARIO, (0,)))
 
 
+def test_what_is_not_an_answer_ends_the_process(process: TrainingProcess) -> None:
+    prints = TrainingProcess(command=(sys.executable, "-c", "print('hello'); import time; time.sleep(60)"))
+    with pytest.raises(SkewsimError, match="trainer ended by SIGKILL"):
+        next(prints.train(SCENARIO, (0,)))
+
+
+def test_nothing_is_imported_from_the_folder_that_somebody_is_in(
+    process: TrainingProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "queue.py").write_text("print('my own queue')")
+    monkeypatch.chdir(tmp_path)
+    assert next(process.train(SCENARIO, (0,)))[0].step == 0
+
+
+def test_a_step_under_way_does_not_keep_it_alive_when_the_app_is_gone() -> None:
+    long = SCENARIO.with_values({"trainer.num_prompts": 1024, "trainer.num_generations": 32})
+    child = TrainingProcess().start()
+    stdin = child._process.stdin
+    assert stdin is not None
+    request = {"run": 0, "scenario": long.model_dump(mode="json"), "seeds": [0], "out": None}
+    for each in (request, {"run": 0, "toggle": None, "look": False}):
+        stdin.write(json.dumps(each).encode() + b"\n")
+    stdin.close()
+    child._process.wait(30)
+    child.stop(0)
+
+
 def test_it_is_stopped_in_the_middle_of_a_step_without_waiting_for_it() -> None:
     slow = TrainingProcess(command=(sys.executable, "-c", "import time; time.sleep(60)"))
     child = slow.start()
@@ -182,3 +210,12 @@ def test_it_does_not_outlive_the_app_whatever_the_app_dies_of(tmp_path: Path) ->
     while Path(f"/proc/{child}").exists() and "Z" not in Path(f"/proc/{child}/stat").read_text().split()[2]:
         assert time.monotonic() < end
         time.sleep(0.05)
+
+
+def test_a_new_run_of_yours_forgets_what_was_seen_of_the_one_before(process: TrainingProcess) -> None:
+    process.watch.wanted = True
+    next(process.train(SCENARIO, (0,)))
+    assert process.watch.latest is not None
+    process.watch.wanted = False
+    next(process.train(SCENARIO, (0,)))
+    assert process.watch.latest is None

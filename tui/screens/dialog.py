@@ -8,7 +8,7 @@ from textual.screen import ModalScreen
 from tui.screens.steady import Steady
 
 
-class Dialog(Steady, ModalScreen[None]):
+class Dialog(ModalScreen[None], Steady):
     """Closes once: a second key or click may arrive while the first one is being served.
 
     (Textual's `dismiss` takes whatever screen is on top, so a second one would take the screen below.)

@@ -88,6 +88,7 @@ class Explore(Steady):
         if self.is_mounted:
             for control in self.controls():
                 self._widgets[control.id].control = control
+                self._widgets[control.id].refresh()
             self.redraw()
 
     def on_screen_resume(self) -> None:

@@ -82,15 +82,18 @@ def explain(snapshot: Snapshot, look: Look) -> Text:
     text.append(f"  lp_o  old: {'the engine (bypass)   ' if bypass else 'recomputed by trainer '} {lp_o:+.4f}\n")
     text.append(f"  d     skew = lp_t - lp_r          {lp_t - lp_r:+.4f}\n", style=look.strong)
     text.append(f"  A     advantage                   {numbers.advantage:+.4f}\n")
-    text.append(
-        f"  ratio                             {numbers.ratio:.4f}   bounds {numbers.low:g} to {numbers.high:g}   "
-    )
-    text.append(
-        "clipped\n" if numbers.bound else "inside\n",
-        style=f"bold {look.colour('v' if numbers.bound else 'r')}",
-    )
+    if family != "score":
+        text.append(
+            f"  ratio                             {numbers.ratio:.4f}   bounds {numbers.low:g} to {numbers.high:g}   "
+        )
+        text.append(
+            "clipped\n" if numbers.bound else "inside\n",
+            style=f"bold {look.colour('v' if numbers.bound else 'r')}",
+        )
     text.append(f"  loss                              {numbers.loss:+.4f}\n\n", style="bold")
-    if bypass:
+    if family == "score":
+        text.append("No ratio and no clip enter this loss: skew acts through the tokens that were sampled.\n")
+    elif bypass:
         text.append(
             "Before any update the ratio should be 1: all of its distance from 1 is skew, and the clip spends itself on it.\n"
         )
