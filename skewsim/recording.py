@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from types import TracebackType
@@ -149,7 +149,7 @@ class RunFolder:
 
 def record(
     trainer: Trainer | Ensemble | Relay, folder: RunFolder | None, *, steps: int, checkpoint_every: int = 1
-) -> Iterator[list[StepRecord]]:
+) -> Generator[list[StepRecord], None, None]:
     """Train up to ``steps`` and yield each step's records, which by then are in the folder, if there is one."""
     with folder or nullcontext():
         while trainer.alive and trainer.step_number < steps:

@@ -17,10 +17,10 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 
 from skewsim.errors import SkewsimError
+from skewsim.records import StepRecord
 from skewsim.settings import Scenario
-from tui.series import Record
 
-Records = Sequence[Record]
+Records = Sequence[StepRecord]
 Training = Generator[Records, Scenario | None, None]
 Train = Callable[[Scenario, tuple[int, ...]], Training]
 TAPE = 600

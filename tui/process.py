@@ -1,9 +1,8 @@
 """The trainer in a process of its own: it starts while the screen is being drawn, and never takes turns with it.
 
 A driver's thread asks for one step after the other and waits; nothing is computed ahead, so a toggle still takes effect
-at the next step. The process ends when its standard input does, in the middle of a step if need be, so it
-hardly outlives the app, whatever the app dies of. When
-it dies itself, each run of it says why, and the next run starts another.
+at the next step. The process ends when its standard input does, in the middle of a step if need be, so it hardly
+outlives the app, whatever the app dies of. When it dies itself, each run says why, and the next run starts another.
 """
 
 from __future__ import annotations
@@ -69,10 +68,11 @@ class TrainingProcess:
     def train(self, scenario: Scenario, seeds: tuple[int, ...]) -> Training:
         """Like `skewsim.trainer.train`."""
         from skewsim.records import StepRecord
+        from tui.lab import YOURS
         from tui.snapshot import Snapshot
 
         child, number = self.start(), next(self._numbers)
-        watched = scenario.name == "yours"
+        watched = scenario.name == YOURS
         out = str(self._out) if watched and self._out is not None else None
         if watched:
             self.watch.latest = None  # it was of an earlier run

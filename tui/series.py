@@ -7,30 +7,14 @@ kept, so that a run of any length keeps its whole shape in constant memory. The 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Protocol
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from skewsim.records import StepRecord
+
 CAPACITY = 2048
-
-
-class Record(Protocol):
-    """What the screen needs of `skewsim.records.StepRecord`; scripted records of the tests have the same shape."""
-
-    @property
-    def step(self) -> int: ...
-    @property
-    def seed(self) -> int: ...
-    @property
-    def metrics(self) -> Mapping[str, float | None]: ...
-    @property
-    def events(self) -> Sequence[str]: ...
-    @property
-    def diverged(self) -> str | None: ...
-    @property
-    def sources(self) -> Mapping[str, str]: ...
 
 
 class Series:
@@ -41,13 +25,13 @@ class Series:
         self.capacity = capacity
         self.stride = 1
         self.diverged: dict[int, tuple[int, str]] = {}
-        self.last: dict[int, Record] = {}
+        self.last: dict[int, StepRecord] = {}
         self._row = {seed: i for i, seed in enumerate(self.seeds)}
         self._steps = np.zeros(capacity, np.int64)
         self._values: dict[str, NDArray[np.float64]] = {}
         self._size = 0
 
-    def append(self, records: Sequence[Record]) -> None:
+    def append(self, records: Sequence[StepRecord]) -> None:
         """Take one step: a record for every member that is still alive."""
         for record in records:
             self.last[record.seed] = record

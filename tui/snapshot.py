@@ -13,16 +13,6 @@ from skewsim.settings import Scenario
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
-_ARRAYS = (
-    "prompts",
-    "tokens",
-    "mask",
-    "engine_logprobs",
-    "trainer_logprobs",
-    "versions",
-    "rewards",
-    "advantages",
-)
 
 
 @dataclass(frozen=True)
@@ -70,7 +60,7 @@ class Snapshot:
         """As JSON; the arrays as safetensors in base64."""
         from safetensors.numpy import save
 
-        arrays = save({name: np.ascontiguousarray(getattr(self, name)) for name in _ARRAYS})
+        arrays = save({k: np.ascontiguousarray(v) for k, v in vars(self).items() if isinstance(v, np.ndarray)})
         return {
             "step": self.step,
             "scenario": self.scenario.model_dump(mode="json"),

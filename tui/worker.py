@@ -15,8 +15,7 @@ import select
 import sys
 import threading
 import time
-from collections.abc import Generator
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ import torch
 from skewsim.engine import RolloutRequest, Rollouts, SimEngine
 from skewsim.errors import SkewsimError
 from skewsim.objectives import compute_advantages, find_objective
-from skewsim.recording import RunFolder
+from skewsim.recording import RunFolder, record
 from skewsim.records import StepRecord
 from skewsim.scoring import score
 from skewsim.settings import Scenario
@@ -40,10 +39,10 @@ class Run:
     def __init__(self, scenario: Scenario, seeds: tuple[int, ...], out: Path | None) -> None:
         self._engine = WatchedEngine()
         self._trainer = self._engine.trainer = Trainer(scenario, self._engine, seeds=seeds)
-        self._folder = None
+        folder = None
         if out is not None:
-            self._folder = RunFolder(next_folder(out), scenario, seeds=seeds, engine="sim", resume=False)
-        self._steps = self._go_on()
+            folder = RunFolder(next_folder(out), scenario, seeds=seeds, engine="sim", resume=False)
+        self._steps = record(self._trainer, folder, steps=scenario.steps, checkpoint_every=scenario.steps)
 
     def step(self, toggled: Scenario | None, *, look: bool) -> tuple[list[StepRecord], Snapshot | None] | None:
         """The next step's records, and its tokens if somebody looks; None after the last one."""
@@ -57,17 +56,6 @@ class Run:
         """End the run, and let go of its trainer at once: it is large, and few objects, so no collection would be soon."""
         self._steps.close()
         self._engine.trainer = None
-
-    def _go_on(self) -> Generator[list[StepRecord], None, None]:
-        trainer = self._trainer
-        with self._folder or nullcontext():
-            while trainer.alive and trainer.step_number < trainer.scenario.steps:
-                records = trainer.step()
-                if self._folder is not None:
-                    self._folder.append(records)
-                yield records
-            if self._folder is not None:
-                self._folder.checkpoint(trainer.state())
 
 
 class WatchedEngine(SimEngine):
@@ -161,7 +149,7 @@ class Worker:
             if found is None:
                 return {"ended": True}
             records, seen = found
-            answer: dict[str, Any] = {"records": [record.to_json() for record in records]}
+            answer: dict[str, Any] = {"records": [each.to_json() for each in records]}
             return answer | ({"seen": seen.to_json()} if seen is not None else {})
         run = self._runs.pop(number, None)
         if run is not None:

@@ -8,25 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 
 import numpy as np
 
+from skewsim.records import StepRecord
 from skewsim.settings import Scenario
 from tui.driver import Training
-
-
-@dataclass(frozen=True)
-class ScriptedRecord:
-    """The shape of `skewsim.records.StepRecord`."""
-
-    step: int
-    seed: int
-    metrics: dict[str, float | None]
-    scenario: str = "scripted"
-    events: list[str] = field(default_factory=list)
-    diverged: str | None = None
-    sources: dict[str, str] = field(default_factory=dict)
 
 
 def skew_of(scenario: Scenario) -> float:
@@ -52,7 +39,7 @@ def scripted(scenario: Scenario, seeds: tuple[int, ...]) -> Training:
         scenario = toggled or scenario
 
 
-def _record(scenario: Scenario, step: int, seed: int, reward: dict[int, float], events: list[str]) -> ScriptedRecord:
+def _record(scenario: Scenario, step: int, seed: int, reward: dict[int, float], events: list[str]) -> StepRecord:
     skew = skew_of(scenario)
     goal = max(0.02, 0.98 - 2.2 * skew)
     reward[seed] += (goal - reward[seed]) * 0.06
@@ -76,7 +63,7 @@ def _record(scenario: Scenario, step: int, seed: int, reward: dict[int, float], 
     diverged = "loss is not finite" if seed == 666 and step == 30 else None
     if diverged:
         metrics["optim/grad_norm"] = float("nan")
-    return ScriptedRecord(
+    return StepRecord(
         step=step,
         seed=seed,
         metrics=metrics,
@@ -87,7 +74,7 @@ def _record(scenario: Scenario, step: int, seed: int, reward: dict[int, float], 
     )
 
 
-def steps_of(scenario: Scenario, count: int) -> Iterator[list[ScriptedRecord]]:
+def steps_of(scenario: Scenario, count: int) -> Iterator[list[StepRecord]]:
     """The first records of a scripted run of the scenario's seed."""
     run = scripted(scenario, (scenario.seed,))
     for _ in range(count):

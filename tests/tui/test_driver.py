@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from skewsim.errors import UserError
+from skewsim.records import StepRecord
 from skewsim.settings import Scenario
 from tui.driver import TAPE, Driver, TrackSpec, Train, Training, Update
 
-from .scripted import ScriptedRecord, scripted
+from .scripted import scripted
 
 SCENARIO = Scenario(steps=50)
 Make = Callable[..., Driver]
@@ -134,10 +135,10 @@ def test_a_taped_track_can_be_taken_back_to_a_step(make: Make) -> None:
 
 def test_one_track_that_fails_says_why_and_the_others_go_on(make: Make) -> None:
     def failing(scenario: Scenario, seeds: tuple[int, ...]) -> Training:
-        yield [ScriptedRecord(0, 0, {})]
+        yield [StepRecord(0, "scripted", 0, {})]
         if scenario.name == "bad":
             raise UserError("engine.lag=99: too much")
-        yield [ScriptedRecord(1, 0, {})]
+        yield [StepRecord(1, "scripted", 0, {})]
 
     driver = make(failing)
     driver.restart([TrackSpec("bad", SCENARIO.with_values({"name": "bad"}), (0,)), TrackSpec("good", SCENARIO, (0,))])
@@ -162,7 +163,7 @@ def test_stopping_does_not_wait_for_a_step_under_way() -> None:
     def stuck(scenario: Scenario, seeds: tuple[int, ...]) -> Training:
         entered.set()
         release.wait(20)
-        yield [ScriptedRecord(0, 0, {})]
+        yield [StepRecord(0, "scripted", 0, {})]
 
     driver = Driver(stuck)
     driver.start()

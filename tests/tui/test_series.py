@@ -5,14 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from skewsim.records import StepRecord
 from tui.series import Series
-
-from .scripted import ScriptedRecord
 
 
 def feed(series: Series, steps: range) -> None:
     for step in steps:
-        records = [ScriptedRecord(step, seed, {"reward/mean": step / 1000}) for seed in series.seeds]
+        records = [StepRecord(step, "scripted", seed, {"reward/mean": step / 1000}) for seed in series.seeds]
         series.append(records)  # type: ignore[arg-type]
 
 
@@ -32,7 +31,7 @@ def test_memory_stays_flat_over_a_long_run_that_keeps_its_whole_shape() -> None:
 def test_values_that_are_missing_or_not_finite_are_gaps() -> None:
     series = Series((7,))
     for step, value in enumerate([0.5, None, float("nan"), float("inf"), 0.7]):
-        series.append([ScriptedRecord(step, 7, {"reward/mean": value})])  # type: ignore[list-item]
+        series.append([StepRecord(step, "scripted", 7, {"reward/mean": value})])
     assert np.isnan(series.values("reward/mean")[0]).tolist() == [False, True, True, True, False]
     assert series.now("reward/mean") == pytest.approx(0.7)
     assert series.now("no/such") is None
@@ -40,8 +39,8 @@ def test_values_that_are_missing_or_not_finite_are_gaps() -> None:
 
 def test_a_diverged_seed_is_remembered_and_the_others_go_on() -> None:
     series = Series((1, 2))
-    dead = ScriptedRecord(0, 1, {"reward/mean": None}, diverged="loss is nan")
-    series.append([dead, ScriptedRecord(0, 2, {"reward/mean": 0.5})])  # type: ignore[list-item]
-    series.append([ScriptedRecord(1, 2, {"reward/mean": 0.6})])  # type: ignore[list-item]
+    dead = StepRecord(0, "scripted", 1, {"reward/mean": None}, diverged="loss is nan")
+    series.append([dead, StepRecord(0, "scripted", 2, {"reward/mean": 0.5})])
+    series.append([StepRecord(1, "scripted", 2, {"reward/mean": 0.6})])
     assert series.diverged == {1: (0, "loss is nan")}
     assert series.mean("reward/mean").tolist() == [0.5, 0.6]

@@ -92,7 +92,9 @@ def explain(snapshot: Snapshot, look: Look) -> Text:
         )
     text.append(f"  loss                              {numbers.loss:+.4f}\n\n", style="bold")
     if family == "score":
-        text.append("No ratio and no clip enter this loss: skew acts through the tokens that were sampled.\n")
+        text.append(
+            "No ratio and no clip enter this loss: skew acts through the samples, and a correction through its weight.\n"
+        )
     elif bypass:
         text.append(
             "Before any update the ratio should be 1: all of its distance from 1 is skew, and the clip spends itself on it.\n"

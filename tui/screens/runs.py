@@ -14,6 +14,7 @@ from textual.widgets import Input, Label, OptionList
 from textual.widgets.option_list import Option
 
 from skewsim.errors import FileFormatError, UserError
+from skewsim.records import StepRecord
 from skewsim.settings import Scenario
 from tui.driver import Records, TrackSpec, Training
 from tui.lab import Lab
@@ -33,7 +34,7 @@ def open_run(path: Path) -> list[TrackSpec]:
     from skewsim.recording import read_records
     from skewsim.share import load_toml
 
-    by_name: dict[str, dict[int, list[object]]] = defaultdict(lambda: defaultdict(list))
+    by_name: dict[str, dict[int, list[StepRecord]]] = defaultdict(lambda: defaultdict(list))
     seeds: dict[str, set[int]] = defaultdict(set)
     for record in read_records(path):
         by_name[record.scenario][record.step].append(record)
@@ -44,7 +45,7 @@ def open_run(path: Path) -> list[TrackSpec]:
     specs = []
     for name, steps in by_name.items():
         named = scenario.with_values({"name": name})
-        ordered: list[Records] = [steps[step] for step in sorted(steps)]  # type: ignore[misc]
+        ordered: list[Records] = [steps[step] for step in sorted(steps)]
         specs.append(TrackSpec(name, named, tuple(sorted(seeds[name])), taped=True, train=_Reader(ordered)))
     return specs
 
