@@ -131,8 +131,8 @@ class _Child:
                 line = b""
             try:
                 answer: dict[str, Any] = json.loads(line)
-            except ValueError:  # nothing, half a line, or not an answer at all
-                with suppress(OSError):
+            except ValueError:  # no line: it has ended, or is ending in good order; else not an answer
+                if line:
                     self._process.kill()
                 raise SkewsimError(self._end()) from None
         if "failed" in answer:
