@@ -78,8 +78,8 @@ def check_settings(engine: str, settings: EngineSettings) -> None:
     """
     if "://" not in engine:
         spec = find_spec(engine)
-        _refuse_missing(spec, settings)
         refuse_update(spec, settings)
+        _refuse_missing(spec, settings)
 
 
 def refuse_update(spec: EngineSpec, settings: EngineSettings) -> None:
@@ -124,6 +124,11 @@ def _refuse_missing(spec: EngineSpec, settings: EngineSettings) -> None:
     if lacking:
         value = getattr(settings, lacking[0])
         raise UserError(f"engine.{lacking[0]}={value!r}: {spec.name} does not have it; the simulated engine does")
+    if settings.quantization == "int8" and settings.dtype == "float32":
+        raise UserError(
+            "engine.dtype='float32': vLLM's int8 kernels on GPUs and on CPUs with AMX refuse it in mid-generation; "
+            "allowed with quantization='int8': bfloat16, float16"
+        )
     if settings.logprobs_mode not in spec.logprobs_modes:
         allowed = ", ".join(spec.logprobs_modes)
         raise UserError(f"engine.logprobs_mode={settings.logprobs_mode!r}: {spec.name} has only {allowed}")

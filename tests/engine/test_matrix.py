@@ -184,15 +184,19 @@ def test_given_tokens_score_on_the_decode_path_what_sampling_them_reported(
 def test_int8_weights_are_those_that_were_rounded_and_new_ones_are_refused(
     name: str, folders: dict[str, Path], tmp_path: Path
 ) -> None:
-    """transformers with the rounded weights is nearer than with the exact ones; what is left are the activations."""
+    """transformers with the rounded weights is nearer than with the exact ones; what is left are the activations.
+
+    In bfloat16: measured 0.71 and 0.77 of the distance, and 2.2 and 1.8 times it without int8.
+    """
     if status(name).state != "installed":
         pytest.skip("real engine not installed: make engines")
-    with EngineSession(name, folders["old"], settings(name, quantization="int8"), size=SIZE) as session:
+    chosen = settings(name, quantization="int8", dtype="bfloat16", head_dtype="float32")
+    with EngineSession(name, folders["old"], chosen, size=SIZE) as session:
         rows = sampled(session, name)
         reported = [r.logprobs for r in rows]
         exact = rms(reported, scored(folders["old"], rows, name))
         assert exact > 0.01
-        assert rms(reported, scored(dequantized(folders["old"], tmp_path / "old"), rows, name)) < 0.8 * exact
+        assert rms(reported, scored(dequantized(folders["old"], tmp_path / "old"), rows, name)) < 0.9 * exact
         with pytest.raises(UserError, match=r"engine\.quantization='int8': .* does not take new weights"):
             session.update(folders["new"], version=1, clear_cache=False)
         assert session.alive

