@@ -48,6 +48,10 @@ class KVCache:
 
     def extend(self, weights: Weights, tokens: Tensor) -> Tensor:
         """Append tokens (E, N, Q); returns the last token's hidden state (E, N, H)."""
+        return self.extend_all(weights, tokens)[:, :, -1]
+
+    def extend_all(self, weights: Weights, tokens: Tensor) -> Tensor:
+        """Append tokens (E, N, Q); returns each one's hidden state (E, N, Q, H)."""
         members, sequences, new = tokens.shape
         start, end = self.length, self.length + new
         c = self.config
@@ -66,7 +70,7 @@ class KVCache:
         positions = torch.arange(start, end, device=tokens.device).repeat(sequences)
         hidden = weights.hidden(tokens.reshape(members, -1), positions, attend)
         self.length = end
-        return hidden.view(members, sequences, new, -1)[:, :, -1]
+        return hidden.view(members, sequences, new, -1)
 
     def recompute(self, weights: Weights, tokens: Tensor) -> None:
         """Forget everything and compute it again for tokens (E, N, Q) under these weights."""

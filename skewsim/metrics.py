@@ -308,6 +308,13 @@ METRICS: dict[str, Metric] = _table(
         {"TRL": "entropy", "verl": "actor/entropy", "PipelineRL": "entropy"},
     ),
     Metric(
+        "policy/kl_reference",
+        "mean (exp(ref - lp) - (ref - lp) - 1)",
+        "nats",
+        "Distance from the policy that training started from; where `beta` is not 0.",
+        {"TRL": "kl", "verl": "actor/kl_loss", "PipelineRL": "kl"},
+    ),
+    Metric(
         "lag/mean",
         "mean (trainer version - token's version)",
         "versions",

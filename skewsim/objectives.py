@@ -68,11 +68,15 @@ class LossInputs:
     """(..., N), from ``compute_advantages`` over the whole rollout."""
     group_ids: Tensor
     """(N,) int64: which prompt's group a sequence belongs to."""
+    reference_logprobs: Tensor | None = None
+    """(..., N, T) of the policy that training started from; needed where ``beta`` is not 0."""
 
     def __post_init__(self) -> None:
         shape = self.trainer_logprobs.shape
         expected = {"old_logprobs": shape, "engine_logprobs": shape, "mask": shape}
         expected |= {"advantages": shape[:-1], "group_ids": shape[-2:-1]}
+        if self.reference_logprobs is not None:
+            expected["reference_logprobs"] = shape
         for name, allowed in expected.items():
             found = getattr(self, name).shape
             if found != allowed:
@@ -110,6 +114,14 @@ class Batch:
     def log_ratio(self) -> Tensor:
         return torch.where(self.mask, self.inputs.trainer_logprobs - self.inputs.old_logprobs, 0.0)
 
+    @property
+    def kl(self) -> Tensor:
+        """k3 towards the reference, token by token."""
+        if self.inputs.reference_logprobs is None:
+            raise UserError("beta needs reference_logprobs; they are None")
+        gap = torch.where(self.mask, self.inputs.reference_logprobs - self.inputs.trainer_logprobs, 0.0)
+        return gap.exp() - gap - 1
+
 
 @dataclass(frozen=True)
 class Terms:
@@ -140,8 +152,11 @@ def compute_loss(inputs: LossInputs, settings: TrainerSettings) -> LossOutputs:
     per_token = terms.loss * weights if corrected else terms.loss
     if terms.penalty is not None:
         per_token = per_token + terms.penalty
+    if settings.beta:
+        per_token = per_token + settings.beta * batch.kl
     loss = _normalise(torch.where(mask, per_token, 0.0), mask, sampled, objective.normaliser)
-    return LossOutputs(loss, _metrics(inputs, terms, weights, sampled, corrected=corrected))
+    kl = batch.kl.detach() if settings.beta else None
+    return LossOutputs(loss, _metrics(inputs, terms, weights, sampled, kl, corrected=corrected))
 
 
 def compute_advantages(rewards: Tensor, group_ids: Tensor, settings: TrainerSettings) -> Tensor:
@@ -258,12 +273,14 @@ def _normalise(per_token: Tensor, mask: Tensor, sampled: Tensor, normaliser: Nor
 
 @torch.no_grad()
 def _metrics(
-    inputs: LossInputs, terms: Terms, weights: Tensor, sampled: Tensor, *, corrected: bool
+    inputs: LossInputs, terms: Terms, weights: Tensor, sampled: Tensor, kl: Tensor | None, *, corrected: bool
 ) -> dict[str, Tensor | float]:
     tokens = sampled.to(weights.dtype)
     metrics = _ratio_metrics(inputs, sampled, tokens)
     metrics |= _clip_metrics(terms, inputs.advantages.unsqueeze(-1), tokens)
     metrics |= _correction_metrics(weights, tokens, corrected=corrected)
+    if kl is not None:
+        metrics["policy/kl_reference"] = _share(kl, tokens)
     if weights.ndim > 2:
         return dict(metrics)
     return dict(zip(metrics, torch.stack(list(metrics.values())).tolist(), strict=True))

@@ -191,6 +191,18 @@ def read_summary(folder: Path) -> dict[str, Any]:
     return dict(summary)
 
 
+def run_status(folder: Path) -> str:
+    """finished, interrupted or running; a run that was killed could not say so, but its lock is free."""
+    status = str(read_summary(folder).get("status", "no summary"))
+    if status != "running" or not (folder / LOCK).exists():
+        return status
+    try:
+        with FileLock(folder / LOCK, timeout=0):
+            return "interrupted"
+    except (Timeout, OSError):
+        return status
+
+
 def summarise(records: Iterable[StepRecord]) -> dict[str, Any]:
     """How each member ended: steps, whether it diverged, and every metric's mean over the last tenth of its steps."""
     members: dict[tuple[str, int], list[StepRecord]] = {}

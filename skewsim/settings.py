@@ -10,6 +10,8 @@ settings are the same experiment.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -173,6 +175,8 @@ class TrainerSettings(Settings):
     """Dual clip: upper bound of the ratio where the advantage is negative (TRL `delta`; PPO dual clip 3)."""
     gspo_form: Literal["paper", "pipelinerl"] = "pipelinerl"
     """paper: bounds 3e-4/4e-4; pipelinerl: 2e-2/2e-2, length-proportional weights, leave-one-out baseline."""
+    beta: float = Field(0.0, ge=0, le=100)
+    """KL penalty towards the policy that training started from (TRL `beta`, verl `kl_loss_coef`); 0: none."""
     old_logprobs: Literal["rollout", "recompute"] = "rollout"
     """rollout (bypass): the engine's logprobs are old. recompute (decoupled): the trainer computes them itself."""
     correction: CorrectionSettings = CorrectionSettings()
@@ -257,6 +261,25 @@ class Scenario(Settings):
                 raise UserError(f"unknown setting {path}; see `skewsim scenarios --settings`")
             node[leaf] = value
         return parse_scenario(data)
+
+
+def changes(before: Scenario, after: Scenario) -> list[str]:
+    """``path: old -> new`` of every setting that differs, but the name."""
+
+    def leaves(data: dict[str, Any], at: str = "") -> dict[str, Any]:
+        out: dict[str, Any] = {}
+        for key, value in data.items():
+            out |= leaves(value, f"{at}{key}.") if isinstance(value, dict) else {at + key: value}
+        return out
+
+    old, new = leaves(before.model_dump(exclude={"name"})), leaves(after.model_dump(exclude={"name"}))
+    return [f"{path}: {old[path]} -> {new[path]}" for path in old if old[path] != new[path]]
+
+
+def with_changes(scenario: Scenario, events: Iterable[str]) -> Scenario:
+    """The scenario after what `changes` has put into words; other words change nothing. Raises UserError."""
+    found = (re.fullmatch(r"([\w.]+): .* -> (.*)", event) for event in events)
+    return scenario.with_values({m[1]: None if m[2] == "None" else m[2] for m in found if m})
 
 
 def parse_scenario(data: dict[str, Any]) -> Scenario:

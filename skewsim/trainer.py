@@ -33,7 +33,7 @@ from skewsim.objectives import LossInputs, compute_advantages, compute_loss
 from skewsim.policy import cast_weights
 from skewsim.records import StepRecord
 from skewsim.scoring import Scored, score
-from skewsim.settings import Scenario
+from skewsim.settings import Scenario, changes
 from skewsim.task import Scores, Task
 
 
@@ -84,6 +84,7 @@ class Trainer:
         start = starting_policy(scenario)
         self.policy = start.stacked(len(self.seeds), device=scenario.device)
         self.policy.flat.requires_grad_()
+        self._reference = start.flat.detach().to(scenario.device)
         self._adam = Adam(self.policy.flat)
         self._published: dict[int, Tensor] = {0: self.policy.flat.clone()}
         self._engine_version = 0
@@ -105,7 +106,8 @@ class Trainer:
         before = self._score_now(rollouts)
         old = rollouts.engine_logprobs if trainer.old_logprobs == "rollout" else before.logprobs
         record = _rollout_metrics(rollouts, rewards, before, version=k)
-        batch = _Batch(rollouts, old, advantages, group_ids, self._loss_mask(rollouts))
+        reference = self._score_reference(rollouts).logprobs if trainer.beta else None
+        batch = _Batch(rollouts, old, advantages, group_ids, self._loss_mask(rollouts), reference)
         record |= self._learn(batch)
         self.step_number = k + 1
         self._publish()
@@ -185,14 +187,12 @@ class Trainer:
         oldest = self.step_number - self.scenario.engine.lag
         self._published = {v: w for v, w in self._published.items() if v >= oldest}
 
-    def _score(self, rollouts: Rollouts) -> Scored:
+    def _score(self, rollouts: Rollouts, flat: Tensor | None = None) -> Scored:
         scenario, trainer = self.scenario, self.scenario.trainer
         config = self.policy.config
-        weights = cast_weights(
-            config, config.views(self.policy.flat), dtype=trainer.dtype, head_dtype=trainer.head_dtype
-        )
+        views = config.views(self.policy.flat if flat is None else flat)
         return score(
-            weights,
+            cast_weights(config, views, dtype=trainer.dtype, head_dtype=trainer.head_dtype),
             rollouts,
             group=trainer.num_generations,
             temperature=trainer.temperature or scenario.engine.temperature,
@@ -202,6 +202,10 @@ class Trainer:
     def _score_now(self, rollouts: Rollouts) -> Scored:
         with torch.no_grad():
             return self._score(rollouts)
+
+    def _score_reference(self, rollouts: Rollouts) -> Scored:
+        with torch.no_grad():
+            return self._score(rollouts, self._reference.expand(len(self.seeds), -1))
 
     def _loss_mask(self, rollouts: Rollouts) -> Tensor:
         if not self.scenario.trainer.mask_truncated_completions:
@@ -288,6 +292,7 @@ class _Batch:
     advantages: Tensor
     group_ids: Tensor
     mask: Tensor
+    reference: Tensor | None = None
 
     def loss_inputs(self, trainer_logprobs: Tensor) -> LossInputs:
         return LossInputs(
@@ -297,6 +302,7 @@ class _Batch:
             mask=self.mask,
             advantages=self.advantages,
             group_ids=self.group_ids,
+            reference_logprobs=self.reference,
         )
 
     def minibatches(self, count: int) -> list[_Batch]:
@@ -307,8 +313,14 @@ class _Batch:
     def _rows(self, rows: slice) -> _Batch:
         r = self.rollouts
         parts: dict[str, Any] = {n: None if t is None else t[:, rows] for n, t in vars(r).items()}
+        reference = None if self.reference is None else self.reference[:, rows]
         return _Batch(
-            Rollouts(**parts), self.old[:, rows], self.advantages[:, rows], self.group_ids[rows], self.mask[:, rows]
+            Rollouts(**parts),
+            self.old[:, rows],
+            self.advantages[:, rows],
+            self.group_ids[rows],
+            self.mask[:, rows],
+            reference,
         )
 
 
@@ -347,16 +359,3 @@ def sources(scenario: Scenario) -> dict[str, str]:
     elif skew.active:
         found["noise"] = "invented"
     return found
-
-
-def changes(before: Scenario, after: Scenario) -> list[str]:
-    """``path: old -> new`` of every setting that differs, but the name."""
-
-    def leaves(data: dict[str, Any], at: str = "") -> dict[str, Any]:
-        out: dict[str, Any] = {}
-        for key, value in data.items():
-            out |= leaves(value, f"{at}{key}.") if isinstance(value, dict) else {at + key: value}
-        return out
-
-    old, new = leaves(before.model_dump(exclude={"name"})), leaves(after.model_dump(exclude={"name"}))
-    return [f"{path}: {old[path]} -> {new[path]}" for path in old if old[path] != new[path]]

@@ -126,6 +126,12 @@ def valid_on(screen: str) -> list[Action]:
     return [action for action in ACTIONS if action.where in (*shared, screen)]
 
 
+def is_hidden(action: Action, hidden: frozenset[str]) -> bool:
+    """Whether a teacher has hidden the key, the control it turns, or one of those that it turns together."""
+    together = {fix.id for fix in FIXES} if action.id == "fix_all" else set()
+    return bool({action.id, action.argument, *together} & hidden)
+
+
 def by_id(id: str) -> Action:
     return next(action for action in ACTIONS if action.id == id)
 

@@ -79,6 +79,8 @@ class SkewsimApp(App[None]):
         self.profiles: tuple[str, ...] = ()
         self.measuring: Measuring | None = None
         self.explore = Explore(lab, hidden=self.options.hidden)
+        self.signal = 0
+        """The number of a signal that asks for the end: it may come at any moment, so it is heeded at the next tick."""
         self._keys = keymap or {}
 
     def on_mount(self) -> None:
@@ -101,6 +103,8 @@ class SkewsimApp(App[None]):
 
     def tick(self) -> None:
         """Take in what is new, and draw the screen on top if anything is."""
+        if self.signal:
+            self.exit(return_code=128 + self.signal)
         if self.lab.backward:
             self.lab.rewind(_FRAME)
         news = self.lab.tick()
@@ -119,7 +123,9 @@ class SkewsimApp(App[None]):
 
     def start_lesson(self, name: str) -> None:
         """Begin a lesson, in Explore."""
-        self.player = Player(load_lesson(name))
+        lesson = load_lesson(name)
+        lesson.check_visible(self.options.hidden)
+        self.player = Player(lesson)
         self.player.begin(self.lab)
         self.lesson_changed()
 
@@ -296,7 +302,8 @@ class SkewsimApp(App[None]):
             return
         candidates = (self.focused, self.screen)
         subject = next((c for c in candidates if hasattr(c, "help_title")), None)
-        self.push_screen(HelpScreen(getattr(subject, "help_title", ""), getattr(subject, "help_text", "")))
+        title, text = (getattr(subject, name, "") for name in ("help_title", "help_text"))
+        self.push_screen(HelpScreen(title, text, self.options.hidden))
 
     def do_palette(self) -> None:
         from tui.screens.palette import PaletteScreen
@@ -334,9 +341,11 @@ class SkewsimApp(App[None]):
         return (self.options.out or Path.cwd()) / name
 
     def do_share(self) -> None:
-        share = to_share(self.lab.yours)
+        from tui.screens.share import ShareScreen
+
+        share = to_share(self.lab.shown)
         self.copy_to_clipboard(share)
-        self.say(f"copied {share}")
+        self.push_screen(ShareScreen(share))
 
     def do_paste(self) -> None:
         from tui.screens.prompt import Prompt

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import tempfile
 from datetime import datetime
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from tui.lab import Lab, parse_share
 def curves_csv(lab: Lab) -> str:
     """Every number on the charts: a row for each curve, seed and step, and the share string in the first line."""
     out = io.StringIO()
-    out.write(f"# {to_share(lab.yours)}\n")
+    out.write(f"# {to_share(lab.shown)}\n")
     keys = sorted({key for track in lab.tracks.values() for key in track.series.keys()})  # noqa: SIM118
     writer = csv.writer(out)
     writer.writerow(["curve", "seed", "step", *keys])
@@ -67,6 +68,18 @@ def write(path: Path, text: str) -> None:
             file.write(text.encode())
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}") from None
+
+
+def writable_folder(path: Path) -> None:
+    """Make a folder if it is not there. Raises UserError if nothing can be kept in it."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except FileExistsError:
+        raise UserError(f"out={path}: is a file; allowed: a folder, or a new name") from None
+    except OSError as error:
+        raise UserError(f"out={path}: cannot be written: {error.strerror}") from None
 
 
 def remember(yours: Scenario) -> None:

@@ -12,24 +12,34 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
+
 from skewsim.errors import UserError
 from skewsim.scenarios import INITIAL_V1
-from skewsim.settings import Scenario
-from tui.controls import FIXES, Control
+from skewsim.settings import Scenario, changes, with_changes
+from tui.controls import FIXES, Control, explore_controls
 from tui.driver import SPEEDS, Driver, TrackSpec, Update
 from tui.series import Series
 
 REFERENCE, V1, YOURS, TWIN = "reference", "initial_v1", "yours", "twin"
 LETTERS = {REFERENCE: "r", V1: "v", YOURS: "y", TWIN: "t"}
 DASHES = {REFERENCE: 0, V1: 6, YOURS: 0, TWIN: 2}
+KEPT = (YOURS, REFERENCE, V1)
+"""The curves that are kept in run folders, where any are."""
 BAND = 5
 HORIZON = 300
 SMOOTH = 5
 _MARKS = 200
+_STUCK = 10
 _NOT_SHARED = {"old_logprobs", "correction", "dtype", "head_dtype", "temperature"}
 """What a trainer may do about the engine; everything else of it the three curves have in common."""
 
-OPENING = {"trainer.objective": "reinforce", "trainer.learning_rate": 3.5e-4, "trainer.adam_beta2": 0.95}
+OPENING = {
+    "trainer.objective": "reinforce",
+    "trainer.learning_rate": 3.5e-4,
+    "trainer.adam_beta2": 0.95,
+    "trainer.beta": 5e-5,
+}
 """Where initial V1 does not merely fall behind but collapses, and comes back when it is mended: see docs/findings.md."""
 
 
@@ -54,6 +64,9 @@ class Track:
     hidden: bool = False
     ended: bool = False
     failed: str | None = None
+
+    def __post_init__(self) -> None:
+        self.start = self.scenario
 
     @property
     def note(self) -> str | None:
@@ -100,6 +113,8 @@ class Lab:
     yours: Scenario = field(default_factory=opening)
     band: bool = False
     smooth: int = SMOOTH
+    pause_at: int | None = None
+    """The step at which the first run pauses by itself, unless somebody has toggled something before: time to predict."""
     tracks: dict[str, Track] = field(default_factory=dict)
     marks: list[Mark] = field(default_factory=list)
     twin: Control | None = None
@@ -128,9 +143,29 @@ class Lab:
         return bool(self.tracks) and all(track.ended or track.failed for track in self.tracks.values())
 
     @property
+    def stuck(self) -> bool:
+        """Whether yours once had a reward and has had next to none for a while: nothing is left to learn from."""
+        if self.main is None or self.replaying:
+            return False
+        rewards = self.main.series.mean("reward/mean")
+        rewards = rewards[np.isfinite(rewards)]
+        return bool(len(rewards) >= _STUCK and rewards[-_STUCK:].max() < 0.05 < rewards.max())
+
+    @property
     def main(self) -> Track | None:
         """The curve that the other screens look at: yours, or the first one of a replay."""
         return self.tracks.get(YOURS) or next(iter(self.tracks.values()), None)
+
+    @property
+    def shown(self) -> Scenario:
+        """The settings on the controls: those of yours, or in a replay those that the recorded run had at this step."""
+        return self.main.scenario if self.replaying and self.main else self.yours
+
+    def _recorded(self) -> bool:
+        """Whether nothing can be changed; the answer to a key that would."""
+        if self.replaying:
+            self.heard = "a replay: what it had is recorded; 0 is live again"
+        return self.replaying is not None
 
     def visible(self) -> list[Track]:
         return [track for track in self.tracks.values() if not track.hidden]
@@ -156,6 +191,8 @@ class Lab:
 
     def set_yours(self, scenario: Scenario, *, letter: str = "*", text: str = "") -> None:
         """A toggle: it takes effect at the next step and is marked there."""
+        if self._recorded():
+            return
         if scenario == self.yours:
             self.heard = f"{text}: no further"
             return
@@ -164,10 +201,11 @@ class Lab:
         self._apply(scenario, letter=letter, text=text)
 
     def _apply(self, scenario: Scenario, *, letter: str, text: str) -> None:
+        self.pause_at = None
         anew = _needs_restart(self.yours, scenario) or self.over
         self.yours = scenario
         self.heard = f"{text}: from step 0" if anew else f"{text}: from step {self.step + 1}"
-        if anew or self.replaying:
+        if anew:
             playing = self.driver.playing or self.over
             self.reset()
             self.driver.play(playing)
@@ -178,7 +216,7 @@ class Lab:
 
     def move(self, control: Control, by: int) -> None:
         """Turn a control of yours by some choices."""
-        scenario = control.moved(self.yours, by)
+        scenario = self.yours if self.replaying else control.moved(self.yours, by)
         self.set_yours(scenario, letter=control.letter, text=f"{control.label} {control.text(scenario)}")
 
     def move_fixes(self) -> None:
@@ -191,24 +229,33 @@ class Lab:
 
     def undo(self) -> bool:
         """Back to the settings before the last toggle; False when there is none."""
+        if self._recorded():
+            return False
         if not self._history:
             self.heard = "nothing to undo"
             return False
-        self._apply(self._history.pop(), letter="u", text="undo")
+        before = self._history.pop()
+        self._apply(before, letter="u", text=f"undo: {', '.join(_differences(self.yours, before)) or 'as before'}")
         return True
 
     def new_seed(self) -> None:
+        if self._recorded():
+            return
         self.yours = self.yours.with_values({"seed": (self.yours.seed + (BAND if self.band else 1)) % 2**31})
         self.heard = f"seed {self.yours.seed}, from step 0"
         self.reset()
 
     def toggle_band(self) -> None:
+        if self._recorded():
+            return
         self.band = not self.band
         self.heard = f"{BAND} seeds: mean and range" if self.band else "one seed"
         self.reset()
 
     def toggle_twin(self, control: Control) -> None:
         """Twin off, or a twin that differs from yours in one control; both run from step 0."""
+        if self._recorded():
+            return
         if self.twin is not None:
             self.twin, self.heard = None, "twin off"
         else:
@@ -265,7 +312,7 @@ class Lab:
 
     def _forget(self) -> None:
         for track in self.tracks.values():
-            track.series, track.ended = Series(track.series.seeds), False
+            track.series, track.ended, track.scenario = Series(track.series.seeds), False, track.start
         self.marks = []
 
     def rewind(self, seconds: float) -> None:
@@ -290,6 +337,9 @@ class Lab:
                 self._take(track, update)
         if self._sought is not None and self._arriving and (self.step + 1 >= self._sought or self.over):
             self._sought, self._arriving = None, False
+        if self.pause_at is not None and self.step >= self.pause_at:
+            self.driver.play(False)
+            self.pause_at, self.heard = None, "predict, then switch; space goes on"
         return bool(updates)
 
     def _take(self, track: Track, update: Update) -> None:
@@ -304,12 +354,35 @@ class Lab:
             self._pending = [(serial, mark) for serial, mark in self._pending if serial > update.toggled]
             del self.marks[:-_MARKS]
         elif self.replaying is not None and first.events:
-            self.marks += [Mark(first.step, "*", event) for event in first.events]
+            before, track.scenario = track.scenario, with_changes(track.scenario, first.events)
+            self.marks += _marks(first.step, before, track.scenario)
 
 
 def _track(spec: TrackSpec, *, hidden: bool = False) -> Track:
     letter, dash = LETTERS.get(spec.name, "a"), DASHES.get(spec.name, 0)
     return Track(spec.name, letter, dash, spec.scenario, Series(spec.seeds), hidden)
+
+
+def _moved(before: Scenario, after: Scenario) -> list[Control]:
+    """The controls of the first screen that show something else; a fix stands for what it moves along."""
+    moved = [c for c in explore_controls() if c.text(before) != c.text(after)]
+    along = {path for control in moved for path in control.loose}
+    return [c for c in moved if not c.choices or not set(c.choices[0].values) <= along]
+
+
+def _differences(before: Scenario, after: Scenario) -> list[str]:
+    """What was changed, in a few words."""
+    moved = _moved(before, after)
+    if all(fix in moved for fix in FIXES):
+        return ["all four fixes"]
+    return [f"{control.label} {control.text(after)}" for control in moved]
+
+
+def _marks(step: int, before: Scenario, after: Scenario) -> list[Mark]:
+    """The letters of a recorded toggle, as they stood on the live curve."""
+    moved, words = _moved(before, after), "; ".join(changes(before, after))
+    letters = "A" if all(fix in moved for fix in FIXES) else "".join(control.letter for control in moved) or "*"
+    return [Mark(step, letter, words) for letter in letters]
 
 
 def _needs_restart(before: Scenario, after: Scenario) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -55,6 +56,8 @@ def run(
 def _run(app: SkewsimApp, process: TrainingProcess) -> int:
     from tui.files import remember
 
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, _: setattr(app, "signal", number))
     app.run()
     if app.measuring is not None:
         app.measuring.stop()
@@ -80,22 +83,27 @@ def build(
     from tui.actions import load_keymap
     from tui.app import Options, SkewsimApp
     from tui.driver import Driver
-    from tui.files import find_scenario
+    from tui.files import find_scenario, writable_folder
     from tui.lab import YOURS, Lab, opening
     from tui.lesson import load_lesson
     from tui.presets import check_hidden, find_preset
 
     chosen = find_preset(preset) if preset else None
     keymap = load_keymap()
-    if lesson:
-        lesson = load_lesson(lesson).name
     hidden = check_hidden({*hide, *(chosen.hide if chosen else ())})
+    if lesson:
+        found = load_lesson(lesson)
+        found.check_visible(hidden)
+        lesson = found.name
+    if out is not None:
+        writable_folder(out)
     yours = find_scenario(target).with_values({"name": YOURS}) if target else opening()
     if chosen is not None:
         yours = yours.with_values(chosen.set)
     driver = Driver(process.train, speed=chosen.speed if chosen else 10)
     options = Options(hidden=hidden, lesson=lesson or None, out=out)
-    return SkewsimApp(Lab(driver, yours=yours), options, lens=process.watch, keymap=keymap)
+    lab = Lab(driver, yours=yours, pause_at=chosen.pause_at if chosen else None)
+    return SkewsimApp(lab, options, lens=process.watch, keymap=keymap)
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -64,6 +64,9 @@ class Step(_Part):
 
     say: str
     highlight: str | None = None
+    """The control to look at."""
+    watch: str | None = None
+    """The metric to look at; its chart stays until another card names one."""
     set: dict[str, Any] = {}
     ask: Ask | None = None
     do: str | None = None
@@ -103,6 +106,12 @@ class Lesson(_Part):
     step: list[Step] = Field(min_length=3)
     claim: list[Claim] = []
 
+    def check_visible(self, hidden: frozenset[str]) -> None:
+        """Raises UserError if a card asks for a control or a screen that is hidden: the lesson could not be finished."""
+        asked = (name for step in self.step if step.check for name in (step.check.control, step.check.screen))
+        if missing := sorted({name for name in asked if name in hidden}):
+            raise UserError(f"lesson {self.name} needs what is hidden: {', '.join(missing)}")
+
 
 def lesson_names() -> list[str]:
     """The lessons in their order."""
@@ -114,7 +123,9 @@ def load_lesson(name: str) -> Lesson:
     """A lesson by its name, or by the part of it that tells it apart. Raises UserError with the names there are."""
     names = lesson_names()
     found = [n for n in names if n == name] or [n for n in names if name and name in n]
-    if len(found) != 1:
+    if len(found) > 1:
+        raise UserError(f"lesson {name!r} may be any of: {', '.join(found)}")
+    if not found:
         raise UserError(f"lesson {name!r} is not known; allowed: {', '.join(names)}")
     text = (resources.files("tui") / "lessons" / f"{found[0]}.toml").read_text(encoding="utf-8")
     return parse_lesson(text, found[0])
@@ -147,6 +158,11 @@ class Player:
     @property
     def step(self) -> Step:
         return self.lesson.step[min(self.at, len(self.lesson.step) - 1)]
+
+    @property
+    def watched(self) -> str | None:
+        """The metric that this card, or the last one that named any, points at."""
+        return next((step.watch for step in reversed(self.lesson.step[: self.at + 1]) if step.watch), None)
 
     @property
     def score(self) -> str:

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from skewsim.errors import UserError
+from tui.process import environment
 
 
 class Measuring:
@@ -25,7 +26,7 @@ class Measuring:
             self._arguments = shlex.split(arguments)
         except ValueError as error:
             raise UserError(f"measure {arguments!r}: {error}") from None
-        self._command = command or (sys.executable, "-m", "skewsim.cli", "measure")
+        self._command = command or (sys.executable, "-P", "-m", "skewsim.cli", "measure")
         self._out = out
         self._process: asyncio.subprocess.Process | None = None
         self.line = "measuring: starting"
@@ -42,6 +43,7 @@ class Measuring:
                 stdout=asyncio.subprocess.DEVNULL,
                 stderr=asyncio.subprocess.PIPE,
                 start_new_session=True,
+                env=environment(),
             )
             await self._follow(changed)
         except OSError as error:

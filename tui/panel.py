@@ -57,7 +57,7 @@ class ControlWidget(Widget, can_focus=True):
 
     def render(self) -> Text:
         width, look = self.size.width, self.look
-        pointer = look.glyph("▶", ">") if self.has_focus or self.highlighted else " "
+        pointer = look.glyph("▶", ">") if self.has_focus else look.glyph("◆", "*") if self.highlighted else " "
         value = self._value()
         room = max(width - len(pointer) - len(value.plain) - 1, 1)
         name = f"{self.key} {self.control.label}" if self.key else self.control.label

@@ -148,7 +148,7 @@ class Plot(Widget, can_focus=True):
         if width < _LEFT + 6 or height < 4:
             return [Strip.blank(width, base)] * height
         axis = base + Style(color=look.muted)
-        title_style = base + Style(bold=True, reverse=self.has_focus or self._highlighted)
+        title_style = base + Style(bold=True, reverse=self.has_focus)
         curves = [c for c in self._picture.curves if len(c.x)]
         window = limits(curves, floor=self.view.floor, ceiling=self.view.ceiling)
         grid_w, grid_h = width - _LEFT, height - 2
@@ -156,7 +156,8 @@ class Plot(Widget, can_focus=True):
         columns = {mark.step: _column(mark.step, window, grid_w) for mark in self._picture.marks}
         _decorate(raster, curves, window, sorted(set(columns.values())), self._picture.dead, look)
         styles = [base + Style(color=look.colour(c.letter)) for c in curves]
-        strips = [_titled(self._picture.title or self.view.title, width, title_style, axis)]
+        pointer = look.glyph("◆ ", "* ") if self._highlighted else ""
+        strips = [_titled(pointer + (self._picture.title or self.view.title), width, title_style, axis)]
         labels = _labels(window, grid_h, log=self.view.log)
         bar = look.glyph("│", "|")
         for label, segments in zip(labels, _segments(raster, styles, axis), strict=True):
@@ -167,9 +168,7 @@ class Plot(Widget, can_focus=True):
     def _axis(self, window: Limits, width: int, columns: dict[int, int], axis: Style, base: Style) -> list[Segment]:
         """The bottom line: first and last step, and the letter of each toggle under its step."""
         line = list(self.look.glyph("─", "-") * width)
-        last = f"{window.right:.0f}"
-        line[width - len(last) :] = last
-        first = f"{window.left:.0f}"
+        first, last = f"{window.left:.0f}", f"{window.right:.0f}"
         line[: len(first)] = first
         lead = " " * (_LEFT - 1) + self.look.glyph("└", "+")
         marked = set()
@@ -180,6 +179,9 @@ class Plot(Widget, can_focus=True):
                     at += 1
                 line[at] = mark.letter
                 marked.add(at)
+        end = width - len(last)
+        if not marked & set(range(end, width)):  # a toggle's letter says more than the number, which the headline has
+            line[end:] = last
         strong = base + Style(color=self.look.strong, bold=True)
         runs = groupby(range(width), key=lambda i: i in marked)
         parts = [("".join(line[i] for i in run), strong if on else axis) for on, run in runs]
@@ -198,16 +200,18 @@ def _column(step: int, window: Limits, width: int) -> int:
 
 def _labels(window: Limits, height: int, *, log: bool) -> list[str]:
     every = max(2, height // 4)
-    labels = []
-    for row in range(height):
-        value = window.top - (window.top - window.bottom) * row / max(1, height - 1)
-        show = (row % every == 0 and row + every // 2 < height) or row == height - 1
-        labels.append(_short(10**value if log else value) if show else "")
-    return labels
+    rows = [r for r in range(height) if (r % every == 0 and r + every // 2 < height) or r == height - 1]
+    heights = [window.top - (window.top - window.bottom) * row / max(1, height - 1) for row in rows]
+    values = [10**value if log else value for value in heights]
+    several = ([_short(value, digits) for value in values] for digits in (2, 3, 4))
+    texts = next((texts for texts in several if len(set(texts)) == len(texts)), [_short(v, 2) for v in values])
+    shown = dict(zip(rows, texts, strict=True))
+    return [shown.get(row, "") for row in range(height)]
 
 
-def _short(value: float) -> str:
-    return f"{0.0 if abs(value) < 1e-12 else value:.2g}".replace("e-0", "e-").replace("e+0", "e+")[: _LEFT - 1]
+def _short(value: float, digits: int) -> str:
+    text = f"{0.0 if abs(value) < 1e-12 else value:.{digits}g}"
+    return text.replace("e-0", "e-").replace("e+0", "e+")[: _LEFT - 1]
 
 
 def _decorate(

@@ -1,4 +1,4 @@
-"""Classroom presets: a name for what is hidden, how fast it runs and where yours starts."""
+"""Classroom presets: a name for what is hidden, how fast it runs, where it pauses first and where yours starts."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ class Preset(BaseModel):
     about: str
     hide: list[str] = []
     speed: float = 10
+    pause_at: int | None = None
     set: dict[str, Any] = {}
 
 

@@ -15,13 +15,16 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from skewsim.errors import SkewsimError
 
 if TYPE_CHECKING:  # the process is started before anything large is imported here
+    from skewsim.diagnose.causes import Diagnosis
     from skewsim.settings import Scenario
     from tui.driver import Training
     from tui.snapshot import Snapshot
@@ -32,6 +35,11 @@ COMMAND = (sys.executable, "-P", "-c", _START)
 not speak for the worker, and nothing is imported from the folder that somebody happens to be in."""
 
 
+def environment() -> dict[str, str]:
+    """For a child process: it imports from where this one does, and with -P from nowhere else."""
+    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+
+
 class Watch:
     """The wish to see the next step, and the last one seen. Set by the screen, read by the driver's thread."""
 
@@ -39,20 +47,47 @@ class Watch:
         self.wanted = False
         self.latest: Snapshot | None = None
 
+    def diagnose(self) -> tuple[int, Diagnosis]:
+        """The step last seen, and why trainer and engine disagree in it, as far as its logprobs tell."""
+        from skewsim.diagnose import diagnose
+
+        assert self.latest is not None
+        return self.latest.step, diagnose(self.latest.sequences())
+
+
+class _WatchedRun(Watch):
+    """A run in the training process, which holds the weights as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ask: Callable[..., dict[str, Any]] | None = None
+
+    def diagnose(self) -> tuple[int, Diagnosis]:
+        """While the run goes on: by scoring the step again under the weights of now and before. Raises SkewsimError."""
+        from skewsim.diagnose.causes import Diagnosis
+
+        if self.ask is None:
+            return super().diagnose()
+        answer = self.ask(diagnose=True)
+        return answer["step"], Diagnosis.from_plain(answer["diagnosis"])
+
 
 class TrainingProcess:
-    """`train` is what drivers call. The run named yours is watched and, with `out`, kept as out/run-001 and so on."""
+    """`train` is what drivers call. The run named yours is watched. With `out`, it and what it is compared with are kept
+    in run folders: out/run-001, out/reference-001, out/initial_v1-001 and so on."""
 
     def __init__(self, out: Path | None = None, *, command: tuple[str, ...] = COMMAND) -> None:
-        self.watch = Watch()
+        self.watch = _WatchedRun()
         self._out, self._command = out, command
         self._child: _Child | None = None
         self._numbers = itertools.count()
-        self._starting = threading.Lock()
+        self._starting, self._stopped = threading.Lock(), False
 
     def start(self) -> _Child:
         """The process that runs, or a new one. Raises SkewsimError."""
         with self._starting:
+            if self._stopped:
+                raise SkewsimError("the trainer has been stopped")
             if self._child is not None and not self._child.alive:
                 self._child.stop(0)
                 self._child = None
@@ -62,35 +97,39 @@ class TrainingProcess:
     def stop(self) -> None:
         """End the process. The step under way is lost, but where steps are kept it has a moment to get into its file."""
         with self._starting:
+            self._stopped = True
             if self._child is not None:
                 self._child.stop(0.8 if self._out is not None else 0)
 
     def train(self, scenario: Scenario, seeds: tuple[int, ...]) -> Training:
         """Like `skewsim.trainer.train`."""
         from skewsim.records import StepRecord
-        from tui.lab import YOURS
+        from tui.lab import KEPT, YOURS
         from tui.snapshot import Snapshot
 
         child, number = self.start(), next(self._numbers)
         watched = scenario.name == YOURS
-        out = str(self._out) if watched and self._out is not None else None
+        out = str(self._out) if scenario.name in KEPT and self._out is not None else None
+        ask = partial(child.ask, run=number)
         if watched:
-            self.watch.latest = None  # it was of an earlier run
-        child.ask(run=number, scenario=_plain(scenario), seeds=seeds, out=out)
+            self.watch.latest, self.watch.ask = None, ask  # what was there was an earlier run's
+        ask(scenario=_plain(scenario), seeds=seeds, out=out, watched=watched)
         toggled: Scenario | None = None
         try:
             while True:
                 look = watched and self.watch.wanted
-                answer = child.ask(run=number, toggle=toggled and _plain(toggled), look=look)
+                answer = ask(toggle=toggled and _plain(toggled), look=look)
                 if "ended" in answer:
                     return
                 if "seen" in answer:
                     self.watch.latest = Snapshot.from_json(answer["seen"])
                 toggled = yield [StepRecord.from_json(record) for record in answer["records"]]
         finally:
+            if self.watch.ask is ask:
+                self.watch.ask = None
             if child.alive:
                 with suppress(SkewsimError):
-                    child.ask(run=number)
+                    ask()
 
 
 class _Child:
@@ -107,7 +146,7 @@ class _Child:
                 stdout=subprocess.PIPE,
                 stderr=self._words,
                 start_new_session=True,  # a signal from the keyboard is for the app
-                env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+                env=environment(),
             )
         except OSError as error:
             if words is not None:
@@ -131,7 +170,11 @@ class _Child:
                 line = b""
             try:
                 answer: dict[str, Any] = json.loads(line)
-            except ValueError:  # no line: it has ended, or is ending in good order; else not an answer
+                answer.items()
+            except (
+                ValueError,
+                AttributeError,
+            ):  # no line: it has ended, or is ending in good order; else not an answer
                 if line:
                     self._process.kill()
                 raise SkewsimError(self._end()) from None

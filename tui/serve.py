@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from skewsim.errors import UserError
 from tui.lesson import load_lesson
-from tui.presets import find_preset
+from tui.presets import check_hidden, find_preset
 
 HIDDEN = ("measure", "screenshot", "export", "runs", "paste", "restore", "open")
 _FULL = """<!DOCTYPE html><html lang="en"><meta charset="utf-8"><title>skewsim</title>
@@ -42,10 +42,9 @@ def serve(*, host: str = "127.0.0.1", port: int = 8000, visitors: int = 8, lesso
         raise UserError(f"port={port}: allowed are 1 to 65535")
     if visitors < 1:
         raise UserError(f"visitors={visitors}: must be at least 1")
+    hidden = check_hidden({*HIDDEN, *(find_preset(preset).hide if preset else ())})
     if lesson:
-        load_lesson(lesson)
-    if preset:
-        find_preset(preset)
+        load_lesson(lesson).check_visible(hidden)
     try:
         import textual_serve  # noqa: F401
     except ModuleNotFoundError:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import base64
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from skewsim.settings import Scenario
+
+if TYPE_CHECKING:
+    from skewsim.sequences import SequenceLog
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -55,6 +58,26 @@ class Snapshot:
     def ratios(self) -> Floats:
         """Ratio of the first minibatch, before any update: the trainer's over old; 1 under recompute."""
         return np.where(self.mask, np.exp(self.trainer_logprobs - self.old_logprobs), 1.0)
+
+    def sequences(self) -> SequenceLog:
+        """The rollout as what `skewsim diagnose` reads."""
+        from skewsim.sequences import SequenceLog, SequenceRecord
+
+        engine = self.scenario.engine
+        settings = {"temperature": engine.temperature, "top_p": engine.top_p, "top_k": float(engine.top_k)}
+        rows = zip(self.prompts, self.mask, strict=True)
+        records = (
+            SequenceRecord(
+                tokens=self.tokens[i][live],
+                engine_logprobs=self.engine_logprobs[i][live],
+                trainer_logprobs=self.trainer_logprobs[i][live],
+                weight_versions=self.versions[i][live],
+                prompt_tokens=prompt,
+                settings=settings,
+            )
+            for i, (prompt, live) in enumerate(rows)
+        )
+        return SequenceLog(tuple(records))
 
     def to_json(self) -> dict[str, Any]:
         """As JSON; the arrays as safetensors in base64."""

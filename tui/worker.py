@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import inspect
+import itertools
 import json
 import os
 import select
@@ -17,40 +18,70 @@ import threading
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from skewsim.engine import RolloutRequest, Rollouts, SimEngine
-from skewsim.errors import SkewsimError
+from skewsim.errors import SkewsimError, UserError
 from skewsim.objectives import compute_advantages, find_objective
 from skewsim.recording import RunFolder, record
 from skewsim.records import StepRecord
 from skewsim.scoring import score
 from skewsim.settings import Scenario
 from skewsim.trainer import Trainer
+from tui.lab import YOURS
 from tui.snapshot import LossSource, Snapshot
+
+if TYPE_CHECKING:
+    from skewsim.diagnose.causes import Diagnosis
+
+_RECENT, _FIRST = 34, (0, 2, 4, 8, 16)
+"""Versions of the weights that a watched run keeps: as many as the engine may lag, and those that prompts were first cached under."""
 
 
 class Run:
     """One curve's trainer; with a folder every step is in the run folder before anybody sees it."""
 
-    def __init__(self, scenario: Scenario, seeds: tuple[int, ...], out: Path | None) -> None:
-        self._engine = WatchedEngine()
+    def __init__(self, scenario: Scenario, seeds: tuple[int, ...], out: Path | None, *, watched: bool) -> None:
+        self._engine, self._watched = WatchedEngine(), watched
         self._trainer = self._engine.trainer = Trainer(scenario, self._engine, seeds=seeds)
         folder = None
         if out is not None:
-            folder = RunFolder(next_folder(out), scenario, seeds=seeds, engine="sim", resume=False)
+            folder = RunFolder(next_folder(out, scenario.name), scenario, seeds=seeds, engine="sim", resume=False)
         self._steps = record(self._trainer, folder, steps=scenario.steps, checkpoint_every=scenario.steps)
+        self._weights: dict[int, torch.Tensor] = {}
+        self._keep()
 
     def step(self, toggled: Scenario | None, *, look: bool) -> tuple[list[StepRecord], Snapshot | None] | None:
         """The next step's records, and its tokens if somebody looks; None after the last one."""
         if toggled is not None:
             self._trainer.toggle(toggled)
-        self._engine.look, self._engine.seen = look, None
+        self._engine.look, seen = look, self._engine.seen
         records = next(self._steps, None)
-        return None if records is None else (records, self._engine.seen)
+        self._keep()
+        return None if records is None else (records, self._engine.seen if self._engine.seen is not seen else None)
+
+    def _keep(self) -> None:
+        if self._watched:
+            now = self._trainer.step_number
+            self._weights[now] = self._trainer.policy.flat.detach()[:1].cpu().clone()
+            self._weights = {v: w for v, w in self._weights.items() if v > now - _RECENT or v in _FIRST}
+
+    def diagnose(self) -> tuple[int, Diagnosis]:
+        """The step last looked at, and the causes of its skew by the weights of then and before. Raises UserError."""
+        from skewsim.diagnose import diagnose
+        from skewsim.diagnose.policies import policy_scorers
+
+        seen = self._engine.seen
+        if seen is None:
+            raise UserError("no step has been looked at yet")
+        lag = seen.scenario.engine.lag
+        wanted = {seen.step, seen.step - 1, seen.step - lag, seen.step - lag + 1, *_FIRST}
+        known = {v: w for v, w in self._weights.items() if v in wanted and v <= seen.step}
+        models = policy_scorers(self._trainer.policy.config, known)
+        return seen.step, diagnose(seen.sequences(), models=models)
 
     def close(self) -> None:
         """End the run, and let go of its trainer at once: it is large, and few objects, so no collection would be soon."""
@@ -114,12 +145,10 @@ def loss_source(scenario: Scenario) -> LossSource:
     return LossSource(function.__name__, f"skewsim/{path.name}:{start}", "".join(lines))
 
 
-def next_folder(out: Path) -> Path:
-    """The first of run-001, run-002 ... that does not exist."""
-    number = 1
-    while (out / f"run-{number:03}").exists():
-        number += 1
-    return out / f"run-{number:03}"
+def next_folder(out: Path, name: str) -> Path:
+    """The first of run-001, run-002 ... that does not exist; curves to compare with have their own name for run."""
+    prefix = "run" if name == YOURS else name
+    return next(path for number in itertools.count(1) if not (path := out / f"{prefix}-{number:03}").exists())
 
 
 class Worker:
@@ -141,7 +170,8 @@ class Worker:
         number = request["run"]
         if "scenario" in request:
             out = Path(request["out"]) if request["out"] else None
-            self._runs[number] = Run(Scenario.model_validate(request["scenario"]), tuple(request["seeds"]), out)
+            scenario, seeds = Scenario.model_validate(request["scenario"]), tuple(request["seeds"])
+            self._runs[number] = Run(scenario, seeds, out, watched=request["watched"])
             return {}
         if "look" in request:
             toggled = Scenario.model_validate(request["toggle"]) if request["toggle"] else None
@@ -151,6 +181,9 @@ class Worker:
             records, seen = found
             answer: dict[str, Any] = {"records": [each.to_json() for each in records]}
             return answer | ({"seen": seen.to_json()} if seen is not None else {})
+        if "diagnose" in request:
+            step, causes = self._runs[number].diagnose()
+            return {"step": step, "diagnosis": causes.to_plain()}
         run = self._runs.pop(number, None)
         if run is not None:
             run.close()

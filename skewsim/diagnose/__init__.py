@@ -79,6 +79,10 @@ def _diagnose(rows: Rows, scored: Models | None, notes: list[str]) -> Diagnosis:
         judge(findings)
     else:
         compare(findings, scored)
+        if findings.has("misaligned_tokens"):  # where one token hardly differs from the next, chance may look like it
+            aligned = clean(rows, align=False)
+            compare(aligned, scored)
+            findings = findings if findings.unexplained < aligned.unexplained / 2 else aligned
     causes = findings.causes or [_healthy(rows, findings, rms)]
     return Diagnosis(ranked(causes), len(rows), rows.sequences, rms, tuple(notes + findings.notes))
 

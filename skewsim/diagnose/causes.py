@@ -10,7 +10,7 @@ Setting names: vLLM engine arguments and `pause_generation`; PipelineRL's `vllm_
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 LAYERS = ("semantic", "inference path", "precision", "staleness", "objective")
@@ -159,6 +159,15 @@ class Diagnosis:
 
     def to_json(self) -> dict[str, Any]:
         return {"verdict": self.verdict, "layer": self.layer, "causes": [cause.to_json() for cause in self.causes]}
+
+    def to_plain(self) -> dict[str, Any]:
+        """All of it, for `from_plain`."""
+        return asdict(self)
+
+    @classmethod
+    def from_plain(cls, data: dict[str, Any]) -> Diagnosis:
+        causes, notes = (Cause(**cause) for cause in data["causes"]), data["notes"]
+        return cls(**data | {"causes": tuple(causes), "notes": tuple(notes)})
 
 
 def found(name: str, explained: float, evidence: str, *, fix: str | None = None) -> Cause:

@@ -36,14 +36,27 @@ class Findings:
     def add(self, name: str, explained: float, evidence: str) -> None:
         self.causes.append(found(name, min(max(explained, 0.0), 1.0), evidence))
 
+    def add_to(self, name: str, explained: float, evidence: str) -> None:
+        """The same where the cause may be there already: prompts cached under several weights are one cause."""
+        before = next((cause for cause in self.causes if cause.name == name), None)
+        if before is not None:
+            self.causes.remove(before)
+            explained, evidence = before.explained + explained, f"{before.evidence}; {evidence}"
+        self.add(name, explained, evidence)
+
+    @property
+    def unexplained(self) -> float:
+        """Mean square of the rest."""
+        return float((self.rest**2).mean()) if len(self.rest) else 0.0
+
     def has(self, *names: str) -> bool:
         return any(cause.name in names for cause in self.causes)
 
 
-def clean(rows: Rows) -> Findings:
-    """Alignment and broken sequences, taken out."""
+def clean(rows: Rows, *, align: bool = True) -> Findings:
+    """Alignment (unless it is taken for right) and broken sequences, taken out."""
     findings = Findings(rows, float((rows.skew**2).sum()), rows.skew)
-    aligned = sign.align(rows)
+    aligned = sign.align(rows) if align else None
     if aligned is not None:
         of = rows.sequences
         findings.add(
@@ -368,7 +381,7 @@ def low_precision(rows: Rows) -> bool:
     return bool(rows.meta.get("quantization")) or str(rows.meta.get("kv_cache_dtype", "auto")) not in ("auto", "None")
 
 
-def what_next(rows: Rows) -> str:
+def what_next(rows: Rows, *, checkpoints: bool = False) -> str:
     """The measurement that would tell the remaining causes apart."""
     wanted = []
     if (rows.context < 0).all():
@@ -376,7 +389,7 @@ def what_next(rows: Rows) -> str:
                       "rounded head show between tokens of equal context)")  # fmt: skip
     if (rows.version < 0).any():
         wanted.append("the weight version of each token")
-    elif np.ptp(rows.version) == 0:
+    elif np.ptp(rows.version) == 0 and not checkpoints:
         wanted.append("the checkpoints before this one (--model NEW --model OLD ...)")
     if not np.isfinite(rows.settings["temperature"]).all():
         wanted.append("the temperature, top_p and top_k of each request")

@@ -25,7 +25,8 @@ LOGGED = -1  # each sequence's boundary is where its logged weight version first
 class Scorer(Protocol):
     """What `skewsim.diagnose.models.ModelScorer` does; anything else with these two will do."""
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
     @property
     def vocab_size(self) -> int: ...
@@ -68,6 +69,11 @@ class Models:
     scorers: Sequence[Scorer]
     records: Sequence[SequenceRecord]
     _logits: OrderedDict[tuple[object, ...], Floats] = field(default_factory=OrderedDict)
+
+    @property
+    def dated(self) -> bool:
+        """Whether it is known which version of the weights each model is."""
+        return all(hasattr(scorer, "version") for scorer in self.scorers)
 
     def predict(self, config: Config, rows: Rows) -> Floats:
         """The configuration's logprob of each row's token."""
@@ -119,7 +125,7 @@ class Models:
         """Distinct versions, newest first, are taken for the models in their order."""
         plain = replace(config, by_version=False)
         result = np.empty(len(rows))
-        for version, weights in model_of_version(rows, len(self.scorers)).items():
+        for version, weights in model_of_version(rows, self.scorers).items():
             chosen = rows.version == version
             result[chosen] = self.predict(replace(plain, weights=weights), rows)[chosen]
         return result
@@ -136,9 +142,14 @@ class Models:
         return np.where(rows.position < takeover, before, after)
 
 
-def model_of_version(rows: Rows, models: int) -> dict[int, int]:
-    """Logged version -> model: by how many versions it is behind, or in order where the numbers are further apart."""
-    versions = [int(version) for version in np.unique(rows.version)[::-1]]
+def model_of_version(rows: Rows, scorers: Sequence[Scorer]) -> dict[int, int]:
+    """Logged version -> model: the nearest where models have a `version`; else by how many versions it is behind, or
+    in order where the numbers are further apart.
+    """
+    versions, models = [int(version) for version in np.unique(rows.version)[::-1]], len(scorers)
+    dates = [scorer.version for scorer in scorers if hasattr(scorer, "version")]
+    if len(dates) == models:
+        return {version: min(range(models), key=lambda m: abs(dates[m] - version)) for version in versions}
     if versions[0] - versions[-1] < models:
         return {version: versions[0] - version for version in versions}
     return {version: min(order, models - 1) for order, version in enumerate(versions)}

@@ -55,7 +55,8 @@ def compare(findings: Findings, models: Models) -> None:
     findings.rest = trainer_rest - engine_rest
     if not findings.has("stale_weights", "stale_kv"):
         stale_by_contrast(findings)
-    _leftover(findings, trainer, engine, float(np.sqrt((trainer_rest**2).mean())))
+    trainer_rms = float(np.sqrt((trainer_rest**2).mean()))
+    _leftover(findings, trainer, engine, trainer_rms, checkpoints=len(models.scorers) > 1)
 
 
 def _reinstate(findings: Findings, models: Models, found: list[Step], trainer: Config) -> None:
@@ -84,7 +85,7 @@ def _explain(findings: Findings, models: Models, step: Step, trainer: Config, en
     elif step.kind == "weights":
         findings.add("stale_weights", share, f"{_which_weights(config, models, rows)}: {change}")
     elif step.kind == "prefix" and config.prefix is not None:
-        findings.add(
+        findings.add_to(
             "stale_kv",
             share,
             f"with the prompt's keys and values of {models.scorers[config.prefix[0]].name} (whole blocks of "
@@ -104,13 +105,13 @@ def _explain(findings: Findings, models: Models, step: Step, trainer: Config, en
 def _explain_temperature(
     findings: Findings, models: Models, config: Config, trainer: Config, change: str, share: float
 ) -> None:
-    """Raw if the engine reports at temperature 1 but the tokens were drawn at the request's; else simply another one."""
+    """Raw if the engine reports at temperature 1 and nothing says that the tokens were drawn there; else another one."""
     rows = findings.rows
     assumed = trainer.temperature if trainer.temperature is not None else float(temperatures(rows).mean())
     reported = config.temperature if config.temperature is not None else float(temperatures(rows).mean())
     requested = replace(config, temperature=None if rows.setting("temperature") is not None else assumed)
     gain = mean(models.predict(requested, rows) - models.predict(config, rows), rows.sequence)
-    if config.temperature == 1.0 and gain.value > 0:
+    if config.temperature == 1.0 and gain.z > -2:
         findings.add(
             "raw_logprobs",
             share,
@@ -128,18 +129,18 @@ def _explain_temperature(
 def _which_weights(config: Config, models: Models, rows: Rows) -> str:
     names = [scorer.name for scorer in models.scorers]
     if config.by_version:
-        mapped = list(model_of_version(rows, len(names)).items())
+        mapped = list(model_of_version(rows, models.scorers).items())
         pairs = ", ".join(f"{version}: {names[index]}" for version, index in mapped[:5])
         return f"scored under the weights of each token's version ({pairs})"
     if config.boundary is not None:
         old, at, kept = config.boundary
         how = "over its keys and values" if kept else "keys and values computed again"
         token = "each sequence's change of version" if at == LOGGED else f"token {at}"
-        return f"scored under {names[old]} up to {token}, {names[0]} from there on, {how}"
+        return f"scored under {names[old]} up to {token}, {names[config.weights]} from there on, {how}"
     return f"scored under {names[config.weights]} ({config.weights} checkpoint(s) back), from the first token on"
 
 
-def _leftover(findings: Findings, trainer: Config, engine: Config, trainer_rms: float) -> None:
+def _leftover(findings: Findings, trainer: Config, engine: Config, trainer_rms: float, *, checkpoints: bool) -> None:
     """Precision, from what no configuration explains."""
     rows, rest = findings.rows, findings.rest
     rms = float(np.sqrt((rest**2).mean())) if len(rest) else 0.0
@@ -165,7 +166,7 @@ def _leftover(findings: Findings, trainer: Config, engine: Config, trainer_rms: 
     if law.lawful and (is_rounding(law) or low_precision(rows)):
         findings.add("compute_dtype", share, text)
     elif not findings.causes:
-        findings.add("unknown", share, f"{text}; {what_next(rows)}")
+        findings.add("unknown", share, f"{text}; {what_next(rows, checkpoints=checkpoints)}")
 
 
 def _one_sided(findings: Findings, trainer_rms: float, share: float) -> bool:

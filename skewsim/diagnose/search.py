@@ -13,7 +13,7 @@ import numpy as np
 from scipy import optimize
 
 from skewsim.diagnose import signatures as sign
-from skewsim.diagnose.predict import LOGGED, Config, Models, temperatures
+from skewsim.diagnose.predict import LOGGED, Config, Models, model_of_version, temperatures
 from skewsim.diagnose.rows import Floats, Ints, Rows, mean, sequence_means
 
 LEAST_GAIN = 0.25
@@ -56,7 +56,7 @@ def search(models: Models, rows: Rows, target: Floats, start: Config, *, trainer
             break
         steps += _split(best[1], best[2], float(loss.mean()), best[0])
         config, predicted = best[2], best[3]
-        done |= set(best[1].split("+"))
+        done |= set(best[1].split("+")) - {"prefix"}  # prompts may have been cached under several weights
     return _polish(models, rows, target, steps)
 
 
@@ -69,9 +69,14 @@ def _split(kind: str, config: Config, before: float, after: float) -> list[Step]
 
 def _polish(models: Models, rows: Rows, target: Floats, steps: list[Step]) -> list[Step]:
     """A temperature fitted before the other causes were known took some of theirs: fit it again at the end."""
-    if len(steps) < 2 or all(step.kind != "temperature" for step in steps) or any(s.config.prefix for s in steps):
+    if len(steps) < 2 or all(step.kind != "temperature" for step in steps):
         return steps
     final = steps[-1].config
+    if final.prefix is not None:
+        return [
+            s if s.config.temperature is None else replace(s, config=replace(s.config, temperature=final.temperature))
+            for s in steps
+        ]
     moves = [config for _, config in _temperature_moves(models, rows, target, final)]
     losses = [float(_losses(target, models.predict(config, rows)).mean()) for config in [final, *moves]]
     best = [final, *moves][int(np.argmin(losses))]
@@ -163,15 +168,20 @@ def _truncation_moves(rows: Rows, at: Config) -> Iterator[tuple[str, Config]]:
 
 def _weight_moves(models: Models, rows: Rows, target: Floats, at: Config) -> Iterator[tuple[str, Config]]:
     older = range(1, len(models.scorers))
+    newest = model_of_version(rows, models.scorers).get(int(rows.version.max(initial=0)), 0) if models.dated else 0
     if at.weights == 0 and not at.by_version and at.boundary is None:
         yield from (("weights", replace(at, weights=k)) for k in older)
         if len(np.unique(rows.version)) > 1 and len(models.scorers) > 1:
             yield "weights", replace(at, by_version=True)
-        for k in older:
-            yield from _boundary_moves(models, rows, target, at, k)
-    if at.prefix is None and at.boundary is None and not at.by_version:
-        for k in (k for k in older if k != at.weights):
-            yield from (("prefix", replace(at, prefix=(k, block))) for block in BLOCKS)
+        dated = models.dated and len(np.unique(rows.version)) == 1  # the log says that no update came on the way
+        for k in () if dated else (k for k in older if k != newest):
+            yield from _boundary_moves(models, rows, target, replace(at, weights=newest), k)
+    if at.boundary is None and not at.by_version:
+        held = at.prefix[0] if at.prefix is not None else at.weights
+        # a stale prefix bends a fitted temperature: is it one of 1 and nothing else?
+        starts = {at, at if at.temperature is None else replace(at, temperature=1.0)}
+        for k in (k for k in older if k not in (at.weights, held)):
+            yield from (("prefix", replace(a, prefix=(k, block))) for block in BLOCKS for a in starts)
 
 
 def _boundary_moves(models: Models, rows: Rows, target: Floats, at: Config, old: int) -> Iterator[tuple[str, Config]]:

@@ -220,7 +220,7 @@ def test_removed_sequences_leave_numerator_and_denominator(objective, correction
     weights, mask = compute_weights(inputs, CorrectionSettings(**correction))
     stay = (mask.sum(-1) > 0) | (inputs.mask.sum(-1) == 0)
     assert 0 < stay.sum() < len(stay)
-    smaller = LossInputs(**{key: value[stay] for key, value in vars(inputs).items()})
+    smaller = LossInputs(**{key: value if value is None else value[stay] for key, value in vars(inputs).items()})
     trainer = TrainerSettings(
         objective=objective, old_logprobs="recompute", correction=CorrectionSettings(**correction, masking="remove")
     )

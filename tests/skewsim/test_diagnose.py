@@ -16,6 +16,7 @@ import torch
 
 from skewsim.diagnose import LAYER_OF, Diagnosis, diagnose, diagnose_path, load_models
 from skewsim.diagnose.cases import PAIRS, make_case
+from skewsim.diagnose.policies import policy_scorers
 from skewsim.diagnose.rows import Rows
 from skewsim.diagnose.signatures import context_slope, lattice, truth
 from skewsim.errors import FileFormatError, UserError
@@ -333,3 +334,110 @@ def test_too_few_tokens_are_unknown_and_no_rows_no_crash() -> None:
     )
     assert diagnose(few).verdict == "unknown"
     assert diagnose(TokenTable.empty()).verdict == "unknown"
+
+
+@pytest.mark.parametrize(("dtype", "head"), [("float32", "float32"), ("float32", "bfloat16"), ("bfloat16", "float32")])
+@pytest.mark.parametrize("old", [False, True])
+def test_the_simulators_own_weights_score_as_the_same_model_in_a_folder_does(
+    tmp_path: Path, dtype: str, head: str, old: bool
+) -> None:
+    """transformers as the oracle, also over keys and values of older weights that end at different tokens."""
+    config = PolicyConfig()
+    rng = np.random.default_rng(0)
+    policies = [Policy.random(config, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2)]
+    ours = policy_scorers(config, {version: policy.flat for version, policy in zip((7, 4), policies, strict=True)})
+    for number, policy in enumerate(policies):
+        policy.save(tmp_path / str(number))
+    theirs = load_models([tmp_path / "0", tmp_path / "1"])
+    records = [
+        SequenceRecord(
+            tokens=rng.integers(64, size=length),
+            engine_logprobs=np.zeros(length),
+            mask=rng.random(length) < 0.8,
+            prompt_tokens=rng.integers(64, size=6),
+        )
+        for length in (5, 9, 9, 12)
+    ]
+    more = {"dtype": dtype, "head_dtype": head}
+    cuts = [5, 5, 8, 11]
+    found, expected = (
+        models[0].logits(records, **more, **({"older": models[1], "old_tokens": cuts} if old else {}))
+        for models in (ours, theirs)
+    )
+    kept = np.concatenate([(np.flatnonzero(r.mask) + 6 - 1 >= cut * old) for r, cut in zip(records, cuts, strict=True)])
+    assert found.shape == expected.shape
+    np.testing.assert_allclose(found[kept], expected[kept], atol=1e-4 if dtype == "float32" == head else 0.15)
+    assert [scorer.name for scorer in ours] == ["version 7", "version 4"]
+
+
+def test_prompts_cached_under_several_weights_are_one_cause_with_all_of_its_share() -> None:
+    """Each prompt's keys and values are those of the version that saw it first."""
+    config = PolicyConfig()
+    torch.manual_seed(0)
+    base = Policy.random(config, generator=torch.Generator().manual_seed(1))
+    flats = {version: base.flat + 0.01 * version * torch.randn_like(base.flat) for version in (0, 2, 4)}
+    scorers = policy_scorers(config, flats)
+    rng = np.random.default_rng(1)
+    records = []
+    for number in range(48):
+        record = SequenceRecord(
+            tokens=rng.integers(64, size=8),
+            engine_logprobs=np.zeros(8),
+            weight_versions=np.full(8, 4),
+            prompt_tokens=rng.integers(64, size=10),
+            settings={"temperature": 1.0, "top_p": 1.0, "top_k": 0.0},
+        )
+        older = {} if number % 3 == 0 else {"older": scorers[number % 3], "old_tokens": [9]}
+        engine, trainer = (
+            pick(log_softmax(scorers[0].logits([record], **more)[None].astype(float)), record.tokens[None])[0]
+            for more in (older, {})
+        )
+        records.append(replace(record, engine_logprobs=engine, trainer_logprobs=trainer))
+    found = diagnose(SequenceLog(tuple(records)), models=scorers)
+    assert [cause.name for cause in found.causes] == ["stale_kv"]
+    assert found.causes[0].explained > 0.95
+    assert found.causes[0].evidence.count("keys and values of version") == 2
+
+
+@dataclass
+class Table:
+    """A scorer whose logits stand in a table, (sequences, T, V)."""
+
+    name: str
+    table: np.ndarray
+    vocab_size: int = VOCAB
+
+    def logits(self, records: list[SequenceRecord], **_: object) -> np.ndarray:
+        return self.table.reshape(-1, VOCAB).astype(np.float32)
+
+
+def test_what_looks_like_a_shift_is_not_called_one_where_older_weights_explain_it() -> None:
+    """In every tenth sequence the older weights happen to give each token the probability that the newer give the next."""
+    world = World.make(0)
+    new, tokens = world.logits, world.sample(log_softmax(world.logits))
+    old = world.moved(0.3)
+    for row in range(0, len(new), 10):
+        for t in range(LENGTH - 1):
+            old[row, t] = new[row, t + 1]
+            here, there = tokens[row, t], tokens[row, t + 1]
+            old[row, t, [here, there]] = old[row, t, [there, here]]
+    trainer, engine = (pick(log_softmax(logits), tokens) for logits in (new, old))
+
+    def log(engine: np.ndarray) -> SequenceLog:
+        prompt, settings = np.arange(1, 4), {"temperature": 1.0, "top_p": 1.0, "top_k": 0.0}
+        rows = zip(tokens, engine, trainer, strict=True)
+        return SequenceLog(
+            tuple(SequenceRecord(t, e, trainer_logprobs=n, prompt_tokens=prompt, settings=settings) for t, e, n in rows)
+        )
+
+    models = [Table("new", new), Table("old", old)]
+    assert "misaligned_tokens" in names(diagnose(log(engine))), "by the logprobs alone"
+    assert names(diagnose(log(engine), models=models)) == {"stale_weights"}  # type: ignore[arg-type]
+    shifted = trainer.copy()
+    shifted[::3] = np.roll(trainer[::3], 1, axis=1)
+    assert names(diagnose(log(shifted), models=models)) == {"misaligned_tokens"}  # type: ignore[arg-type]
+
+
+def test_a_diagnosis_survives_json() -> None:
+    found = diagnose(make_case(("raw_logprobs",), 3).log)
+    assert Diagnosis.from_plain(json.loads(json.dumps(found.to_plain()))) == found

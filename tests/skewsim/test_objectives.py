@@ -61,6 +61,11 @@ def loss_inputs(p, **replaced):
     return LossInputs(**(tensors | replaced))
 
 
+def rows(inputs, chosen):
+    """The same of some sequences, or in another order."""
+    return LossInputs(**{name: None if value is None else value[chosen] for name, value in vars(inputs).items()})
+
+
 def gradient(loss, inputs):
     (grad,) = torch.autograd.grad(loss.sum(), inputs.trainer_logprobs)
     return grad
@@ -98,6 +103,24 @@ def test_loss_and_gradient_equal_trl(trl, variant, seed):
     found = compute_loss(inputs, trainer_settings(name, **ours)).loss
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-9)
     torch.testing.assert_close(gradient(found, inputs), gradient(expected, inputs), rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("variant", TRL_VARIANTS)
+def test_the_kl_penalty_towards_the_reference_equals_trls_beta(trl, variant):
+    name, ours, theirs = TRL_VARIANTS[variant]
+    p = oracles.problem(1, drift=0.4)
+    reference = torch.tensor(p.trainer + 0.5 * np.random.default_rng(1).normal(size=p.trainer.shape))
+    inputs = loss_inputs(p, reference_logprobs=reference)
+    expected = trl.grpo_loss(inputs, beta=0.04, **theirs)
+    found = compute_loss(inputs, trainer_settings(name, beta=0.04, **ours))
+    torch.testing.assert_close(found.loss, expected.loss, rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(gradient(found.loss, inputs), gradient(expected.loss, inputs), rtol=1e-6, atol=1e-9)
+    assert found.metrics["policy/kl_reference"] == pytest.approx(expected.metrics["kl"][0])
+
+
+def test_a_kl_penalty_without_a_reference_is_refused():
+    with pytest.raises(UserError, match="beta needs reference_logprobs"):
+        compute_loss(loss_inputs(oracles.problem(0)), trainer_settings("grpo", beta=0.1))
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -191,7 +214,7 @@ def test_dapo_drops_groups_without_reward_spread_from_numerator_and_denominator(
     assert (advantages[4:8] == 0).all()
     stay = torch.tensor([i for i in range(16) if not 4 <= i < 8])
     inputs = loss_inputs(p, advantages=advantages)
-    smaller = LossInputs(**{name: value[stay] for name, value in vars(inputs).items()})
+    smaller = rows(inputs, stay)
     expected = compute_loss(smaller, trainer_settings("dapo")).loss
     torch.testing.assert_close(compute_loss(inputs, trainer_settings("dapo")).loss, expected)
 
@@ -312,7 +335,7 @@ def test_the_order_of_sequences_does_not_matter(seed, name):
     p.advantages = oracles.advantages(name, p.rewards, p.group_ids)
     inputs = loss_inputs(p)
     order = torch.tensor(np.random.default_rng(seed).permutation(16))
-    shuffled = LossInputs(**{key: value[order] for key, value in vars(inputs).items()})
+    shuffled = rows(inputs, order)
     torch.testing.assert_close(
         compute_loss(shuffled, trainer_settings(name)).loss, compute_loss(inputs, trainer_settings(name)).loss
     )

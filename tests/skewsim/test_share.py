@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from skewsim.errors import FileFormatError, UserError
-from skewsim.settings import Scenario
+from skewsim.settings import Scenario, changes, with_changes
 from skewsim.share import (
     SHARE_PREFIX,
     from_share,
@@ -54,6 +54,14 @@ def test_a_share_string_gives_the_same_scenario_back_and_is_one_word(scenario: S
     assert is_share(text)
     assert text.isascii()
     assert text == text.split()[0]
+
+
+@given(scenarios, scenarios)
+def test_the_words_for_a_toggle_lead_from_one_scenario_to_the_other(before: Scenario, after: Scenario) -> None:
+    after = after.with_values({"policy": before.policy})  # which cannot change while a run goes on
+    name = {"name": "x"}
+    assert with_changes(before, changes(before, after)).with_values(name) == after.with_values(name)
+    assert with_changes(before, ["something was said"]) == before
 
 
 def test_only_differences_from_the_defaults_are_shared() -> None:

@@ -13,6 +13,7 @@ from skewsim.records import StepRecord
 from skewsim.scenarios import INITIAL_V1, find_scenario
 from skewsim.settings import Scenario
 from skewsim.sweep import Ensemble
+from skewsim.task import Scores, Task
 from skewsim.trainer import Trainer, train
 
 SMALL = {"task.response_length": 6, "trainer.num_prompts": 4, "trainer.num_generations": 4, "steps": 4}
@@ -70,8 +71,19 @@ def test_two_scenarios_coincide_until_the_setting_that_differs_acts() -> None:
 
 
 def test_every_metric_of_the_table_is_recorded_at_every_step() -> None:
-    record = _run(_scenario())[-1]
-    assert set(record.metrics) == set(METRICS)
+    assert set(_run(_scenario(trainer__beta=0.01))[-1].metrics) == set(METRICS)
+    assert set(METRICS) - set(_run(_scenario())[-1].metrics) == {"policy/kl_reference"}
+
+
+def test_a_kl_penalty_alone_brings_a_policy_back_to_where_it_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a reward the penalty is the whole gradient, and shrinks the distance that the first steps have made."""
+    trainer = Trainer(_scenario(steps=60, trainer__learning_rate=1e-3))
+    for _ in range(20):
+        trainer.step()
+    monkeypatch.setattr(Task, "score", lambda _, ids, tokens, mask: Scores(*2 * (torch.zeros(tokens.shape[:2]),)))
+    trainer.toggle(_scenario(steps=60, trainer__learning_rate=3e-4, trainer__beta=1e-4))
+    found = [trainer.step()[0].metrics["policy/kl_reference"] or 0.0 for _ in range(40)]
+    assert found[-1] < 0.7 * found[0]
 
 
 def test_records_survive_json() -> None:

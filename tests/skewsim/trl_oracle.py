@@ -75,6 +75,8 @@ def grpo_loss(inputs, *, ratio: Tensor | None = None, delta=None, **settings) ->
         "sampling_per_token_logps": inputs.engine_logprobs,
         "num_items_in_batch": mask.sum(),
     }
+    if inputs.reference_logprobs is not None:
+        batch["ref_per_token_logps"] = inputs.reference_logprobs
     if ratio is not None:
         batch["importance_sampling_ratio"] = ratio
         settings |= {"use_vllm": True, "vllm_importance_sampling_correction": True}

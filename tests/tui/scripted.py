@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from skewsim.records import StepRecord
-from skewsim.settings import Scenario
+from skewsim.settings import Scenario, changes
 from tui.driver import Training
 
 
@@ -35,7 +35,7 @@ def scripted(scenario: Scenario, seeds: tuple[int, ...]) -> Training:
     for step in range(scenario.steps):
         records = [_record(scenario, step, seed, reward, events) for seed in seeds if not (seed == 666 and step > 30)]
         toggled = yield records
-        events = [] if toggled is None else [f"{toggled.name}: toggled"]
+        events = [] if toggled is None else changes(scenario, toggled)
         scenario = toggled or scenario
 
 

@@ -6,10 +6,11 @@ from pathlib import Path
 
 from skewsim.share import to_share
 from tui.app import Options
-from tui.controls import FIXES
+from tui.controls import FIXES, explore_controls
 from tui.files import last_state, remember
-from tui.lab import YOURS
+from tui.lab import YOURS, opening
 from tui.panel import ControlWidget, Line
+from tui.plot import Plot
 from tui.presets import check_hidden
 from tui.screens.too_small import TooSmall
 
@@ -82,6 +83,19 @@ async def test_the_twin_shows_the_difference_below(stage: StageMaker) -> None:
         s.lab.reset()
         await s.advance(30)
         assert "yours minus twin: reward, for processed" in s.text()
+
+
+@on_stage
+async def test_with_a_twin_the_one_chart_below_still_shows_every_metric(stage: StageMaker) -> None:
+    async with stage(steps=5) as s:
+        await s.press("c")
+        assert "yours minus twin: reward" in s.text()
+        await s.press("v")
+        assert "KL (k3)" in s.text()
+        await s.press("V", "V")
+        assert "partial reward" in s.text()
+        await s.press("v", "c", "space")
+        assert "KL (k3)" in s.text()
 
 
 @on_stage
@@ -201,3 +215,48 @@ async def test_the_palette_lists_what_is_valid_here_and_does_it(stage: StageMake
         assert "Step back" not in s.text(), "only a replay can go back"
         await s.press("escape")
         assert s.app.screen is s.app.explore
+
+
+@on_stage
+async def test_a_hidden_key_is_neither_in_the_hint_nor_in_the_help(stage: StageMaker) -> None:
+    hidden = check_hidden({c.id for c in explore_controls()} - {"processed"})
+    async with stage(steps=2, options=Options(hidden=hidden)) as s:
+        assert "1 switch a fix   F1 explains" in s.text()
+    async with stage(size=(120, 200), steps=2, options=Options(hidden=check_hidden({"fp32_head"}))) as s:
+        assert "1 2 3 switch a fix   tab and arrows turn a knob   F1 explains" in s.text()
+        await s.press("f1")
+        assert "Switch fix 3" in s.text()
+        assert "Switch fix 4" not in s.text()
+        assert "Switch all four" not in s.text()
+
+
+@on_stage
+async def test_a_run_that_has_lost_its_reward_says_what_brings_it_back(stage: StageMaker) -> None:
+    lost = opening().with_values({"skew.noise": "normal", "skew.scale": 2.0})
+    async with stage(steps=3, yours=lost) as s:
+        assert "F1 explains" in s.text()
+        await s.advance(80)
+        assert "y has no reward left" in s.text()
+        assert "0 starts again" in s.text()
+
+
+@on_stage
+async def test_the_share_string_is_shown_whole(stage: StageMaker) -> None:
+    async with stage(steps=1) as s:
+        await s.press("y")
+        shown = "".join(line.split("│")[1].strip() for line in s.text().splitlines() if line.count("│") == 2)
+        assert to_share(s.lab.yours) in shown
+        await s.press("y")
+        assert s.app.screen is s.app.explore
+
+
+@on_stage
+async def test_a_toggle_at_the_newest_step_has_its_letter_and_no_two_ticks_read_the_same(stage: StageMaker) -> None:
+    async with stage(size=(200, 50), steps=40) as s:
+        await s.press("1")
+        await s.advance(1)
+        for plot in s.app.explore.query(Plot):
+            lines = [strip.text for strip in plot._build(plot.size.width, plot.size.height)]
+            ticks = [line[:6].strip() for line in lines[1:-1] if line[:6].strip()]
+            assert len(set(ticks)) == len(ticks)
+            assert lines[-1].endswith("P")

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from skewsim.settings import Scenario
+from skewsim.records import StepRecord
+from skewsim.settings import Scenario, changes
 from skewsim.share import from_share, to_share
 from tui.controls import FIXES, explore_controls
-from tui.driver import Driver
-from tui.lab import REFERENCE, TWIN, V1, YOURS, Lab, opening, reference_for
+from tui.driver import Driver, TrackSpec, Training
+from tui.lab import REFERENCE, TWIN, V1, YOURS, Lab, Track, _marks, opening, reference_for
+from tui.series import Series
 
-from .scripted import scripted
+from .scripted import scripted, steps_of
 
 CONTROLS = {control.id: control for control in explore_controls()}
 
@@ -173,3 +177,72 @@ def test_playing_backward_waits_for_the_last_seek_and_loses_no_time(lab: Lab, mo
     lab._sought, arrived = None, lab.step + 1
     lab.rewind(0.1)
     assert sought == [39, arrived - 5]
+
+
+def test_a_replay_shows_the_settings_that_were_recorded_and_can_change_none(lab: Lab) -> None:
+    live = lab.yours
+    recorded = opening().with_values({"name": YOURS, "steps": 40})
+    events = changes(recorded, FIXES[2].moved(recorded, 1))
+
+    def reading(scenario: Scenario, seeds: tuple[int, ...]) -> Training:
+        for records in steps_of(scenario, 30):
+            yield [replace(r, events=events if r.step == 10 else []) for r in records]
+
+    lab.replay(Path("run-001"), [TrackSpec(YOURS, recorded, (0,), taped=True, train=reading)])
+    advance(lab, 10)
+    assert not FIXES[2].is_on(lab.shown)
+    advance(lab, 5)
+    assert FIXES[2].is_on(lab.shown)
+    assert [(mark.step, mark.letter) for mark in lab.marks] == [(10, "I")], "one letter, though lag moves with it"
+    for verb in (lab.move_fixes, lab.undo, lab.new_seed, lab.toggle_band, lambda: lab.move(FIXES[0], 1)):
+        lab.heard = ""
+        verb()
+        assert lab.heard == "a replay: what it had is recorded; 0 is live again"
+        assert lab.replaying
+    assert lab.yours == live
+    lab.seek(5)
+    end = time.monotonic() + 10
+    while lab.step != 4:
+        lab.tick()
+        assert time.monotonic() < end
+    assert not FIXES[2].is_on(lab.shown), "backward too"
+
+
+def test_all_four_fixes_recorded_at_once_are_one_letter() -> None:
+    before = opening()
+    after = before
+    for fix in FIXES:
+        after = fix.moved(after, 1)
+    assert [mark.letter for mark in _marks(7, before, after)] == ["A"]
+    assert [mark.letter for mark in _marks(7, before, CONTROLS["noise"].moved(before, 2))] == ["n", "s"]
+    assert [mark.letter for mark in _marks(7, before, before.with_values({"trainer.delta": 3.0}))] == ["*"]
+
+
+def test_undo_says_what_is_as_before(lab: Lab) -> None:
+    lab.move(CONTROLS["processed"], 1)
+    lab.undo()
+    assert lab.heard == "undo: processed off: from step 0"
+    lab.move_fixes()
+    lab.undo()
+    assert lab.heard == "undo: all four fixes: from step 0"
+
+
+def test_the_first_run_pauses_once_where_it_was_told_to_unless_somebody_has_toggled(lab: Lab) -> None:
+    lab.pause_at = 5
+    advance(lab, 4)
+    assert lab.heard == ""
+    advance(lab, 2)
+    assert (lab.heard, lab.pause_at) == ("predict, then switch; space goes on", None)
+    lab.pause_at = 10
+    lab.move(CONTROLS["processed"], 1)
+    assert lab.pause_at is None
+
+
+def test_a_run_whose_reward_is_gone_is_stuck_and_one_that_never_had_any_is_not() -> None:
+    for rewards, stuck in (([0.4] * 5 + [0.0] * 12, True), ([0.0] * 20, False), ([0.4] * 20, False)):
+        lab = Lab(Driver(scripted))
+        lab.tracks = {YOURS: Track(YOURS, "y", 0, lab.yours, Series((0,)))}
+        for step, reward in enumerate(rewards):
+            record = StepRecord(step=step, scenario=YOURS, seed=0, metrics={"reward/mean": reward})
+            lab.tracks[YOURS].series.append([record])
+        assert lab.stuck == stuck

@@ -14,6 +14,7 @@ from tui.controls import explore_controls
 from tui.driver import Driver
 from tui.lab import Lab
 from tui.lesson import Check, Player, lesson_names, load_lesson, parse_lesson
+from tui.plot import Plot
 from tui.views import VIEWS
 
 from .conftest import StageMaker
@@ -84,10 +85,11 @@ def test_every_lesson_predicts_does_and_ends_with_a_setting_to_type(name: str) -
     assert any(step.check for step in lesson.step)
     assert lesson.step[-1].type
     assert lesson.claim
-    shown = {"reward/mean", *CONTROLS, *(view.key for view in VIEWS)}
+    metrics = {"reward/mean", *(view.key for view in VIEWS)}
     scenario = Scenario()
     for step in lesson.step:
-        assert step.highlight is None or step.highlight in shown
+        assert step.highlight is None or step.highlight in CONTROLS
+        assert step.watch is None or step.watch in metrics
         scenario = scenario.with_values(step.set)
     for claim in lesson.claim:
         assert claim.metric in METRICS
@@ -102,6 +104,8 @@ def test_a_lesson_is_found_by_a_part_of_its_name_and_an_unknown_one_is_a_line() 
     assert load_lesson("head").name == "5-head-dtype"
     with pytest.raises(UserError, match="allowed: 1-what-skew-is"):
         load_lesson("flying")
+    with pytest.raises(UserError, match=r"may be any of: 1-what-skew-is, .*7-is-my"):
+        load_lesson("s")
 
 
 @pytest.mark.parametrize(
@@ -146,3 +150,43 @@ async def test_a_lesson_on_the_screen_asks_waits_and_goes_on(stage: StageMaker) 
         assert "1 of 1 predictions right" in s.app.score
         await s.press("escape")
         assert s.app.player is None
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("size", [(80, 24), (120, 40)])
+@on_stage
+async def test_the_metric_to_watch_is_on_the_screen_on_every_card(
+    stage: StageMaker, name: str, size: tuple[int, int]
+) -> None:
+    async with stage(size=size, steps=3) as s:
+        s.lab.driver.set_speed(0.001)
+        s.app.start_lesson(name)
+        player = s.app.player
+        assert player is not None
+        for at in range(len(player.lesson.step)):
+            player.at, player.phase = at, "ask" if player.step.ask else "say"
+            s.app.lesson_changed()
+            await s.settle()
+            shown = {plot.view.key for plot in s.app.explore.query(Plot) if plot.region.height >= 4 and plot.display}
+            assert {"reward/mean", player.watched or "reward/mean"} <= shown
+
+
+@on_stage
+async def test_look_here_and_focused_have_marks_of_their_own(stage: StageMaker) -> None:
+    async with stage() as s:
+        s.app.start_lesson("raw")
+        assert s.app.player is not None
+        s.app.player.at = 1
+        s.app.lesson_changed()
+        await s.settle()
+        assert "◆temperature" in s.text()
+        s.app.explore.query_one("#control-temperature").focus()
+        await s.settle()
+        assert "▶temperature" in s.text()
+
+
+def test_a_lesson_whose_key_is_hidden_is_refused() -> None:
+    lesson = load_lesson("in-flight")
+    lesson.check_visible(frozenset({"noise"}))
+    with pytest.raises(UserError, match="lesson 4-in-flight-update needs what is hidden: inflight"):
+        lesson.check_visible(frozenset({"inflight"}))

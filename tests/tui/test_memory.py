@@ -37,7 +37,7 @@ def test_the_trainer_of_an_earlier_run_is_let_go_without_a_collection(monkeypatc
     worker, scenario = Worker(), opening().model_dump(mode="json")
     gc.disable()
     for run in range(3):
-        assert worker.answer({"run": run, "scenario": scenario, "seeds": [0], "out": None}) == {}
+        assert worker.answer({"run": run, "scenario": scenario, "seeds": [0], "out": None, "watched": True}) == {}
         assert "records" in worker.answer({"run": run, "toggle": None, "look": True})
         assert worker.answer({"run": run}) == {}
     gone = [trainer() is None for trainer in trainers]

@@ -1,4 +1,4 @@
-"""What the first screen shows, on fresh runs: a collapse that the fixes take back."""
+"""What the first screen shows, on fresh runs: a fall that the fixes take back, soon or late."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from tui.lab import initial_v1_for, opening, reference_for
 from tui.series import Series
 
 SEEDS = (0, 1, 2, 3, 4)
-STEPS, MENDED_AT = 100, 20
+STEPS, MENDED_AT = 160, (20, 50)
 
 
-def rewards(scenario: object, toggled: object = None) -> np.ndarray:
+def rewards(scenario: object, toggled: object = None, at: int = -1) -> np.ndarray:
     """(seeds, steps) of a run that is toggled once."""
     series = Series(SEEDS)
     training = train(scenario, seeds=SEEDS)  # type: ignore[arg-type]
     for step in range(STEPS):
-        series.append(training.send(toggled) if step == MENDED_AT and toggled else next(training))  # type: ignore[arg-type]
+        series.append(training.send(toggled) if step == at else next(training))  # type: ignore[arg-type]
     return series.values("reward/mean")
 
 
@@ -32,20 +32,19 @@ def runs() -> dict[str, np.ndarray]:
     return {
         "reference": rewards(reference_for(yours)),
         "v1": rewards(initial_v1_for(yours)),
-        "mended": rewards(yours, mended),
+        **{f"mended at {at}": rewards(yours, mended, at) for at in MENDED_AT},
     }
 
 
 def final(values: np.ndarray) -> np.ndarray:
     """Each seed's mean over the last tenth."""
-    return np.asarray(values[:, -10:].mean(axis=1))
+    return np.asarray(values[:, -STEPS // 10 :].mean(axis=1))
 
 
-def test_on_arrival_initial_v1_collapses_while_the_reference_learns(runs: dict[str, np.ndarray]) -> None:
+def test_on_arrival_initial_v1_falls_and_stays_down_while_the_reference_learns(runs: dict[str, np.ndarray]) -> None:
     v1, reference = runs["v1"], runs["reference"]
-    assert (final(v1) < v1[:, :10].mean(axis=1)).all()
-    assert final(v1).mean() < 0.6 * v1[:, :10].mean()
-    assert (final(reference) > reference[:, :10].mean(axis=1) + 0.1).all()
+    assert final(v1).mean() < v1[:, :10].mean()
+    assert (final(reference) > reference[:, :10].mean(axis=1) + 0.2).all()
     assert (final(reference) > final(v1) + 0.25).all()
 
 
@@ -55,8 +54,9 @@ def test_two_seconds_after_the_first_curves_the_fall_is_seen(runs: dict[str, np.
     assert runs["reference"][:, 20:25].mean() > runs["v1"][:, 20:25].mean() + 0.2
 
 
-def test_the_four_fixes_of_key_5_bring_it_back(runs: dict[str, np.ndarray]) -> None:
-    assert np.array_equal(runs["mended"][:, :MENDED_AT], runs["v1"][:, :MENDED_AT]), "common random numbers"
-    v1, mended, reference = (final(runs[name]) for name in ("v1", "mended", "reference"))
-    assert (mended > v1 + 0.2).all()
-    assert mended.mean() > v1.mean() + 0.6 * (reference - v1).mean()
+@pytest.mark.parametrize("at", MENDED_AT)
+def test_the_four_fixes_of_key_5_bring_it_back(runs: dict[str, np.ndarray], at: int) -> None:
+    assert np.array_equal(runs[f"mended at {at}"][:, :at], runs["v1"][:, :at]), "common random numbers"
+    v1, mended, reference = (final(runs[name]) for name in ("v1", f"mended at {at}", "reference"))
+    assert (mended > v1).all()
+    assert mended.mean() > v1.mean() + 0.4 * (reference - v1).mean()

@@ -18,8 +18,9 @@ from skewsim.errors import SkewsimError
 from skewsim.records import StepRecord
 from skewsim.settings import Scenario
 from skewsim.trainer import train
+from tui.controls import FIXES
 from tui.driver import Driver, TrackSpec
-from tui.lab import opening
+from tui.lab import opening, reference_for
 from tui.process import TrainingProcess
 from tui.snapshot import Snapshot
 
@@ -81,17 +82,64 @@ def test_a_step_that_is_looked_at_says_the_same_and_shows_its_tokens(process: Tr
     assert seen.rewards.mean() == pytest.approx(records[0].metrics["reward/mean"], rel=1e-6)
 
 
-def test_only_yours_is_looked_at_and_kept(process: TrainingProcess, tmp_path: Path) -> None:
+def test_only_yours_is_looked_at_and_kept_are_it_and_what_it_is_compared_with(
+    process: TrainingProcess, tmp_path: Path
+) -> None:
     process.watch.wanted = True
-    other = process.train(SCENARIO.with_values({"name": "reference"}), (0,))
-    next(other)
+    for name in ("reference", "initial_v1", "twin"):
+        next(process.train(SCENARIO.with_values({"name": name}), (0,)))
     assert process.watch.latest is None
-    assert not (tmp_path / "out").exists()
     for _ in range(2):
         run = process.train(SCENARIO, (0,))
         next(run)
         run.close()
-    assert sorted(folder.name for folder in (tmp_path / "out").iterdir()) == ["run-001", "run-002"]
+    kept = sorted(folder.name for folder in (tmp_path / "out").iterdir())
+    assert kept == ["initial_v1-001", "reference-001", "run-001", "run-002"]
+
+
+MENDED = reference_for(SCENARIO).with_values({"name": "yours"})
+
+
+@pytest.mark.parametrize(
+    ("off", "cause"),
+    [(0, "raw_logprobs"), (1, "stale_kv"), (2, "stale_weights"), (3, "head_dtype")],
+)
+def test_each_fix_that_is_off_is_named_by_the_weights_that_the_process_holds(
+    process: TrainingProcess, off: int, cause: str
+) -> None:
+    """One step of a few hundred tokens. Counted by hand over 20 steps: 20, 15, 20 and 20 verdicts are right."""
+    process.watch.wanted = True
+    run = process.train(FIXES[off].moved(MENDED, 1), (0,))
+    found = []
+    for step in range(15):
+        next(run)
+        if step in (8, 11, 14):
+            at, diagnosis = process.watch.diagnose()
+            assert at == step
+            found.append(cause in [each.name for each in diagnosis.causes])
+    assert sum(found) >= 2
+
+
+def test_a_step_that_nobody_has_looked_at_cannot_be_diagnosed(process: TrainingProcess) -> None:
+    run = process.train(SCENARIO, (0,))
+    next(run)
+    with pytest.raises(SkewsimError, match="no step has been looked at yet"):
+        process.watch.diagnose()
+
+
+def test_the_last_step_of_a_run_that_is_over_is_diagnosed_by_its_logprobs(process: TrainingProcess) -> None:
+    process.watch.wanted = True
+    assert len(list(process.train(SCENARIO.with_values({"steps": 2}), (0,)))) == 2
+    step, diagnosis = process.watch.diagnose()
+    assert step == 1
+    assert diagnosis.tokens > 50
+
+
+def test_a_process_that_was_stopped_is_not_started_again(process: TrainingProcess) -> None:
+    next(process.train(SCENARIO, (0,)))
+    process.stop()
+    with pytest.raises(SkewsimError, match="has been stopped"):
+        next(process.train(SCENARIO, (0,)))
 
 
 def test_a_snapshot_survives_the_way(process: TrainingProcess) -> None:
@@ -165,8 +213,9 @@ def test_a_process_that_cannot_work_says_why_in_a_line() -> None:
         next(missing.train(SCENARIO, (0,)))
 
 
-def test_what_is_not_an_answer_ends_the_process(process: TrainingProcess) -> None:
-    prints = TrainingProcess(command=(sys.executable, "-c", "print('hello'); import time; time.sleep(60)"))
+@pytest.mark.parametrize("words", ["hello", "3", "[]"])
+def test_what_is_not_an_answer_ends_the_process(words: str) -> None:
+    prints = TrainingProcess(command=(sys.executable, "-c", f"print('{words}'); import time; time.sleep(60)"))
     with pytest.raises(SkewsimError, match="trainer ended by SIGKILL"):
         next(prints.train(SCENARIO, (0,)))
 
@@ -184,7 +233,7 @@ def test_a_step_under_way_does_not_keep_it_alive_when_the_app_is_gone() -> None:
     child = TrainingProcess().start()
     stdin = child._process.stdin
     assert stdin is not None
-    request = {"run": 0, "scenario": long.model_dump(mode="json"), "seeds": [0], "out": None}
+    request = {"run": 0, "scenario": long.model_dump(mode="json"), "seeds": [0], "out": None, "watched": True}
     for each in (request, {"run": 0, "toggle": None, "look": False}):
         stdin.write(json.dumps(each).encode() + b"\n")
     stdin.close()

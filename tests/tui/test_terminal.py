@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import signal
+import time
 from pathlib import Path
 
 import pytest
 
 from skewsim.share import from_share
-from tui.screens.runs import find_runs, open_run
+from tui.screens.runs import find_runs, open_run, summary_line
 
 from .monkey import bother
 from .terminal import TUI, Terminal
@@ -38,8 +41,7 @@ def test_a_key_toggles_a_fix_while_the_simulator_runs_and_quitting_leaves_the_sh
     steps = steps_of(run)
     assert steps == list(range(len(steps)))
     assert len(steps) >= 2
-    (spec,) = open_run(run)
-    assert spec.name == "yours"
+    assert [spec.name for spec in open_run(run)] == ["reference", "initial_v1", "yours"], "to be replayed together"
     assert json.loads((run / "summary.json").read_text())["status"] == "interrupted"
 
 
@@ -63,6 +65,11 @@ def test_a_kill_in_the_middle_leaves_every_step_but_the_one_under_way(tmp_path: 
     steps = steps_of(run)
     assert steps == list(range(len(steps)))
     assert open_run(run)
+    end = time.monotonic() + 20
+    while "interrupted" not in summary_line(run):  # the trainer hears of it within three seconds
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    assert json.loads((run / "summary.json").read_text())["status"] in ("running", "interrupted")
 
 
 @pytest.mark.parametrize(
@@ -70,6 +77,9 @@ def test_a_kill_in_the_middle_leaves_every_step_but_the_one_under_way(tmp_path: 
     [
         (("no-such-scenario",), "no-such-scenario"),
         (("--lesson", "flying"), "lesson 'flying'"),
+        (("--lesson", "a"), "lesson 'a' may be any of: 1-what-skew-is"),
+        (("--lesson", "in-flight", "--preset", "corrections"), "needs what is hidden: defaults, inflight"),
+        (("--out", "file"), "out=file: is a file; allowed: a folder"),
         (("--hide", "everything"), "hide=everything"),
         (("--preset", "none"), "preset 'none'"),
     ],
@@ -77,8 +87,21 @@ def test_a_kill_in_the_middle_leaves_every_step_but_the_one_under_way(tmp_path: 
 def test_a_mistake_on_the_command_line_is_one_line_and_exit_code_two(
     tmp_path: Path, arguments: tuple[str, ...], what: str
 ) -> None:
+    (tmp_path / "file").touch()
     with Terminal((*TUI, *arguments), home=tmp_path) as t:
         assert t.end() == 2
         text = t.output.decode()
     assert what in text
     assert len(text.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("after", [0.6, 0.8, 3.0])
+def test_a_signal_ends_it_in_good_order_at_any_moment(
+    tmp_path: Path, number: signal.Signals, code: int, after: float
+) -> None:
+    with Terminal(TUI, home=tmp_path) as t:
+        t.pump(after)
+        os.kill(t.pid, number)
+        assert t.end() in (code, -number), "by the signal itself where Python is still starting"
+        assert b"Traceback" not in t.output

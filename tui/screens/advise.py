@@ -65,9 +65,9 @@ class AdviseScreen(Page):
         noise = load_profile(self._profile) if self._profile else SIGMAS[self._sigma]
         report = advise(noise, length, draws=_DRAWS)
         text = Text()
-        mine = share_outside(self._lab.yours, report.sigma, length)
-        objective = self._lab.yours.trainer.objective
-        clips = clip_bounds(self._lab.yours.trainer) != (0.0, math.inf)
+        mine = share_outside(self._lab.shown, report.sigma, length)
+        objective = self._lab.shown.trainer.objective
+        clips = clip_bounds(self._lab.shown.trainer) != (0.0, math.inf)
         verdict = (
             f"would clip {mine:.1%} of healthy data before any update" if clips else "clips nothing, whatever the noise"
         )

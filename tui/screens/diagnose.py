@@ -6,40 +6,35 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-import numpy as np
 from rich.text import Text
 from textual.binding import BindingType
 
 from skewsim.errors import SkewsimError
 from tui.actions import bindings
-from tui.screens.page import Page
-from tui.snapshot import Snapshot
+from tui.controls import FIXES
+from tui.screens.page import LensPage
 from tui.views import Look
 
 if TYPE_CHECKING:
-    from skewsim.diagnose import Diagnosis
-    from skewsim.tokens import TokenTable
+    from skewsim.diagnose.causes import Diagnosis
+    from skewsim.settings import Scenario
 
 
-def token_table(snapshot: Snapshot) -> TokenTable:
-    """A rollout as the table that `skewsim diagnose` reads."""
-    from skewsim.tokens import TokenTable
-
-    engine = snapshot.scenario.engine
-    _, prompt = np.unique(snapshot.prompts, axis=0, return_inverse=True)
-    return TokenTable.from_rollouts(
-        tokens=snapshot.tokens,
-        mask=snapshot.mask,
-        engine_logprobs=snapshot.engine_logprobs,
-        trainer_logprobs=snapshot.trainer_logprobs,
-        weight_versions=snapshot.versions,
-        prompt_ids=np.asarray(prompt).reshape(-1),
-        meta={"temperature": engine.temperature, "top_p": engine.top_p, "top_k": engine.top_k},
-    )
+_FIX_OF = {"raw_logprobs": 0, "stale_kv": 1, "stale_weights": 2, "head_dtype": 3, "one_sided_fp32_head": 3}
 
 
-def report(found: Diagnosis, look: Look) -> Text:
-    """The verdict, then every cause with its share, its proof and what mends it."""
+def here(cause: str, scenario: Scenario) -> str:
+    """What mends a cause in this app, if a key of Explore does."""
+    fix = FIXES[_FIX_OF[cause]] if cause in _FIX_OF else None
+    if fix is not None and not fix.is_on(scenario):
+        return f"press {FIXES.index(fix) + 1} in the charts: {fix.label} on"
+    if cause == "stale_weights":
+        return f"turn lag down; it is {scenario.engine.lag}"
+    return "turn noise down: it is injected" if cause in ("unknown", "compute_dtype") and scenario.skew.active else ""
+
+
+def report(found: Diagnosis, look: Look, scenario: Scenario | None = None) -> Text:
+    """The verdict, then every cause with its share, its proof and what mends it; of a run of the app also here."""
     layer = f" ({found.layer} layer)" if found.layer else ""
     text = Text()
     text.append(f"Verdict: {found.verdict}{layer}\n", style=f"bold {look.strong}")
@@ -51,6 +46,8 @@ def report(found: Diagnosis, look: Look) -> Text:
         bar = look.glyph("█", "#") * filled + look.glyph("░", ".") * (20 - filled)
         text.append(f"\n{cause.name}  {bar} explains {cause.explained:.0%}\n", style="bold")
         text.append(f"  Proof: {cause.evidence}\n")
+        if scenario is not None and (key := here(cause.name, scenario)):
+            text.append(f"  Here: {key}\n", style=look.strong)
         if cause.fix:
             text.append(f"  Fix: {cause.fix}\n", style=look.muted)
     for note in found.notes:
@@ -58,14 +55,15 @@ def report(found: Diagnosis, look: Look) -> Text:
     return text
 
 
-class DiagnoseScreen(Page):
+class DiagnoseScreen(LensPage):
     """Enter opens a file; n looks at the newest step again."""
 
     heading = "Diagnose"
     about = (
         "Rival explanations of the skew, each with its own signature, ranked by how much of it they explain. Layers are put "
         "right in this order: semantic, inference path, precision, staleness, objective. One step of the simulator is "
-        "a few hundred tokens, so small effects may stay unnamed; a file may hold millions."
+        "a few hundred tokens, so small effects may stay unnamed; a file may hold millions. A step of the simulator is scored "
+        "again under the weights of now and of before, as `skewsim diagnose --model NEW --model OLD` does with folders."
     )
     BINDINGS: ClassVar[list[BindingType]] = bindings("page") + bindings("diagnose")
     where: ClassVar[str] = "diagnose"
@@ -73,24 +71,17 @@ class DiagnoseScreen(Page):
     def __init__(self) -> None:
         super().__init__()
         self._source = ""
+        self._scenario: Scenario | None = None
         self._found: Diagnosis | None = None
         self._problem = ""
         self._busy = False
 
-    def on_mount(self) -> None:
-        self.skewsim.lens.wanted = True
-        super().on_mount()
-
-    def on_unmount(self) -> None:
-        self.skewsim.lens.wanted = False
-
     def subtitle(self) -> str:
-        return self._source or "waiting for the next step (. makes one)"
+        return self._source or super().subtitle()
 
     def redraw(self) -> None:
-        snapshot = self.skewsim.lens.latest
-        if not self._source and snapshot is not None:
-            self._examine_step(snapshot)
+        if not self._source and self.snapshot is not None:
+            self._start("the newest step of yours", self._examine_step, self.snapshot.scenario)
         super().redraw()
 
     def content(self, width: int, look: Look) -> Text:
@@ -99,37 +90,38 @@ class DiagnoseScreen(Page):
         if self._problem:
             return Text(self._problem)
         if self._found is None:
-            return Text("The newest step of yours is examined as soon as there is one. Enter opens a file instead.")
-        return report(self._found, look)
+            return Text(f"{self.waiting().plain} Enter opens a file instead.")
+        return report(self._found, look, self._scenario)
 
-    def _examine_step(self, snapshot: Snapshot) -> None:
-        from skewsim.diagnose import diagnose
-
-        self._start(f"step {snapshot.step} of yours", lambda: diagnose(token_table(snapshot)))
+    def _examine_step(self) -> tuple[str, Diagnosis]:
+        step, found = self.skewsim.lens.diagnose()
+        return f"step {step} of yours", found
 
     def _examine_file(self, text: str) -> None:
         from skewsim.diagnose import diagnose_path
 
         path = Path(text.strip()).expanduser()
-        self._start(str(path), lambda: diagnose_path(path))
+        self._start(str(path), lambda: (str(path), diagnose_path(path)))
 
-    def _start(self, source: str, examine: Callable[[], Diagnosis]) -> None:
+    def _start(
+        self, source: str, examine: Callable[[], tuple[str, Diagnosis]], scenario: Scenario | None = None
+    ) -> None:
         """Examine in a thread; the answer comes back through the app's loop."""
-        self._source, self._busy, self._problem = source, True, ""
+        self._source, self._scenario, self._busy, self._problem = source, scenario, True, ""
 
         def work() -> None:
-            found, problem = None, ""
+            name, found, problem = source, None, ""
             try:
-                found = examine()
+                name, found = examine()
             except SkewsimError as error:
                 problem = str(error)
-            self.app.call_from_thread(self._answer, source, found, problem)
+            self.app.call_from_thread(self._answer, source, name, found, problem)
 
         self.run_worker(work, thread=True, exclusive=True, exit_on_error=False)
 
-    def _answer(self, source: str, found: Diagnosis | None, problem: str) -> None:
+    def _answer(self, source: str, name: str, found: Diagnosis | None, problem: str) -> None:
         if source == self._source:
-            self._busy, self._found, self._problem = False, found, problem
+            self._source, self._busy, self._found, self._problem = name, False, found, problem
             self.redraw()
 
     def do_again(self) -> None:

@@ -14,20 +14,22 @@ from textual.binding import BindingType
 from textual.containers import Container, Grid, Vertical
 
 from skewsim.errors import UserError
-from tui.actions import bindings, by_id
+from tui.actions import bindings, by_id, is_hidden
 from tui.controls import FIXES, Control, explore_controls
-from tui.lab import SMOOTH, Lab
+from tui.lab import SMOOTH, TWIN, Lab
 from tui.lesson import Player
 from tui.lesson_panel import LessonPanel
 from tui.panel import ControlWidget, Line, headline, legend, status
 from tui.plot import Plot, difference, picture
 from tui.screens.steady import Steady
-from tui.views import REWARD, VIEWS
+from tui.views import REWARD, VIEWS, View
 
 if TYPE_CHECKING:
     from tui.app import SkewsimApp
 
 _EXTRA_PLOTS = 6
+_DIFFERENCE = View("", "yours minus twin")
+"""Not a metric of a curve: what `tui.plot.difference` draws."""
 
 
 class Explore(Steady):
@@ -107,7 +109,7 @@ class Explore(Steady):
         self._lines["headline"].show(headline(lab, look, score=self.skewsim.score))
         self._lines["status"].show(status(lab, look))
         for widget in self._widgets.values():
-            widget.show(lab.yours, look)
+            widget.show(lab.shown, look)
         self._lines["hint"].show(self._hint())
 
     def _draw_plots(self, *, shown: int) -> None:
@@ -123,17 +125,29 @@ class Explore(Steady):
             plot.display = i < shown
             if i >= shown:
                 continue
-            if i == 0 and lab.twin is not None and lab.replaying is None:
-                plot.show(difference(lab, REWARD), look)
-            else:
-                plot.show(picture(lab, VIEWS[(self.first_view + i) % len(VIEWS)]), look)
+            view = self._views()[(self.first_view + i) % len(self._views())]
+            plot.show(difference(lab, REWARD) if view is _DIFFERENCE else picture(lab, view), look)
+
+    def _views(self) -> tuple[View, ...]:
+        """What the charts below the reward can show, in the order of the key that turns them."""
+        return (_DIFFERENCE, *VIEWS) if TWIN in self.lab.tracks else VIEWS
 
     def _hint(self) -> Text:
-        """What the focused control is called in vLLM, TRL or verl; otherwise how to begin."""
+        """What the focused control is called in vLLM, TRL or verl; otherwise how to begin, or how to begin again."""
         look, focused = self.skewsim.look, self.focused
         if isinstance(focused, ControlWidget):
             return Text(f" {focused.control.names}", style=f"bold {look.strong}", no_wrap=True)
-        return Text(" 1-4 switch a fix   5 all of them   tab and arrows turn a knob   F1 explains", style=look.muted)
+        if self.lab.stuck:
+            text = " y has no reward left, and so little to learn from: 0 starts again"
+            return Text(text, style=f"bold {look.strong}", no_wrap=True)
+        keys = [str(i) for i, fix in enumerate(FIXES, 1) if fix.id not in self.hidden_controls]
+        words = {
+            f"{'1-4' if len(keys) == len(FIXES) else ' '.join(keys)} switch a fix": bool(keys),
+            "5 all of them": self.check_action("do", ("fix_all",)),
+            "tab and arrows turn a knob": len(self._widgets) > len(keys),
+            "F1 explains": True,
+        }
+        return Text("   ".join(["", *(word for word, there in words.items() if there)])[2:], style=look.muted)
 
     def on_descendant_focus(self) -> None:
         if isinstance(self.focused, ControlWidget):
@@ -141,19 +155,18 @@ class Explore(Steady):
         self._lines["hint"].show(self._hint())
 
     def show_lesson(self, player: Player | None) -> None:
-        """The panel below, and the control that the card points at."""
+        """The panel below, and the control and the metric that the card points at."""
         panel = self.query_one(LessonPanel)
         self.set_class(player is not None, "-asking")
         panel.show(player, self.skewsim.look)
-        wanted = player.step.highlight if player is not None else None
         for widget in self._widgets.values():
-            widget.highlight(widget.control.id == wanted)
-        keys = [view.key for view in VIEWS]
-        if wanted in keys and wanted not in {plot.view.key for plot in self._plots if plot.display}:
-            self.first_view = keys.index(wanted)
+            widget.highlight(player is not None and widget.control.id == player.step.highlight)
+        watched, keys = player.watched if player is not None else None, [view.key for view in self._views()]
+        if watched in keys and watched not in {plot.view.key for plot in self._plots if plot.display}:
+            self.first_view = keys.index(watched)
             self.redraw()
         for plot in (self._reward, *self._plots):
-            plot.highlight(plot.view.key == wanted)
+            plot.highlight(player is not None and plot.view.key == player.step.watch)
         if player is not None and player.phase != "do":
             panel.focus()
 
@@ -191,9 +204,7 @@ class Explore(Steady):
         entry = by_id(str(parameters[0]))
         if entry.id in ("back_step", "backward") and self.lab.replaying is None:
             return False
-        if entry.id == "fix_all" and {fix.id for fix in FIXES} & self.hidden_controls:
-            return False
-        return not ({entry.id, entry.argument} & self.hidden_controls)
+        return not is_hidden(entry, self.hidden_controls)
 
     def action_do(self, id: str) -> None:
         entry = by_id(id)
@@ -217,6 +228,7 @@ class Explore(Steady):
 
     def do_twin(self) -> None:
         self.lab.toggle_twin(self.last_control)
+        self.first_view = 0
         self.lab.driver.play(True)
 
     def do_band(self) -> None:
@@ -247,8 +259,8 @@ class Explore(Steady):
         self._turn_view(-1)
 
     def _turn_view(self, by: int) -> None:
-        self.first_view = (self.first_view + by) % len(VIEWS)
-        self.lab.heard = VIEWS[self.first_view].title
+        self.first_view = (self.first_view + by) % len(self._views())
+        self.lab.heard = self._views()[self.first_view].title
 
     def do_hide(self) -> None:
         self.lab.hide_next()

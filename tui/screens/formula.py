@@ -9,7 +9,7 @@ import numpy as np
 from rich.text import Text
 
 from skewsim.clipping import clip_bounds
-from tui.screens.page import Page
+from tui.screens.page import LensPage
 from tui.snapshot import Snapshot
 from tui.views import Look
 
@@ -106,25 +106,14 @@ def explain(snapshot: Snapshot, look: Look) -> Text:
     return text
 
 
-class FormulaScreen(Page):
+class FormulaScreen(LensPage):
     """Follows the newest step while the run plays."""
 
     heading = "Formula"
     about = "The loss of the chosen objective, with the numbers of the token that skew moved most, and its source code."
 
-    def on_mount(self) -> None:
-        self.skewsim.lens.wanted = True
-        super().on_mount()
-
-    def on_unmount(self) -> None:
-        self.skewsim.lens.wanted = False
-
-    def subtitle(self) -> str:
-        snapshot = self.skewsim.lens.latest
-        return f"step {snapshot.step} of yours" if snapshot else "waiting for the next step (. makes one)"
-
     def content(self, width: int, look: Look) -> Text:
-        snapshot = self.skewsim.lens.latest
+        snapshot = self.snapshot
         if snapshot is None or not snapshot.mask.any():
-            return Text("The next step's numbers appear here. Press . for one step, space to play.")
+            return self.waiting()
         return explain(snapshot, look)

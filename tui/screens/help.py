@@ -10,7 +10,7 @@ from textual.binding import BindingType
 from textual.containers import VerticalScroll
 from textual.widgets import Static
 
-from tui.actions import ACTIONS, key_text
+from tui.actions import ACTIONS, is_hidden, key_text
 from tui.screens.dialog import Dialog
 
 _INTRO = """The curves share prompts, random numbers and seed, so what separates them is a setting.
@@ -27,9 +27,9 @@ class HelpScreen(Dialog):
 
     BINDINGS: ClassVar[list[BindingType]] = [("escape,enter,q,f1,question_mark", "dismiss", "Close")]
 
-    def __init__(self, title: str, text: str) -> None:
+    def __init__(self, title: str, text: str, hidden: frozenset[str] = frozenset()) -> None:
         super().__init__()
-        self._title, self._text = title, text
+        self._title, self._text, self._hidden = title, text, hidden
 
     def compose(self) -> ComposeResult:
         with VerticalScroll(id="help"):
@@ -44,7 +44,7 @@ class HelpScreen(Dialog):
         text.append(_INTRO + "\n")
         text.append("Keys", style="bold")
         text.append("   (keymap.toml in the configuration folder changes them)\n")
-        for action in ACTIONS:
+        for action in (a for a in ACTIONS if not is_hidden(a, self._hidden)):
             text.append(f"{key_text(action.keys):>9}  ", style="bold")
             text.append(f"{action.title}: {action.help}\n")
         text.append(

@@ -10,6 +10,7 @@ from textual.containers import Vertical
 from textual.widgets import Label, OptionList
 from textual.widgets.option_list import Option
 
+from skewsim.errors import UserError
 from tui.lesson import lesson_names, load_lesson
 from tui.screens.dialog import Dialog
 
@@ -31,6 +32,11 @@ class LessonsScreen(Dialog):
             )
 
     def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
-        if self.on_top:
-            self.dismiss()
-            cast("SkewsimApp", self.app).start_lesson(lesson_names()[event.option_index])
+        if not self.on_top:
+            return
+        app = cast("SkewsimApp", self.app)
+        self.dismiss()
+        try:
+            app.start_lesson(lesson_names()[event.option_index])
+        except UserError as error:
+            app.say(str(error))

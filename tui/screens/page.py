@@ -19,6 +19,7 @@ from tui.views import Look
 
 if TYPE_CHECKING:
     from tui.app import SkewsimApp
+    from tui.snapshot import Snapshot
 
 
 class Page(Steady):
@@ -90,3 +91,29 @@ class Page(Steady):
     def do_back(self) -> None:
         self.skewsim.lab.heard = ""
         self.skewsim.close(self)
+
+
+class LensPage(Page):
+    """A page on the newest step's tokens: while it is open, the trainer shows them."""
+
+    def on_mount(self) -> None:
+        self.skewsim.lens.wanted = True
+        super().on_mount()
+
+    def on_unmount(self) -> None:
+        self.skewsim.lens.wanted = False
+
+    @property
+    def snapshot(self) -> Snapshot | None:
+        return None if self.skewsim.lab.replaying else self.skewsim.lens.latest
+
+    def subtitle(self) -> str:
+        if self.skewsim.lab.replaying:
+            return "a replay has no tokens"
+        return f"step {self.snapshot.step} of yours" if self.snapshot else "waiting for the next step (. makes one)"
+
+    def waiting(self) -> Text:
+        """What there is to say while there is no step to look at."""
+        if self.skewsim.lab.replaying:
+            return Text("A run folder has each step's numbers, not its tokens. Escape, then 0, for a live run.")
+        return Text("The next step's tokens appear here. Press . for one step, space to play.")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
+from contextlib import suppress
 from pathlib import Path
 from typing import ClassVar
 
@@ -16,23 +16,46 @@ from textual.widgets.option_list import Option
 from skewsim.errors import FileFormatError, UserError
 from skewsim.records import StepRecord
 from skewsim.settings import Scenario
+from skewsim.share import load_toml
 from tui.driver import Records, TrackSpec, Training
-from tui.lab import Lab
+from tui.lab import REFERENCE, V1, YOURS, Lab, initial_v1_for, reference_for
 from tui.screens.dialog import Dialog
 
-_SCENARIO, _STEPS, _SUMMARY = "scenario.toml", "steps.jsonl", "summary.json"
+_SCENARIO, _STEPS = "scenario.toml", "steps.jsonl"
+_COMPARED = (f"{REFERENCE}-", f"{V1}-")
 
 
 def find_runs(root: Path, *, depth: int = 3) -> list[Path]:
-    """Run folders below a folder, the newest first."""
+    """Run folders below a folder, the newest first, without those that others are compared with."""
     found = [path.parent for level in range(depth) for path in root.glob("*/" * level + _STEPS)]
+    found = [path for path in found if not path.name.startswith(_COMPARED)]
     return sorted(found, key=lambda path: -(path / _STEPS).stat().st_mtime)[:50]
 
 
 def open_run(path: Path) -> list[TrackSpec]:
-    """A run folder as tracks whose training is reading records. Raises FileFormatError."""
+    """A run folder as tracks whose training is reading records, with the reference and initial V1 of the same
+    settings and seeds if they were kept beside it. Raises FileFormatError.
+    """
+    own = _read(path)
+    if [spec.name for spec in own] != [YOURS]:
+        return own
+    beside = (_beside(path, make(own[0].scenario), own[0].seeds) for make in (reference_for, initial_v1_for))
+    return [*(spec for spec in beside if spec is not None), *own]
+
+
+def _beside(path: Path, scenario: Scenario, seeds: tuple[int, ...]) -> TrackSpec | None:
+    """The kept run of exactly this scenario and these seeds, if there is one."""
+    for folder in sorted(path.parent.glob(f"{scenario.name}-*")):
+        with suppress(UserError):
+            if load_toml(folder / _SCENARIO) == scenario:
+                found = _read(folder)[0]
+                if found.seeds == seeds:
+                    return found
+    return None
+
+
+def _read(path: Path) -> list[TrackSpec]:
     from skewsim.recording import read_records
-    from skewsim.share import load_toml
 
     by_name: dict[str, dict[int, list[StepRecord]]] = defaultdict(lambda: defaultdict(list))
     seeds: dict[str, set[int]] = defaultdict(set)
@@ -65,11 +88,12 @@ class _Reader:
 
 def summary_line(path: Path) -> str:
     """A folder, and in a few words what its run was."""
+    from skewsim.recording import run_status
+
     try:
-        status = json.loads((path / _SUMMARY).read_text(encoding="utf-8")).get("status", "?")
-    except (OSError, ValueError, AttributeError):
-        status = "no summary"
-    return f"{path}  ({status})"
+        return f"{path}  ({run_status(path)})"
+    except FileFormatError:
+        return f"{path}  (no summary)"
 
 
 class RunsScreen(Dialog):

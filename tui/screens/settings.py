@@ -48,7 +48,7 @@ class SettingsScreen(Dialog):
         if not self.on_top:
             return
         control = self._controls[str(event.option.id)]
-        value = number(value_at(self._lab.yours, control.id))
+        value = number(value_at(self._lab.shown, control.id))
         self.app.push_screen(Prompt(control.id, lambda text: self._type(control, text), value=value))
 
     def _type(self, control: Control, text: str) -> None:
@@ -73,9 +73,11 @@ class SettingsScreen(Dialog):
         for other in self._controls.values():
             options.replace_option_prompt(other.id, self._line(other))
         self._explain(control)
+        if self._lab.replaying:
+            self.query_one("#settings-help", Static).update(self._lab.heard)
 
     def _line(self, control: Control) -> Text:
-        value, default = (value_at(s, control.id) for s in (self._lab.yours, self._default))
+        value, default = (value_at(s, control.id) for s in (self._lab.shown, self._default))
         changed = "*" if value != default else " "
         return Text(f"{changed} {control.id:<38} {number(value)}", style="bold" if changed == "*" else "", no_wrap=True)
 

@@ -10,7 +10,7 @@ from rich.text import Text
 from skewsim.clipping import clip_bounds
 from skewsim.published import MEAN_ABS_BY_PROBABILITY
 from tui.chart import bars
-from tui.screens.page import Page
+from tui.screens.page import LensPage
 from tui.snapshot import Snapshot
 from tui.views import Look
 
@@ -119,7 +119,7 @@ def by_probability(snapshot: Snapshot, look: Look) -> Text:
     return text
 
 
-class TokensScreen(Page):
+class TokensScreen(LensPage):
     """Live while the run plays; `up` and `down` scroll through the sequences."""
 
     heading = "Tokens"
@@ -129,21 +129,10 @@ class TokensScreen(Page):
         "at. The table compares with a published measurement of bf16 engines."
     )
 
-    def on_mount(self) -> None:
-        self.skewsim.lens.wanted = True
-        super().on_mount()
-
-    def on_unmount(self) -> None:
-        self.skewsim.lens.wanted = False
-
-    def subtitle(self) -> str:
-        snapshot = self.skewsim.lens.latest
-        return f"step {snapshot.step} of yours" if snapshot else "waiting for the next step (. makes one)"
-
     def content(self, width: int, look: Look) -> Text:
-        snapshot = self.skewsim.lens.latest
+        snapshot = self.snapshot
         if snapshot is None:
-            return Text("The next step's sequences appear here. Press . for one step, space to play.")
+            return self.waiting()
         rows = 6 if self.size.height < 36 else 16
         parts = (
             strips(snapshot, look, rows=rows, width=width),
