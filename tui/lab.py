@@ -339,7 +339,7 @@ class Lab:
             self._sought, self._arriving = None, False
         if self.pause_at is not None and self.step >= self.pause_at:
             self.driver.play(False)
-            self.pause_at, self.heard = None, "predict, then switch; space goes on"
+            self.pause_at, self.heard = None, "predict, switch, then space"
         return bool(updates)
 
     def _take(self, track: Track, update: Update) -> None:

@@ -37,7 +37,7 @@ from tui.snapshot import LossSource, Snapshot
 if TYPE_CHECKING:
     from skewsim.diagnose.causes import Diagnosis
 
-_RECENT, _FIRST = 34, (0, 2, 4, 8, 16)
+_RECENT, _FIRST = 34, (0, 1, 2, 3, 4, 6, 8, 12, 16, 24)
 """Versions of the weights that a watched run keeps: as many as the engine may lag, and those that prompts were first cached under."""
 
 

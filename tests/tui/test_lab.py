@@ -232,7 +232,7 @@ def test_the_first_run_pauses_once_where_it_was_told_to_unless_somebody_has_togg
     advance(lab, 4)
     assert lab.heard == ""
     advance(lab, 2)
-    assert (lab.heard, lab.pause_at) == ("predict, then switch; space goes on", None)
+    assert (lab.heard, lab.pause_at) == ("predict, switch, then space", None)
     lab.pause_at = 10
     lab.move(CONTROLS["processed"], 1)
     assert lab.pause_at is None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import sys
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -17,13 +18,16 @@ from textual.widgets import OptionList
 from skewsim.clipping import clip_bounds
 from skewsim.errors import UserError
 from skewsim.objectives import LossInputs, compute_loss
+from skewsim.recording import RunFolder
 from skewsim.settings import Scenario
 from tui.driver import TrackSpec
 from tui.files import curves_csv
+from tui.lab import initial_v1_for, opening, reference_for
 from tui.measuring import Measuring
 from tui.screens.advise import share_outside
+from tui.screens.diagnose import here
 from tui.screens.formula import worked
-from tui.screens.runs import open_run
+from tui.screens.runs import find_runs, open_run, summary_line
 from tui.screens.tokens import histogram
 from tui.views import Look
 from tui.worker import loss_source
@@ -251,3 +255,57 @@ async def test_two_sizes_under_way_at_once_do_not_chase_each_other(stage: StageM
             screen.call_later(lambda: None)  # one right after the other would be taken for one
         await s.settle()
         assert screen.size == s.app.size == Size(80, 24)
+
+
+def test_diagnose_says_which_key_here_mends_a_cause() -> None:
+    off = opening()
+    mended = reference_for(off)
+    assert here("stale_kv", off) == "press 2 in the charts: defaults on"
+    assert here("stale_kv", mended) == ""
+    assert here("stale_weights", off) == "press 3 in the charts: in-flight on"
+    assert here("stale_weights", mended.with_values({"engine.lag": 8})) == "turn lag down; it is 8"
+    assert here("unknown", mended.with_values({"skew.noise": "normal", "skew.scale": 0.2})).startswith(
+        "turn noise down"
+    )
+
+
+@pytest.mark.parametrize("key", ["t", "f", "d"])
+@on_stage
+async def test_what_looks_at_tokens_says_that_a_replay_has_none(stage: StageMaker, key: str) -> None:
+    async with stage() as s:
+        s.app.lens.latest = snapshot()
+        s.lab.replay(Path("run-1"), [TrackSpec("yours", Scenario(steps=30), (0,), taped=True, train=scripted)])
+        await s.advance(3)
+        await s.press(key)
+        assert "A run folder has each step's numbers, not its tokens." in s.text()
+
+
+def kept(path: Path, scenario: Scenario, seeds: tuple[int, ...]) -> None:
+    """A run folder as the app's trainer leaves one."""
+    with RunFolder(path, scenario, seeds=seeds) as folder:
+        for records in islice(scripted(scenario, seeds), 3):
+            folder.append(records)
+
+
+def test_a_kept_run_is_replayed_with_those_of_its_own_settings_and_seeds_only(tmp_path: Path) -> None:
+    yours = opening()
+    slower = yours.with_values({"trainer.learning_rate": 1e-4})
+    kept(tmp_path / "run-001", yours, (0,))
+    kept(tmp_path / "reference-001", reference_for(slower), (0,))
+    kept(tmp_path / "reference-002", reference_for(yours), (0, 1))
+    (tmp_path / "reference-003").mkdir()
+    assert [spec.name for spec in open_run(tmp_path / "run-001")] == ["yours"]
+    kept(tmp_path / "initial_v1-001", initial_v1_for(yours), (0,))
+    kept(tmp_path / "reference-004", reference_for(yours), (0,))
+    assert [spec.name for spec in open_run(tmp_path / "run-001")] == ["reference", "initial_v1", "yours"]
+    assert find_runs(tmp_path) == [tmp_path / "run-001"], "they are not runs to choose from"
+
+
+def test_a_run_that_was_killed_is_not_said_to_be_running(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run-001", opening(), seeds=(0,))
+    with folder:
+        assert summary_line(folder.path).endswith("(running)")
+        folder._lock.release()  # as when its process dies
+        assert summary_line(folder.path).endswith("(interrupted)")
+    assert summary_line(folder.path).endswith("(finished)")
+    assert summary_line(tmp_path).endswith("(no summary)")

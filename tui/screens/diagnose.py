@@ -29,7 +29,8 @@ def here(cause: str, scenario: Scenario) -> str:
     if fix is not None and not fix.is_on(scenario):
         return f"press {FIXES.index(fix) + 1} in the charts: {fix.label} on"
     if cause == "stale_weights":
-        return f"turn lag down; it is {scenario.engine.lag}"
+        lag = scenario.engine.lag
+        return f"turn lag down; it is {lag}" if lag > 1 else "a lag of one version, which updates in flight leave"
     return "turn noise down: it is injected" if cause in ("unknown", "compute_dtype") and scenario.skew.active else ""
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import zip_longest
+from textwrap import wrap
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
@@ -63,8 +65,6 @@ _COMPARED = ("rms", "bias", "sigma_z", "df", "sequence_std")
 def side_by_side(first: SkewProfile, second: SkewProfile, *, width: int) -> Text:
     """Two profiles' figures in two columns, without their intervals where there is no room for them."""
     room, intervals = (32, True) if width >= 88 else (27, False)
-    text = Text()
-    text.append(f"{'':<22}{first.name[: room - 2]:<{room}}{second.name[: room - 2]}\n", style="bold")
     rows: list[tuple[str, str, str]] = [("kind", first.kind, second.kind)]
     for key in ("engine", "engine_version", "dtype", "head_dtype", "model", "tokens", "date"):
         rows.append((key, str(getattr(first.provenance, key) or "-"), str(getattr(second.provenance, key) or "-")))
@@ -75,8 +75,11 @@ def side_by_side(first: SkewProfile, second: SkewProfile, *, width: int) -> Text
     for key, *estimates in {pair[0]: pair for pair in pairs}.values():
         a, b = (str(e) if intervals or e.value is None else f"{e.value:.3g}" for e in estimates)
         rows.append((key, a, b))
-    for name, a, b in rows:
-        text.append(f"{name:<22}{a[: room - 2]:<{room}}{b[: room - 2]}\n")
+    text = Text()
+    for name, *values in [("", first.name, second.name), *rows]:
+        columns = (wrap(value, room - 2) for value in values)
+        for number, (a, b) in enumerate(zip_longest(*columns, fillvalue="")):
+            text.append(f"{'' if number else name:<22}{a:<{room}}{b}\n", style="" if name else "bold")
     return text
 
 

@@ -1,0 +1,64 @@
+"""What the first screen's settings do: the reference, initial V1, and initial V1 mended by key 5 sooner or later.
+
+    python benchmarks/tui_opening.py [STEPS]     # default 200, five seeds, about two minutes
+    python benchmarks/tui_opening.py 200 --beta 0
+
+Reward over the last sixteen steps, each seed; then the mean over seeds in tens of steps.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import numpy as np
+import torch
+
+from skewsim.settings import Scenario
+from skewsim.trainer import train
+from tui.controls import FIXES
+from tui.lab import initial_v1_for, opening, reference_for
+from tui.series import Series
+
+SEEDS = (0, 1, 2, 3, 4)
+
+
+def rewards(scenario: Scenario, steps: int, toggled: Scenario | None = None, at: int = -1) -> np.ndarray:
+    """(seeds, steps) of a run that is toggled once."""
+    series, training = Series(SEEDS), train(scenario, seeds=SEEDS)
+    for step in range(steps):
+        series.append(training.send(toggled) if step == at else next(training))
+    return series.values("reward/mean")
+
+
+def line(name: str, found: np.ndarray) -> str:
+    last = found[:, -16:].mean(axis=1)
+    tens = found.mean(axis=0)[: found.shape[1] // 10 * 10].reshape(-1, 10).mean(axis=1)
+    return f"{name:<20} {' '.join(f'{v:.2f}' for v in last)}   | {' '.join(f'{v:.2f}' for v in tens)}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("steps", type=int, nargs="?", default=200)
+    parser.add_argument("--beta", type=float, help="another KL penalty than the first screen's")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    steps = arguments.steps
+    yours = opening().with_values({"steps": steps})
+    if arguments.beta is not None:
+        yours = yours.with_values({"trainer.beta": arguments.beta})
+    print(line("reference", rewards(reference_for(yours), steps)), flush=True)
+    print(line("initial V1", rewards(initial_v1_for(yours), steps)), flush=True)
+    for names in ((1,), (2,), (1, 2), (0, 1, 2)):
+        mended = yours
+        for number in names:
+            mended = FIXES[number].moved(mended, 1)
+        print(line(f"{'+'.join(FIXES[n].label for n in names)}"[:20], rewards(mended, steps)), flush=True)
+    mended = yours
+    for fix in FIXES:
+        mended = fix.moved(mended, 1)
+    for at in (20, 50, 100):
+        print(line(f"all four at {at}", rewards(yours, steps, mended, at)), flush=True)
+
+
+if __name__ == "__main__":
+    main()
