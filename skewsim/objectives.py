@@ -114,14 +114,6 @@ class Batch:
     def log_ratio(self) -> Tensor:
         return torch.where(self.mask, self.inputs.trainer_logprobs - self.inputs.old_logprobs, 0.0)
 
-    @property
-    def kl(self) -> Tensor:
-        """k3 towards the reference, token by token."""
-        if self.inputs.reference_logprobs is None:
-            raise UserError("beta needs reference_logprobs; they are None")
-        gap = torch.where(self.mask, self.inputs.reference_logprobs - self.inputs.trainer_logprobs, 0.0)
-        return gap.exp() - gap - 1
-
 
 @dataclass(frozen=True)
 class Terms:
@@ -152,16 +144,24 @@ def compute_loss(inputs: LossInputs, settings: TrainerSettings) -> LossOutputs:
     per_token = terms.loss * weights if corrected else terms.loss
     if terms.penalty is not None:
         per_token = per_token + terms.penalty
-    if settings.beta:
-        per_token = per_token + settings.beta * batch.kl
+    kl = _kl_to_reference(inputs, sampled) if settings.beta else None
+    if kl is not None:
+        per_token = per_token + settings.beta * kl
     loss = _normalise(torch.where(mask, per_token, 0.0), mask, sampled, objective.normaliser)
-    kl = batch.kl.detach() if settings.beta else None
     return LossOutputs(loss, _metrics(inputs, terms, weights, sampled, kl, corrected=corrected))
 
 
 def compute_advantages(rewards: Tensor, group_ids: Tensor, settings: TrainerSettings) -> Tensor:
     """Advantages ``(..., N)`` of rewards ``(..., N)``: over the whole rollout, before it is cut into minibatches."""
     return find_objective(settings).advantage(rewards, group_ids)
+
+
+def _kl_to_reference(inputs: LossInputs, sampled: Tensor) -> Tensor:
+    """k3 of each sampled token towards the policy that training started from (..., N, T)."""
+    if inputs.reference_logprobs is None:
+        raise UserError("beta needs reference_logprobs; they are None")
+    gap = torch.where(sampled, inputs.reference_logprobs - inputs.trainer_logprobs, 0.0)
+    return gap.exp() - gap - 1
 
 
 def _batch(inputs: LossInputs, mask: Tensor, settings: TrainerSettings) -> Batch:
@@ -280,7 +280,7 @@ def _metrics(
     metrics |= _clip_metrics(terms, inputs.advantages.unsqueeze(-1), tokens)
     metrics |= _correction_metrics(weights, tokens, corrected=corrected)
     if kl is not None:
-        metrics["policy/kl_reference"] = _share(kl, tokens)
+        metrics["policy/kl_reference"] = _share(kl.detach(), tokens)
     if weights.ndim > 2:
         return dict(metrics)
     return dict(zip(metrics, torch.stack(list(metrics.values())).tolist(), strict=True))

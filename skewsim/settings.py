@@ -176,7 +176,7 @@ class TrainerSettings(Settings):
     gspo_form: Literal["paper", "pipelinerl"] = "pipelinerl"
     """paper: bounds 3e-4/4e-4; pipelinerl: 2e-2/2e-2, length-proportional weights, leave-one-out baseline."""
     beta: float = Field(0.0, ge=0, le=100)
-    """KL penalty towards the policy that training started from (TRL `beta`, verl `kl_loss_coef`); 0: none."""
+    """KL penalty towards the policy that training started from (`beta` of TRL's GRPO, verl `kl_loss_coef`); 0: none."""
     old_logprobs: Literal["rollout", "recompute"] = "rollout"
     """rollout (bypass): the engine's logprobs are old. recompute (decoupled): the trainer computes them itself."""
     correction: CorrectionSettings = CorrectionSettings()

@@ -91,7 +91,7 @@ ACTIONS: tuple[Action, ...] = (
     Action("share", "y", "Share", "Copy the share string: these settings, also on the command line."),
     Action("paste", "i", "Enter share", "Type or paste a share string or the name of a scenario."),
     Action("restore", "z", "Last state", "Take up the settings that the last session ended with."),
-    Action("quit", "q", "Quit", "Leave; the share string stays behind in the shell.", footer=True),
+    Action("quit", "q,ctrl+c", "Quit", "Leave; the share string stays behind in the shell.", footer=True),
     Action("back", "escape", "Back", "Back to the curves.", "page", True),
     Action("page_down", "pagedown", "Page down", "Scroll down.", "page"),
     Action("page_up", "pageup", "Page up", "Scroll up.", "page"),

@@ -39,6 +39,7 @@ class Options:
     hidden: frozenset[str] = frozenset()
     lesson: str | None = None
     out: Path | None = None
+    view: str | None = None
 
 
 class KeyLine(Footer):
@@ -78,7 +79,7 @@ class SkewsimApp(App[None]):
         self.score = ""
         self.profiles: tuple[str, ...] = ()
         self.measuring: Measuring | None = None
-        self.explore = Explore(lab, hidden=self.options.hidden)
+        self.explore = Explore(lab, hidden=self.options.hidden, view=self.options.view)
         self.signal = 0
         """The number of a signal that asks for the end: it may come at any moment, so it is heeded at the next tick."""
         self._keys = keymap or {}
@@ -330,12 +331,18 @@ class SkewsimApp(App[None]):
     def do_screenshot(self) -> None:
         path = self._output(f"skewsim-{stamp()}.svg")
         write(path, self.export_screenshot(title="skewsim"))
-        self.say(f"picture: {path}")
+        self._saved(path)
 
     def do_export(self) -> None:
         path = self._output(f"skewsim-{stamp()}.csv")
         write(path, curves_csv(self.lab))
-        self.say(f"numbers: {path}")
+        self._saved(path)
+
+    def _saved(self, path: Path) -> None:
+        """Where it is, whole: the headline may have no room for it."""
+        self.lab.heard = "saved"
+        self.notify(str(path), title="saved")
+        self.redraw()
 
     def _output(self, name: str) -> Path:
         return (self.options.out or Path.cwd()) / name

@@ -241,7 +241,7 @@ KNOBS: tuple[Control, ...] = (
     ),
 )
 
-_NO_NOISE: Values = {"skew.noise": "none", "skew.profile": None, "skew.scale": 0.0}
+_NO_NOISE: Values = {"skew.noise": "none", "skew.profile": None, "skew.scale": 0.0, "skew.bias": 0.0}
 _CORRECTION_OFF: Values = {
     "trainer.correction.weight": "none",
     "trainer.correction.reject": "none",

@@ -9,6 +9,7 @@ what yours does about it).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -164,7 +165,7 @@ class Lab:
     def _recorded(self) -> bool:
         """Whether nothing can be changed; the answer to a key that would."""
         if self.replaying:
-            self.heard = "a replay: what it had is recorded; 0 is live again"
+            self.heard = "recorded: 0 is live again"
         return self.replaying is not None
 
     def visible(self) -> list[Track]:
@@ -238,30 +239,35 @@ class Lab:
         self._apply(before, letter="u", text=f"undo: {', '.join(_differences(self.yours, before)) or 'as before'}")
         return True
 
-    def new_seed(self) -> None:
+    def new_seed(self) -> bool:
+        """Another seed; False in a replay, where nothing is done."""
         if self._recorded():
-            return
+            return False
         self.yours = self.yours.with_values({"seed": (self.yours.seed + (BAND if self.band else 1)) % 2**31})
         self.heard = f"seed {self.yours.seed}, from step 0"
         self.reset()
+        return True
 
-    def toggle_band(self) -> None:
+    def toggle_band(self) -> bool:
+        """Five seeds instead of one, or one again; False in a replay, where nothing is done."""
         if self._recorded():
-            return
+            return False
         self.band = not self.band
         self.heard = f"{BAND} seeds: mean and range" if self.band else "one seed"
         self.reset()
+        return True
 
-    def toggle_twin(self, control: Control) -> None:
-        """Twin off, or a twin that differs from yours in one control; both run from step 0."""
+    def toggle_twin(self, control: Control) -> bool:
+        """Twin off, or a twin that differs from yours in one control; both run from step 0. False in a replay."""
         if self._recorded():
-            return
+            return False
         if self.twin is not None:
             self.twin, self.heard = None, "twin off"
         else:
             self.twin = control
             self.heard = f"twin: {control.label} {control.text(self._twin_of(control))}"
         self.reset()
+        return True
 
     def _twin_of(self, control: Control) -> Scenario:
         moved = control.moved(self.yours, 1)
@@ -282,12 +288,12 @@ class Lab:
     def load(self, scenario: Scenario) -> None:
         """Take over a scenario from a share string, a preset or a file, and run it from step 0."""
         self._history.append(self.yours)
-        self.yours = scenario.with_values({"name": YOURS})
+        self.yours, self.pause_at, self.heard = scenario.with_values({"name": YOURS}), None, ""
         self.reset()
 
     def replay(self, path: Path, runs: Sequence[TrackSpec]) -> None:
         """Show recorded runs instead of live ones; the driver's training is reading them."""
-        self.replaying, self.marks, self._pending, self.twin = path, [], [], None
+        self.replaying, self.marks, self._pending, self.twin, self.pause_at = path, [], [], None, None
         self._sought, self._arriving = None, False
         self.tracks = {}
         for i, spec in enumerate(runs):
@@ -354,8 +360,10 @@ class Lab:
             self._pending = [(serial, mark) for serial, mark in self._pending if serial > update.toggled]
             del self.marks[:-_MARKS]
         elif self.replaying is not None and first.events:
-            before, track.scenario = track.scenario, with_changes(track.scenario, first.events)
-            self.marks += _marks(first.step, before, track.scenario)
+            before = track.scenario
+            with suppress(UserError):  # another version's settings: they cannot be shown, only quoted
+                track.scenario = with_changes(before, first.events)
+            self.marks += _marks(first.step, before, track.scenario, first.events)
 
 
 def _track(spec: TrackSpec, *, hidden: bool = False) -> Track:
@@ -375,12 +383,12 @@ def _differences(before: Scenario, after: Scenario) -> list[str]:
     moved = _moved(before, after)
     if all(fix in moved for fix in FIXES):
         return ["all four fixes"]
-    return [f"{control.label} {control.text(after)}" for control in moved]
+    return [f"{control.label} {control.text(after)}" for control in moved] or changes(before, after)
 
 
-def _marks(step: int, before: Scenario, after: Scenario) -> list[Mark]:
+def _marks(step: int, before: Scenario, after: Scenario, events: Sequence[str]) -> list[Mark]:
     """The letters of a recorded toggle, as they stood on the live curve."""
-    moved, words = _moved(before, after), "; ".join(changes(before, after))
+    moved, words = _moved(before, after), "; ".join(events)
     letters = "A" if all(fix in moved for fix in FIXES) else "".join(control.letter for control in moved) or "*"
     return [Mark(step, letter, words) for letter in letters]
 

@@ -56,9 +56,17 @@ def run(
 def _run(app: SkewsimApp, process: TrainingProcess) -> int:
     from tui.files import remember
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda number, _: setattr(app, "signal", number))
+    def heed(number: int, _: object) -> None:
+        if app.signal:  # asked twice
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        app.signal = number
+
+    asked = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, heed) for number in asked]
     app.run()
+    for number, handler in zip(asked, before, strict=True):
+        signal.signal(number, handler)
     if app.measuring is not None:
         app.measuring.stop()
     app.lab.driver.stop(0)
@@ -101,7 +109,7 @@ def build(
     if chosen is not None:
         yours = yours.with_values(chosen.set)
     driver = Driver(process.train, speed=chosen.speed if chosen else 10)
-    options = Options(hidden=hidden, lesson=lesson or None, out=out)
+    options = Options(hidden=hidden, lesson=lesson or None, out=out, view=chosen.view if chosen else None)
     lab = Lab(driver, yours=yours, pause_at=chosen.pause_at if chosen else None)
     return SkewsimApp(lab, options, lens=process.watch, keymap=keymap)
 

@@ -168,6 +168,11 @@ class Player:
     def score(self) -> str:
         return f"{self.lesson.title}: {self.right} of {self.asked} predictions right" if self.asked else ""
 
+    @property
+    def marks(self) -> str:
+        """The score in two words."""
+        return f"{self.right}/{self.asked} right" if self.asked else ""
+
     def begin(self, lab: Lab) -> None:
         """Show the first card. A lesson starts from the settings' defaults, whatever was on the screen."""
         lab.load(Scenario(steps=HORIZON, seed=lab.yours.seed).with_values(self.step.set))

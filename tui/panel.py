@@ -159,6 +159,8 @@ def headline(lab: Lab, look: Look, *, score: str = "") -> Text:
     driver, yours = lab.driver, lab.yours
     if lab.over:
         state = look.glyph("■", "[]") + " over"
+    elif lab.backward:
+        state = look.glyph("◀", "<") + " backward"
     else:
         state = look.glyph("▶", ">") + " playing" if driver.playing else look.glyph("‖", "||") + " paused"
     if lab.replaying:

@@ -31,7 +31,8 @@ class Picture:
     curves: list[Curve]
     marks: list[Mark] = field(default_factory=list)
     dead: dict[str, int] = field(default_factory=dict)
-    title: str = ""
+    titles: tuple[str, ...] = ()
+    """The same in fewer and fewer characters."""
 
 
 def picture(lab: Lab, view: View) -> Picture:
@@ -39,7 +40,8 @@ def picture(lab: Lab, view: View) -> Picture:
     window = lab.smooth if view.smooth else 1
     curves = [_curve(track, view, window, seeds=len(track.series.seeds) > 1) for track in lab.visible()]
     dead = {t.letter: min(s for s, _ in t.series.diverged.values()) for t in lab.visible() if t.series.diverged}
-    return Picture(view, curves, lab.marks, dead, f"{view.title}  {_values(lab, view, window)}")
+    titles = tuple(f"{view.title}  {_values(lab, view, window, digits)}" for digits in (3, 2, 1))
+    return Picture(view, curves, lab.marks, dead, (*titles, view.title))
 
 
 def difference(lab: Lab, view: View) -> Picture:
@@ -49,9 +51,9 @@ def difference(lab: Lab, view: View) -> Picture:
     gap = yours.mean(view.key)[a] - twin.mean(view.key)[b]
     control = lab.twin.label if lab.twin else ""
     flat = View(view.key, f"difference in {view.title}", view.floor if not len(gap) else None)
-    title = f"yours minus twin: {view.title}, for {control}"
+    titles = (f"yours minus twin: {view.title}, for {control}", f"yours minus twin: {view.title}")
     zero = Curve(".", steps, np.zeros(len(steps)), dash=2)
-    return Picture(flat, [zero, Curve("d", steps, gap)], lab.marks, {}, title)
+    return Picture(flat, [zero, Curve("d", steps, gap)], lab.marks, {}, titles)
 
 
 def _curve(track: Track, view: View, window: int, *, seeds: bool) -> Curve:
@@ -81,13 +83,23 @@ def trailing_mean(values: Array, window: int) -> Array:
     return np.where(seen, total / np.maximum(count, 1), np.nan)
 
 
-def _values(lab: Lab, view: View, window: int) -> str:
+def _values(lab: Lab, view: View, window: int, digits: int) -> str:
     """The newest value of each curve, by letter."""
     parts = []
     for track in lab.visible():
         value = track.series.now(view.key, window)
-        parts.append(f"{track.letter} {'-' if value is None else f'{value:.3g}'}")
+        parts.append(f"{track.letter} {'-' if value is None else _compact(value, digits)}")
     return "  ".join(parts)
+
+
+def _compact(value: float, digits: int) -> str:
+    """The shorter of 0.00034 and 3.4e-4."""
+    plain, power = f"{value:.{digits}g}", f"{value:.{digits - 1}e}"
+    return min(_bare(plain), _bare(power), key=len)
+
+
+def _bare(text: str) -> str:
+    return text.replace("e-0", "e-").replace("e+0", "e+")
 
 
 class Plot(Widget, can_focus=True):
@@ -157,7 +169,9 @@ class Plot(Widget, can_focus=True):
         _decorate(raster, curves, window, sorted(set(columns.values())), self._picture.dead, look)
         styles = [base + Style(color=look.colour(c.letter)) for c in curves]
         pointer = look.glyph("◆ ", "* ") if self._highlighted else ""
-        strips = [_titled(pointer + (self._picture.title or self.view.title), width, title_style, axis)]
+        titles = [pointer + title for title in self._picture.titles or (self.view.title,)]
+        title = next((title for title in titles if len(title) <= width), titles[-1])
+        strips = [_titled(title, width, title_style, axis)]
         labels = _labels(window, grid_h, log=self.view.log)
         bar = look.glyph("│", "|")
         for label, segments in zip(labels, _segments(raster, styles, axis), strict=True):
@@ -210,8 +224,7 @@ def _labels(window: Limits, height: int, *, log: bool) -> list[str]:
 
 
 def _short(value: float, digits: int) -> str:
-    text = f"{0.0 if abs(value) < 1e-12 else value:.{digits}g}"
-    return text.replace("e-0", "e-").replace("e+0", "e+")[: _LEFT - 1]
+    return _bare(f"{0.0 if abs(value) < 1e-12 else value:.{digits}g}")[: _LEFT - 1]
 
 
 def _decorate(

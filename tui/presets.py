@@ -22,6 +22,8 @@ class Preset(BaseModel):
     hide: list[str] = []
     speed: float = 10
     pause_at: int | None = None
+    view: str | None = None
+    """The metric below the reward."""
     set: dict[str, Any] = {}
 
 

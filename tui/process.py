@@ -51,8 +51,10 @@ class Watch:
         """The step last seen, and why trainer and engine disagree in it, as far as its logprobs tell."""
         from skewsim.diagnose import diagnose
 
-        assert self.latest is not None
-        return self.latest.step, diagnose(self.latest.sequences())
+        seen = self.latest
+        if seen is None:
+            raise SkewsimError("no step has been looked at yet")
+        return seen.step, diagnose(seen.sequences())
 
 
 class _WatchedRun(Watch):
@@ -66,9 +68,10 @@ class _WatchedRun(Watch):
         """While the run goes on: by scoring the step again under the weights of now and before. Raises SkewsimError."""
         from skewsim.diagnose.causes import Diagnosis
 
-        if self.ask is None:
+        ask = self.ask
+        if ask is None:
             return super().diagnose()
-        answer = self.ask(diagnose=True)
+        answer = ask(diagnose=True)
         return answer["step"], Diagnosis.from_plain(answer["diagnosis"])
 
 

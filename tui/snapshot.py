@@ -64,7 +64,8 @@ class Snapshot:
         from skewsim.sequences import SequenceLog, SequenceRecord
 
         engine = self.scenario.engine
-        settings = {"temperature": engine.temperature, "top_p": engine.top_p, "top_k": float(engine.top_k)}
+        names = ("temperature", "top_p", "top_k", "min_p")
+        settings = {name: float(getattr(engine, name)) for name in names}
         rows = zip(self.prompts, self.mask, strict=True)
         records = (
             SequenceRecord(

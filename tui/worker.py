@@ -37,7 +37,7 @@ from tui.snapshot import LossSource, Snapshot
 if TYPE_CHECKING:
     from skewsim.diagnose.causes import Diagnosis
 
-_RECENT, _FIRST = 34, (0, 1, 2, 3, 4, 6, 8, 12, 16, 24)
+_RECENT, _FIRST = 66, (0, 1, 2, 3, 4, 6, 8, 12, 16, 24)
 """Versions of the weights that a watched run keeps: as many as the engine may lag, and those that prompts were first cached under."""
 
 
@@ -52,16 +52,21 @@ class Run:
             folder = RunFolder(next_folder(out, scenario.name), scenario, seeds=seeds, engine="sim", resume=False)
         self._steps = record(self._trainer, folder, steps=scenario.steps, checkpoint_every=scenario.steps)
         self._weights: dict[int, torch.Tensor] = {}
+        self._then: dict[int, torch.Tensor] = {}
         self._keep()
 
     def step(self, toggled: Scenario | None, *, look: bool) -> tuple[list[StepRecord], Snapshot | None] | None:
         """The next step's records, and its tokens if somebody looks; None after the last one."""
         if toggled is not None:
             self._trainer.toggle(toggled)
-        self._engine.look, seen = look, self._engine.seen
+        self._engine.look, before = look, self._engine.seen
         records = next(self._steps, None)
+        seen = self._engine.seen if self._engine.seen is not before else None
+        if seen is not None:  # the weights of this step and of those before: later they may not be there any more
+            wanted = {seen.step, seen.step - 1, *_FIRST, *seen.versions[seen.mask].tolist()}
+            self._then = {v: w for v, w in self._weights.items() if v in wanted and v <= seen.step}
         self._keep()
-        return None if records is None else (records, self._engine.seen if self._engine.seen is not seen else None)
+        return None if records is None else (records, seen)
 
     def _keep(self) -> None:
         if self._watched:
@@ -77,10 +82,7 @@ class Run:
         seen = self._engine.seen
         if seen is None:
             raise UserError("no step has been looked at yet")
-        lag = seen.scenario.engine.lag
-        wanted = {seen.step, seen.step - 1, seen.step - lag, seen.step - lag + 1, *_FIRST}
-        known = {v: w for v, w in self._weights.items() if v in wanted and v <= seen.step}
-        models = policy_scorers(self._trainer.policy.config, known)
+        models = policy_scorers(self._trainer.policy.config, self._then)
         return seen.step, diagnose(seen.sequences(), models=models)
 
     def close(self) -> None:
@@ -182,6 +184,8 @@ class Worker:
             answer: dict[str, Any] = {"records": [each.to_json() for each in records]}
             return answer | ({"seen": seen.to_json()} if seen is not None else {})
         if "diagnose" in request:
+            if number not in self._runs:
+                raise UserError("the run has ended")
             step, causes = self._runs[number].diagnose()
             return {"step": step, "diagnosis": causes.to_plain()}
         run = self._runs.pop(number, None)

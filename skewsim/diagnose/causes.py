@@ -146,8 +146,13 @@ class Diagnosis:
     """What was looked at and ruled out, and what could not be looked at."""
 
     @property
+    def to_mend(self) -> tuple[Cause, ...]:
+        """Causes in the order in which they are to be mended: by layer, then by share."""
+        return tuple(sorted(self.causes, key=lambda cause: (_rank(cause), -cause.explained)))
+
+    @property
     def first(self) -> Cause:
-        return min(self.causes, key=lambda cause: (_rank(cause), -cause.explained))
+        return self.to_mend[0]
 
     @property
     def verdict(self) -> str:

@@ -46,8 +46,9 @@ class Findings:
 
     @property
     def unexplained(self) -> float:
-        """Mean square of the rest."""
-        return float((self.rest**2).mean()) if len(self.rest) else 0.0
+        """Mean square of the rest; what was taken out as broken is not explained either."""
+        left = np.concatenate([self.rest, self.broken.skew if self.broken is not None else []])
+        return float((left**2).mean()) if len(left) else 0.0
 
     def has(self, *names: str) -> bool:
         return any(cause.name in names for cause in self.causes)

@@ -6,7 +6,7 @@ sequence rather than by a few sequences' luck. A temperature found early is fitt
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,6 +16,7 @@ from skewsim.diagnose import signatures as sign
 from skewsim.diagnose.predict import LOGGED, Config, Models, model_of_version, temperatures
 from skewsim.diagnose.rows import Floats, Ints, Rows, mean, sequence_means
 
+Prefix = tuple[int, int]
 LEAST_GAIN = 0.25
 EXACT = 2e-3  # rms between float32 implementations of one model, with a margin (published: 0.0024 on 1.7 B)
 TRY_TOP_P = (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.92, 0.95, 0.97, 0.98, 0.99)
@@ -38,7 +39,8 @@ def search(models: Models, rows: Rows, target: Floats, start: Config, *, trainer
     steps: list[Step] = []
     config, predicted = start, models.predict(start, rows)
     done: set[str] = set()
-    while len(steps) < 5:
+    held: list[Prefix] = []
+    while len(steps) < 6:
         loss = _losses(target, predicted)
         if np.sqrt(loss.mean()) < EXACT / 2:
             break
@@ -46,16 +48,15 @@ def search(models: Models, rows: Rows, target: Floats, start: Config, *, trainer
         for kind, rival in _moves(models, rows, target, config, trainer=trainer):
             if done & set(kind.split("+")):
                 continue
-            guess = models.predict(rival, rows)
-            if rival.prefix is not None:
-                guess = _per_sequence(target, predicted, guess, rows)
+            guess = _guess(models, rows, target, predicted, rival, held, kind=kind)
             gain = float(_losses(target, guess).mean())
             if best is None or gain < best[0] * (1 - 1e-9):
                 best = (gain, kind, rival, guess)
         if best is None or not _better(loss, _losses(target, best[3]), rows.sequence):
             break
-        steps += _split(best[1], best[2], float(loss.mean()), best[0])
+        steps += _split(best[1], best[2], _square(target, predicted), _square(target, best[3]))
         config, predicted = best[2], best[3]
+        held += [config.prefix] if "prefix" in best[1] and config.prefix else []
         done |= set(best[1].split("+")) - {"prefix"}  # prompts may have been cached under several weights
     return _polish(models, rows, target, steps)
 
@@ -82,17 +83,36 @@ def _polish(models: Models, rows: Rows, target: Floats, steps: list[Step]) -> li
     best = [final, *moves][int(np.argmin(losses))]
     at = next(number for number, step in enumerate(steps) if step.kind == "temperature")
     changed = [replace(step, config=replace(step.config, temperature=best.temperature)) for step in steps[at:]]
-    changed[-1] = replace(changed[-1], after=min(losses))
+    changed[-1] = replace(changed[-1], after=_square(target, models.predict(best, rows)))
     return steps[:at] + changed
 
 
 def predicted_by(models: Models, rows: Rows, target: Floats, steps: list[Step], start: Config) -> Floats:
     """The prediction at the end of the search (a stale prefix chosen for each sequence, as there)."""
-    predicted = models.predict(start, rows)
+    predicted, held = models.predict(start, rows), list[Prefix]()
     for step in steps:
-        guess = models.predict(step.config, rows)
-        predicted = _per_sequence(target, predicted, guess, rows) if step.config.prefix is not None else guess
+        predicted = _guess(models, rows, target, predicted, step.config, held, kind=step.kind)
+        held += [step.config.prefix] if step.kind == "prefix" and step.config.prefix else []
     return predicted
+
+
+def _guess(
+    models: Models, rows: Rows, target: Floats, predicted: Floats, rival: Config, held: list[Prefix], *, kind: str
+) -> Floats:
+    """What a rival predicts; under which weights a prompt was cached, if under any, is not logged, so that fits best."""
+    if "prefix" in kind:
+        if "weights" in kind:  # the same weights without a cached prompt, where that fits better
+            predicted = models.predict(replace(rival, prefix=None), rows)
+        return _per_sequence(target, predicted, models.predict(rival, rows), rows)
+    guess = models.predict(replace(rival, prefix=None), rows)
+    for prefix in held:
+        guess = _per_sequence(target, guess, models.predict(replace(rival, prefix=prefix), rows), rows)
+    return guess
+
+
+def _square(target: Floats, predicted: Floats) -> float:
+    """Mean square, what is reported; the search itself looks at capped losses, so that few tokens do not decide."""
+    return float(((target - predicted) ** 2).mean())
 
 
 def _losses(target: Floats, predicted: Floats) -> Floats:
@@ -168,20 +188,43 @@ def _truncation_moves(rows: Rows, at: Config) -> Iterator[tuple[str, Config]]:
 
 def _weight_moves(models: Models, rows: Rows, target: Floats, at: Config) -> Iterator[tuple[str, Config]]:
     older = range(1, len(models.scorers))
-    newest = model_of_version(rows, models.scorers).get(int(rows.version.max(initial=0)), 0) if models.dated else 0
-    if at.weights == 0 and not at.by_version and at.boundary is None:
+    settled = at.weights != 0 or at.by_version or at.boundary is not None
+    if models.dated and len(rows):
+        yield from _logged_moves(models, rows, target, at, settled=settled)
+        return
+    if not settled:
         yield from (("weights", replace(at, weights=k)) for k in older)
         if len(np.unique(rows.version)) > 1 and len(models.scorers) > 1:
             yield "weights", replace(at, by_version=True)
-        dated = models.dated and len(np.unique(rows.version)) == 1  # the log says that no update came on the way
-        for k in () if dated else (k for k in older if k != newest):
-            yield from _boundary_moves(models, rows, target, replace(at, weights=newest), k)
+        for k in older:
+            yield from _boundary_moves(models, rows, target, at, k)
     if at.boundary is None and not at.by_version:
-        held = at.prefix[0] if at.prefix is not None else at.weights
-        # a stale prefix bends a fitted temperature: is it one of 1 and nothing else?
-        starts = {at, at if at.temperature is None else replace(at, temperature=1.0)}
-        for k in (k for k in older if k not in (at.weights, held)):
-            yield from (("prefix", replace(a, prefix=(k, block))) for block in BLOCKS for a in starts)
+        yield from _prefix_moves(at, [k for k in older if k != at.weights], kind="prefix")
+
+
+def _logged_moves(
+    models: Models, rows: Rows, target: Floats, at: Config, *, settled: bool
+) -> Iterator[tuple[str, Config]]:
+    """The same where each model's version is known, and so which of them sampled each token."""
+    sampled = model_of_version(rows, models.scorers)
+    newest, oldest = sampled[int(rows.version.max())], sampled[int(rows.version.min())]
+    by_log = replace(at, weights=newest)
+    if not settled and newest != oldest:
+        yield "weights", replace(at, by_version=True)
+        yield from _boundary_moves(models, rows, target, by_log, oldest)
+    if newest == oldest != 0 and not settled:
+        yield "weights", by_log
+    if at.boundary is None and not at.by_version:
+        before = [k for k in range(len(models.scorers)) if k > newest]
+        yield from _prefix_moves(by_log, before, kind="prefix" if at.weights == newest else "weights+prefix")
+
+
+def _prefix_moves(at: Config, older: Sequence[int], *, kind: str) -> Iterator[tuple[str, Config]]:
+    """Prompts cached under older weights, in vLLM's blocks or whole. They bend a fitted temperature: is it 1 and no other?"""
+    held = at.prefix[0] if at.prefix is not None else None
+    starts = {at, at if at.temperature is None else replace(at, temperature=1.0)}
+    for k in (k for k in older if k != held):
+        yield from ((kind, replace(start, prefix=(k, block))) for block in BLOCKS for start in starts)
 
 
 def _boundary_moves(models: Models, rows: Rows, target: Floats, at: Config, old: int) -> Iterator[tuple[str, Config]]:

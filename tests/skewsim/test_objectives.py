@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from skewsim.errors import UserError
 from skewsim.objectives import LossInputs, compute_advantages, compute_loss
-from skewsim.settings import TrainerSettings
+from skewsim.settings import CorrectionSettings, TrainerSettings
 
 from . import oracles
 
@@ -116,6 +116,18 @@ def test_the_kl_penalty_towards_the_reference_equals_trls_beta(trl, variant):
     torch.testing.assert_close(found.loss, expected.loss, rtol=1e-6, atol=1e-9)
     torch.testing.assert_close(gradient(found.loss, inputs), gradient(expected.loss, inputs), rtol=1e-6, atol=1e-9)
     assert found.metrics["policy/kl_reference"] == pytest.approx(expected.metrics["kl"][0])
+
+
+@pytest.mark.parametrize("masking", ["remove", "zero"])
+def test_the_distance_from_the_reference_is_of_all_sampled_tokens_whatever_is_rejected(masking):
+    p = oracles.problem(1, drift=0.4)
+    reference = torch.tensor(p.trainer + 0.3)
+    rejecting = CorrectionSettings(weight="token_mis", weight_low=0.9, weight_high=1.1, masking=masking)
+    found = compute_loss(
+        loss_inputs(p, reference_logprobs=reference), trainer_settings("grpo", beta=0.1, correction=rejecting)
+    )
+    assert found.metrics["correction/kept"] < 0.9
+    assert found.metrics["policy/kl_reference"] == pytest.approx(math.exp(0.3) - 1.3)
 
 
 def test_a_kl_penalty_without_a_reference_is_refused():

@@ -39,7 +39,10 @@ def _trainer(logprobs: Tensor, *, delta=None, **settings):
     accumulation divides the loss."""
     defaults = {
         "args": SimpleNamespace(
-            delta=delta, per_device_eval_batch_size=len(logprobs), gradient_checkpointing_kwargs=None
+            delta=delta,
+            per_device_eval_batch_size=len(logprobs),
+            gradient_checkpointing_kwargs=None,
+            use_bias_correction_kl=False,
         ),
         "model": SimpleNamespace(training=False, is_gradient_checkpointing=False),
         "accelerator": _accelerator(),

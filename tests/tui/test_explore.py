@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
+import asyncio
+from itertools import islice
 from pathlib import Path
 
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from skewsim.errors import SkewsimError
+from skewsim.records import StepRecord
+from skewsim.settings import Scenario
 from skewsim.share import to_share
 from tui.app import Options
 from tui.controls import FIXES, explore_controls
+from tui.driver import Driver, TrackSpec, Training
 from tui.files import last_state, remember
-from tui.lab import YOURS, opening
+from tui.lab import YOURS, Lab, Track, opening
 from tui.panel import ControlWidget, Line
-from tui.plot import Plot
+from tui.plot import Plot, picture
 from tui.presets import check_hidden
 from tui.screens.too_small import TooSmall
+from tui.series import Series
+from tui.views import VIEWS
 
 from .conftest import StageMaker
+from .scripted import scripted
 from .stagecraft import on_stage
 
 
@@ -260,3 +273,61 @@ async def test_a_toggle_at_the_newest_step_has_its_letter_and_no_two_ticks_read_
             ticks = [line[:6].strip() for line in lines[1:-1] if line[:6].strip()]
             assert len(set(ticks)) == len(ticks)
             assert lines[-1].endswith("P")
+
+
+@on_stage
+async def test_what_a_replay_refuses_does_not_set_it_going(stage: StageMaker) -> None:
+    async with stage() as s:
+        s.lab.replay(Path("run-1"), [TrackSpec("yours", Scenario(steps=30), (0,), taped=True, train=scripted)])
+        await s.advance(3)
+        for key in ("n", "b", "c", "1", "5", "u"):
+            await s.press(key)
+            assert "recorded: 0 is live again" in headline(s)
+            assert not s.lab.driver.playing
+
+
+@on_stage
+async def test_a_fix_that_brings_the_newest_weights_says_that_the_reward_falls_first(stage: StageMaker) -> None:
+    async with stage(steps=5) as s:
+        await s.press("2")
+        await s.advance(1)
+        assert "falls first" not in s.text()
+        await s.press("3")
+        await s.advance(1)
+        assert "y falls first: the engine now has the newest weights. Give it some 100 steps" in s.text()
+        await s.advance(60)
+        assert "falls first" not in s.text()
+
+
+@on_stage
+async def test_a_trainer_that_died_says_so_and_what_starts_another(stage: StageMaker) -> None:
+    def dying(scenario: Scenario, seeds: tuple[int, ...]) -> Training:
+        yield from islice(scripted(scenario, seeds), 2)
+        raise SkewsimError("trainer ended by SIGKILL")
+
+    async with stage() as s:
+        s.lab.driver.train = dying
+        s.lab.reset()
+        for _ in range(3):
+            s.lab.driver.step()
+        async with asyncio.timeout(10):
+            while not s.lab.tracks[YOURS].failed:
+                s.lab.tick()
+                await asyncio.sleep(0.01)
+        await s.settle()
+        assert "trainer ended by SIGKILL: 0 starts another" in s.text()
+
+
+@given(st.floats(1e-7, 1e3), st.floats(1e-7, 1e3), st.integers(20, 80))
+def test_a_number_over_a_chart_is_whole_or_not_there(first: float, second: float, width: int) -> None:
+    """A number cut off at the edge reads as another one."""
+    lab = Lab(Driver(scripted))
+    for name, letter, value in (("yours", "y", first), ("reference", "r", second)):
+        lab.tracks[name] = track = Track(name, letter, 0, lab.yours, Series((0,)))
+        track.series.append([StepRecord(step=0, scenario=name, seed=0, metrics={"skew/kl_k3": value})])
+    titles = picture(lab, VIEWS[0]).titles
+    title = next((title for title in titles if len(title) <= width), titles[-1])
+    numbers = title.removeprefix(VIEWS[0].title).split()
+    assert len(numbers) in (0, 4)
+    for letter, text in zip(numbers[::2], numbers[1::2], strict=True):
+        assert float(text) == pytest.approx({"y": first, "r": second}[letter], rel=0.5)

@@ -197,7 +197,7 @@ def test_a_replay_shows_the_settings_that_were_recorded_and_can_change_none(lab:
     for verb in (lab.move_fixes, lab.undo, lab.new_seed, lab.toggle_band, lambda: lab.move(FIXES[0], 1)):
         lab.heard = ""
         verb()
-        assert lab.heard == "a replay: what it had is recorded; 0 is live again"
+        assert lab.heard == "recorded: 0 is live again"
         assert lab.replaying
     assert lab.yours == live
     lab.seek(5)
@@ -213,9 +213,26 @@ def test_all_four_fixes_recorded_at_once_are_one_letter() -> None:
     after = before
     for fix in FIXES:
         after = fix.moved(after, 1)
-    assert [mark.letter for mark in _marks(7, before, after)] == ["A"]
-    assert [mark.letter for mark in _marks(7, before, CONTROLS["noise"].moved(before, 2))] == ["n", "s"]
-    assert [mark.letter for mark in _marks(7, before, before.with_values({"trainer.delta": 3.0}))] == ["*"]
+
+    def letters(after: Scenario) -> list[str]:
+        return [mark.letter for mark in _marks(7, before, after, changes(before, after))]
+
+    assert letters(after) == ["A"]
+    assert letters(CONTROLS["noise"].moved(before, 2)) == ["n", "s"]
+    assert letters(before.with_values({"trainer.delta": 3.0})) == ["*"]
+
+
+def test_a_recorded_event_that_this_version_cannot_read_is_quoted_and_harmless(lab: Lab) -> None:
+    strange = ["engine.not_a_setting: 1 -> 2"]
+
+    def reading(scenario: Scenario, seeds: tuple[int, ...]) -> Training:
+        for records in steps_of(scenario, 10):
+            yield [replace(r, events=strange if r.step == 3 else []) for r in records]
+
+    lab.replay(Path("run-001"), [TrackSpec(YOURS, opening(), (0,), taped=True, train=reading)])
+    advance(lab, 6)
+    assert [(mark.step, mark.letter, mark.text) for mark in lab.marks] == [(3, "*", strange[0])]
+    assert lab.shown == opening()
 
 
 def test_undo_says_what_is_as_before(lab: Lab) -> None:
@@ -225,6 +242,9 @@ def test_undo_says_what_is_as_before(lab: Lab) -> None:
     lab.move_fixes()
     lab.undo()
     assert lab.heard == "undo: all four fixes: from step 0"
+    lab.set_yours(lab.yours.with_values({"trainer.beta": 0.1}), text="beta")
+    lab.undo()
+    assert lab.heard == "undo: trainer.beta: 0.1 -> 5e-05: from step 0"
 
 
 def test_the_first_run_pauses_once_where_it_was_told_to_unless_somebody_has_toggled(lab: Lab) -> None:
@@ -236,6 +256,9 @@ def test_the_first_run_pauses_once_where_it_was_told_to_unless_somebody_has_togg
     lab.pause_at = 10
     lab.move(CONTROLS["processed"], 1)
     assert lab.pause_at is None
+    lab.pause_at = 10
+    lab.load(lab.yours)
+    assert lab.pause_at is None, "a lesson has its own pace"
 
 
 def test_a_run_whose_reward_is_gone_is_stuck_and_one_that_never_had_any_is_not() -> None:

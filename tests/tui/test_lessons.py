@@ -190,3 +190,34 @@ def test_a_lesson_whose_key_is_hidden_is_refused() -> None:
     lesson.check_visible(frozenset({"noise"}))
     with pytest.raises(UserError, match="lesson 4-in-flight-update needs what is hidden: inflight"):
         lesson.check_visible(frozenset({"inflight"}))
+
+
+@on_stage
+async def test_the_knob_that_a_card_asks_for_is_at_hand_and_escape_leaves_from_there(stage: StageMaker) -> None:
+    async with stage() as s:
+        s.lab.driver.set_speed(0.001)
+        s.app.start_lesson("raw")
+        player = s.app.player
+        assert player is not None
+        player.at, player.phase = 2, "do"
+        s.app.lesson_changed()
+        await s.settle()
+        await s.press("right", "right", "right")
+        assert s.lab.yours.engine.temperature == 1.0
+        s.app.tick()
+        await s.settle()
+        assert player.phase == "done"
+        await s.press("enter")
+        assert player.at == 3, "enter goes on and turns nothing"
+        await s.press("escape")
+        assert s.app.player is None
+
+
+@on_stage
+async def test_a_lesson_that_starts_the_run_anew_says_nothing_of_the_one_before(stage: StageMaker) -> None:
+    async with stage(steps=9) as s:
+        await s.press("1")
+        assert "processed on: from step 9" in s.text()
+        s.app.start_lesson("raw")
+        await s.settle()
+        assert "from step 9" not in s.text()

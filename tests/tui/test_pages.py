@@ -16,6 +16,7 @@ from textual.geometry import Size
 from textual.widgets import OptionList
 
 from skewsim.clipping import clip_bounds
+from skewsim.diagnose.causes import Diagnosis, found
 from skewsim.errors import UserError
 from skewsim.objectives import LossInputs, compute_loss
 from skewsim.recording import RunFolder
@@ -25,7 +26,7 @@ from tui.files import curves_csv
 from tui.lab import initial_v1_for, opening, reference_for
 from tui.measuring import Measuring
 from tui.screens.advise import share_outside
-from tui.screens.diagnose import here
+from tui.screens.diagnose import here, report
 from tui.screens.formula import worked
 from tui.screens.runs import find_runs, open_run, summary_line
 from tui.screens.tokens import histogram
@@ -269,6 +270,18 @@ def test_diagnose_says_which_key_here_mends_a_cause() -> None:
     )
 
 
+@on_stage
+async def test_tokens_of_long_ago_are_not_shown_as_the_newest(stage: StageMaker) -> None:
+    async with stage(steps=2) as s:
+        s.app.lens.latest = snapshot()
+        await s.press("t")
+        assert "step 41 of yours" in s.text()
+        await s.press("escape")
+        await s.advance(45)
+        await s.press("t")
+        assert "The next step's tokens appear here" in s.text()
+
+
 @pytest.mark.parametrize("key", ["t", "f", "d"])
 @on_stage
 async def test_what_looks_at_tokens_says_that_a_replay_has_none(stage: StageMaker, key: str) -> None:
@@ -280,10 +293,10 @@ async def test_what_looks_at_tokens_says_that_a_replay_has_none(stage: StageMake
         assert "A run folder has each step's numbers, not its tokens." in s.text()
 
 
-def kept(path: Path, scenario: Scenario, seeds: tuple[int, ...]) -> None:
+def kept(path: Path, scenario: Scenario, seeds: tuple[int, ...], steps: int = 3) -> None:
     """A run folder as the app's trainer leaves one."""
     with RunFolder(path, scenario, seeds=seeds) as folder:
-        for records in islice(scripted(scenario, seeds), 3):
+        for records in islice(scripted(scenario, seeds), steps):
             folder.append(records)
 
 
@@ -296,9 +309,15 @@ def test_a_kept_run_is_replayed_with_those_of_its_own_settings_and_seeds_only(tm
     (tmp_path / "reference-003").mkdir()
     assert [spec.name for spec in open_run(tmp_path / "run-001")] == ["yours"]
     kept(tmp_path / "initial_v1-001", initial_v1_for(yours), (0,))
-    kept(tmp_path / "reference-004", reference_for(yours), (0,))
-    assert [spec.name for spec in open_run(tmp_path / "run-001")] == ["reference", "initial_v1", "yours"]
+    for number, steps in ((4, 2), (5, 9), (6, 4)):
+        kept(tmp_path / f"reference-00{number}", reference_for(yours), (0,), steps)
+    found = open_run(tmp_path / "run-001")
+    assert [spec.name for spec in found] == ["reference", "initial_v1", "yours"]
+    assert found[0].train is not None
+    assert len(list(found[0].train(yours, (0,)))) == 9, "the longest"
     assert find_runs(tmp_path) == [tmp_path / "run-001"], "they are not runs to choose from"
+    kept(tmp_path / "mine" / "initial_v1-007", initial_v1_for(yours), (0,))
+    assert tmp_path / "mine" / "initial_v1-007" in find_runs(tmp_path), "somebody's own"
 
 
 def test_a_run_that_was_killed_is_not_said_to_be_running(tmp_path: Path) -> None:
@@ -309,3 +328,12 @@ def test_a_run_that_was_killed_is_not_said_to_be_running(tmp_path: Path) -> None
         assert summary_line(folder.path).endswith("(interrupted)")
     assert summary_line(folder.path).endswith("(finished)")
     assert summary_line(tmp_path).endswith("(no summary)")
+
+
+def test_causes_are_listed_in_the_order_to_mend_them_with_what_is_left() -> None:
+    causes = tuple(found(name, share, "seen") for name, share in (("stale_weights", 0.7), ("raw_logprobs", 0.1)))
+    text = report(Diagnosis(causes, 700, 64, 0.5), Look()).plain
+    assert text.index("raw_logprobs  ") < text.index("stale_weights  ")
+    assert "Verdict: raw_logprobs" in text
+    assert "in the order in which to mend them" in text
+    assert "20% of the mean square skew is explained by none of this" in text

@@ -127,6 +127,24 @@ def test_a_step_that_nobody_has_looked_at_cannot_be_diagnosed(process: TrainingP
         process.watch.diagnose()
 
 
+def test_a_step_is_diagnosed_by_the_weights_of_then_however_long_ago(process: TrainingProcess) -> None:
+    """Weights that the engine was left with when its lag was raised, and more steps than are kept since."""
+    run = process.train(MENDED, (0,))
+    for _ in range(20):
+        next(run)
+    run.send(MENDED.with_values({"engine.lag": 24, "engine.mode": "wait", "engine.update_at_token": None}))
+    process.watch.wanted = True
+    for _ in range(10):
+        next(run)
+    process.watch.wanted = False
+    for _ in range(70):
+        next(run)
+    step, diagnosis = process.watch.diagnose()
+    assert step == 30
+    assert [cause.name for cause in diagnosis.causes] == ["stale_weights"]
+    assert diagnosis.causes[0].explained > 0.999
+
+
 def test_the_last_step_of_a_run_that_is_over_is_diagnosed_by_its_logprobs(process: TrainingProcess) -> None:
     process.watch.wanted = True
     assert len(list(process.train(SCENARIO.with_values({"steps": 2}), (0,)))) == 2

@@ -105,3 +105,14 @@ def test_a_signal_ends_it_in_good_order_at_any_moment(
         os.kill(t.pid, number)
         assert t.end() in (code, -number), "by the signal itself where Python is still starting"
         assert b"Traceback" not in t.output
+
+
+def test_quitting_while_a_step_is_examined_waits_for_nothing(tmp_path: Path) -> None:
+    with Terminal(TUI, home=tmp_path) as t:
+        t.wait_for("computed: engine")
+        t.type("d")
+        t.wait_for("examining")
+        t.type("q")
+        began = time.monotonic()
+        assert t.end() == 0
+        assert time.monotonic() < began + 5, "the examination takes a second or two, the step of a large run minutes"

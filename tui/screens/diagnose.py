@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import queue
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -42,7 +44,9 @@ def report(found: Diagnosis, look: Look, scenario: Scenario | None = None) -> Te
     text.append(
         f"rms skew {found.rms:.3g} nats, {found.tokens} tokens in {found.sequences} sequences\n", style=look.muted
     )
-    for cause in found.causes:
+    if len(found.causes) > 1:
+        text.append("in the order in which to mend them, not of their size\n", style=look.muted)
+    for cause in found.to_mend:
         filled = round(cause.explained * 20)
         bar = look.glyph("█", "#") * filled + look.glyph("░", ".") * (20 - filled)
         text.append(f"\n{cause.name}  {bar} explains {cause.explained:.0%}\n", style="bold")
@@ -51,6 +55,9 @@ def report(found: Diagnosis, look: Look, scenario: Scenario | None = None) -> Te
             text.append(f"  Here: {key}\n", style=look.strong)
         if cause.fix:
             text.append(f"  Fix: {cause.fix}\n", style=look.muted)
+    left = 1 - sum(cause.explained for cause in found.causes)
+    if left > 0.05:
+        text.append(f"\n{left:.0%} of the mean square skew is explained by none of this.\n", style=look.muted)
     for note in found.notes:
         text.append(f"\nNote: {note}\n", style=look.muted)
     return text
@@ -76,6 +83,7 @@ class DiagnoseScreen(LensPage):
         self._found: Diagnosis | None = None
         self._problem = ""
         self._busy = False
+        self._answers: queue.SimpleQueue[tuple[str, str, Diagnosis | None, str]] = queue.SimpleQueue()
 
     def subtitle(self) -> str:
         return self._source or super().subtitle()
@@ -107,7 +115,7 @@ class DiagnoseScreen(LensPage):
     def _start(
         self, source: str, examine: Callable[[], tuple[str, Diagnosis]], scenario: Scenario | None = None
     ) -> None:
-        """Examine in a thread; the answer comes back through the app's loop."""
+        """Examine in a thread that nobody waits for; `tick` takes the answer."""
         self._source, self._scenario, self._busy, self._problem = source, scenario, True, ""
 
         def work() -> None:
@@ -116,14 +124,22 @@ class DiagnoseScreen(LensPage):
                 name, found = examine()
             except SkewsimError as error:
                 problem = str(error)
-            self.app.call_from_thread(self._answer, source, name, found, problem)
+            except Exception as error:  # whatever it is, the page says it
+                problem = f"{type(error).__name__}: {error}"
+            self._answers.put((source, name, found, problem))
 
-        self.run_worker(work, thread=True, exclusive=True, exit_on_error=False)
+        threading.Thread(target=work, name="skewsim-diagnose", daemon=True).start()
 
-    def _answer(self, source: str, name: str, found: Diagnosis | None, problem: str) -> None:
-        if source == self._source:
-            self._source, self._busy, self._found, self._problem = name, False, found, problem
-            self.redraw()
+    def tick(self) -> bool:
+        """Take the answer, if it is to the question asked last; True if it is."""
+        try:
+            source, name, found, problem = self._answers.get_nowait()
+        except queue.Empty:
+            return False
+        if source != self._source:
+            return False
+        self._source, self._busy, self._found, self._problem = name, False, found, problem
+        return True
 
     def do_again(self) -> None:
         self._source = ""

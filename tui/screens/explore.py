@@ -43,11 +43,11 @@ class Explore(Steady):
     help_title = "Explore"
     help_text = "Three runs of one small policy that differ in the engine's settings alone."
 
-    def __init__(self, lab: Lab, *, hidden: frozenset[str] = frozenset()) -> None:
+    def __init__(self, lab: Lab, *, hidden: frozenset[str] = frozenset(), view: str | None = None) -> None:
         super().__init__()
         self.lab = lab
         self.hidden_controls = hidden
-        self.first_view = 0
+        self.first_view = next((i for i, each in enumerate(VIEWS) if each.key == view), 0)
         self._drawn: object = None
         self.last_control: Control = FIXES[0]
 
@@ -106,7 +106,9 @@ class Explore(Steady):
         self._draw_plots(shown=_EXTRA_PLOTS if full else 2 if wide else 1)
         self._lines["legend"].show(legend(lab, look, width=None if wide else self.size.width - 1))
         self._lines["legend"].styles.height = len(lab.tracks) if wide else 1
-        self._lines["headline"].show(headline(lab, look, score=self.skewsim.score))
+        self._lines["headline"].show(
+            headline(lab, look, score=self.skewsim.player.marks if self.skewsim.player else "")
+        )
         self._lines["status"].show(status(lab, look))
         for widget in self._widgets.values():
             widget.show(lab.shown, look)
@@ -137,9 +139,8 @@ class Explore(Steady):
         look, focused = self.skewsim.look, self.focused
         if isinstance(focused, ControlWidget):
             return Text(f" {focused.control.names}", style=f"bold {look.strong}", no_wrap=True)
-        if self.lab.stuck:
-            text = " y has no reward left, and so little to learn from: 0 starts again"
-            return Text(text, style=f"bold {look.strong}", no_wrap=True)
+        if said := self._said():
+            return Text(f" {said}", style=f"bold {look.strong}", no_wrap=True)
         keys = [str(i) for i, fix in enumerate(FIXES, 1) if fix.id not in self.hidden_controls]
         words = {
             f"{'1-4' if len(keys) == len(FIXES) else ' '.join(keys)} switch a fix": bool(keys),
@@ -148,6 +149,18 @@ class Explore(Steady):
             "F1 explains": True,
         }
         return Text("   ".join(["", *(word for word, there in words.items() if there)])[2:], style=look.muted)
+
+    def _said(self) -> str:
+        """What the curves' state asks for, if anything."""
+        lab = self.lab
+        if lab.replaying:
+            return "a replay: , steps back   backspace plays backward   0 is live again"
+        if lab.main is not None and lab.main.failed:
+            return f"{lab.main.failed}: 0 starts another"
+        mark = lab.marks[-1] if lab.marks else None
+        if mark is not None and mark.letter in "AI" and FIXES[2].is_on(lab.yours) and lab.step < mark.step + 60:
+            return "y falls first: the engine now has the newest weights. Give it some 100 steps"
+        return "y has no reward left, and so little to learn from: 0 starts again" if lab.stuck else ""
 
     def on_descendant_focus(self) -> None:
         if isinstance(self.focused, ControlWidget):
@@ -167,8 +180,16 @@ class Explore(Steady):
             self.redraw()
         for plot in (self._reward, *self._plots):
             plot.highlight(player is not None and plot.view.key == player.step.watch)
+        turned = self._widgets.get(player.step.highlight or "") if player is not None else None
         if player is not None and player.phase != "do":
             panel.focus()
+        elif turned is not None and turned.control.kind != "switch":
+            turned.focus()  # the card says which way to turn it
+
+    def on_key(self, event: events.Key) -> None:
+        if event.key == "escape" and self.skewsim.player is not None:
+            event.stop()
+            self.on_lesson_panel_left()
 
     def on_lesson_panel_answered(self, message: LessonPanel.Answered) -> None:
         player = self.skewsim.player
@@ -223,17 +244,17 @@ class Explore(Steady):
         self.lab.heard = "from step 0"
 
     def do_seed(self) -> None:
-        self.lab.new_seed()
-        self.lab.driver.play(True)
+        if self.lab.new_seed():
+            self.lab.driver.play(True)
 
     def do_twin(self) -> None:
-        self.lab.toggle_twin(self.last_control)
-        self.first_view = 0
-        self.lab.driver.play(True)
+        if self.lab.toggle_twin(self.last_control):
+            self.first_view = 0
+            self.lab.driver.play(True)
 
     def do_band(self) -> None:
-        self.lab.toggle_band()
-        self.lab.driver.play(True)
+        if self.lab.toggle_band():
+            self.lab.driver.play(True)
 
     def do_undo(self) -> None:
         self.lab.undo()

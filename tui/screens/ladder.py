@@ -85,7 +85,10 @@ class LadderScreen(Steady):
         self._driver = Driver(lab.driver.train, speed=float("inf"))
         scenarios = ladder_scenarios(objective=lab.yours.trainer.objective, steps=STEPS)
         seeds = lab.seeds
-        self._specs = [TrackSpec(s.name, s.with_values({"seed": seeds[0]}), seeds, taped=True) for s in scenarios]
+        self._specs = [
+            TrackSpec(s.name, s.with_values({"seed": seeds[0], "name": f"ladder_{s.name}"}), seeds, taped=True)
+            for s in scenarios  # under a name of its own: no curve of the lab, so not kept either
+        ]
         letters = "rvpdih"
         self._tracks = [
             Track(spec.name, letter, 6 if letter == "v" else 0, spec.scenario, Series(spec.seeds))
@@ -144,7 +147,7 @@ class LadderScreen(Steady):
             curves = [Curve(t.letter, t.series.steps, t.series.mean(REWARD.key), t.dash) for t in shown]
             value = track.series.now(REWARD.key, 5)
             title = f"{track.name}  {'-' if value is None else f'{value:.2f}'}"
-            self.query_one(f"#rung-{i}", Plot).show(Picture(REWARD, curves, title=title), look)
+            self.query_one(f"#rung-{i}", Plot).show(Picture(REWARD, curves, titles=(title,)), look)
         self.query_one("#table", Line).show(table(self._tracks, look, width=self.size.width))
 
     def action_do(self, id: str) -> None:

@@ -105,7 +105,10 @@ class LensPage(Page):
 
     @property
     def snapshot(self) -> Snapshot | None:
-        return None if self.skewsim.lab.replaying else self.skewsim.lens.latest
+        """The newest step's, not one that somebody looked at long ago."""
+        lab, latest = self.skewsim.lab, self.skewsim.lens.latest
+        fresh = latest is not None and lab.main is not None and latest.step >= lab.main.series.step
+        return latest if fresh and not lab.replaying else None
 
     def subtitle(self) -> str:
         if self.skewsim.lab.replaying:
@@ -116,4 +119,6 @@ class LensPage(Page):
         """What there is to say while there is no step to look at."""
         if self.skewsim.lab.replaying:
             return Text("A run folder has each step's numbers, not its tokens. Escape, then 0, for a live run.")
+        if self.skewsim.lab.over:
+            return Text("The run is over. Escape, then 0, starts it again.")
         return Text("The next step's tokens appear here. Press . for one step, space to play.")

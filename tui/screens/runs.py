@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from contextlib import suppress
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, cast
 
 from textual.app import ComposeResult
 from textual.binding import BindingType
@@ -22,14 +23,19 @@ from tui.lab import REFERENCE, V1, YOURS, Lab, initial_v1_for, reference_for
 from tui.screens.dialog import Dialog
 
 _SCENARIO, _STEPS = "scenario.toml", "steps.jsonl"
-_COMPARED = (f"{REFERENCE}-", f"{V1}-")
 
 
 def find_runs(root: Path, *, depth: int = 3) -> list[Path]:
     """Run folders below a folder, the newest first, without those that others are compared with."""
     found = [path.parent for level in range(depth) for path in root.glob("*/" * level + _STEPS)]
-    found = [path for path in found if not path.name.startswith(_COMPARED)]
+    found = [path for path in found if not _is_compared(path)]
     return sorted(found, key=lambda path: -(path / _STEPS).stat().st_mtime)[:50]
+
+
+def _is_compared(path: Path) -> bool:
+    """Whether the app kept it only to be shown beside a run of yours."""
+    name = re.fullmatch(rf"({REFERENCE}|{V1})-\d{{3,}}", path.name)
+    return name is not None and next(path.parent.glob("run-*"), None) is not None
 
 
 def open_run(path: Path) -> list[TrackSpec]:
@@ -44,14 +50,13 @@ def open_run(path: Path) -> list[TrackSpec]:
 
 
 def _beside(path: Path, scenario: Scenario, seeds: tuple[int, ...]) -> TrackSpec | None:
-    """The kept run of exactly this scenario and these seeds, if there is one."""
-    for folder in sorted(path.parent.glob(f"{scenario.name}-*")):
+    """The longest run that was kept of exactly this scenario and these seeds, if there is any."""
+    found = []
+    for folder in path.parent.glob(f"{scenario.name}-*"):
         with suppress(UserError):
             if load_toml(folder / _SCENARIO) == scenario:
-                found = _read(folder)[0]
-                if found.seeds == seeds:
-                    return found
-    return None
+                found += [spec for spec in _read(folder) if spec.seeds == seeds]
+    return max(found, key=lambda spec: len(cast(_Reader, spec.train)), default=None)
 
 
 def _read(path: Path) -> list[TrackSpec]:
@@ -78,6 +83,9 @@ class _Reader:
 
     def __init__(self, steps: list[Records]) -> None:
         self._steps = steps
+
+    def __len__(self) -> int:
+        return len(self._steps)
 
     def __call__(self, scenario: Scenario, seeds: tuple[int, ...]) -> Training:
         return self._read()
@@ -131,5 +139,5 @@ class RunsScreen(Dialog):
             self.query_one("#runs-answer", Label).update(str(error))
             return
         self._lab.driver.play(True)
-        self._lab.heard = "replay: , back  backspace backward  0 live again"
+        self._lab.heard = ""
         self.dismiss()
