@@ -49,7 +49,8 @@ def report(found: Diagnosis, look: Look, scenario: Scenario | None = None) -> Te
     for cause in found.to_mend:
         filled = round(cause.explained * 20)
         bar = look.glyph("█", "#") * filled + look.glyph("░", ".") * (20 - filled)
-        text.append(f"\n{cause.name}  {bar} explains {cause.explained:.0%}\n", style="bold")
+        share = f"{cause.explained:.0%}" if cause.explained >= 0.005 else "less than 1%"
+        text.append(f"\n{cause.name}  {bar} explains {share}\n", style="bold")
         text.append(f"  Proof: {cause.evidence}\n")
         if scenario is not None and (key := here(cause.name, scenario)):
             text.append(f"  Here: {key}\n", style=look.strong)

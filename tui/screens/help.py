@@ -14,7 +14,8 @@ from tui.actions import ACTIONS, is_hidden, key_text
 from tui.screens.dialog import Dialog
 
 _INTRO = """The curves share prompts, random numbers and seed, so what separates them is a setting.
-r  reference: all four fixes on      v  initial V1: all four off      y  yours: what the controls say
+r  reference: all four fixes on      y  yours: what the controls say
+v  initial V1: all four off, as in the well-known move from vLLM's V0 engine to V1 as it comes out of the box
 
 Switch a fix with 1-4 and watch y leave v. Its letter marks the step where it took effect.
 Skew is the trainer's log-probability of a token minus the engine's. It is computed by the simulated engine's own \
