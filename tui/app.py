@@ -172,7 +172,7 @@ class SkewsimApp(App[None]):
         """A line that any screen shows: what was heard."""
         self.lab.heard = text
         if self.screen is not self.explore:
-            self.notify(text)
+            self.notify(text, markup=False)
         self.redraw()
 
     def _valid(self, screen: Screen[Any]) -> list[Action]:
@@ -341,7 +341,7 @@ class SkewsimApp(App[None]):
     def _saved(self, path: Path) -> None:
         """Where it is, whole: the headline may have no room for it."""
         self.lab.heard = "saved"
-        self.notify(str(path), title="saved")
+        self.notify(str(path), title="saved", markup=False)
         self.redraw()
 
     def _output(self, name: str) -> Path:

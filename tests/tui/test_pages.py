@@ -21,6 +21,7 @@ from skewsim.errors import UserError
 from skewsim.objectives import LossInputs, compute_loss
 from skewsim.recording import RunFolder
 from skewsim.settings import Scenario
+from tui.app import Options
 from tui.driver import TrackSpec
 from tui.files import curves_csv
 from tui.lab import initial_v1_for, opening, reference_for
@@ -337,3 +338,26 @@ def test_causes_are_listed_in_the_order_to_mend_them_with_what_is_left() -> None
     assert "Verdict: raw_logprobs" in text
     assert "in the order in which to mend them" in text
     assert "20% of the mean square skew is explained by none of this" in text
+
+
+@pytest.mark.parametrize("keys", ["i", "r tab", "x enter"])
+@on_stage
+async def test_what_is_typed_is_no_markup(stage: StageMaker, keys: str) -> None:
+    """Brackets in a wrong answer came back in its error, as a tag that nobody had opened."""
+    async with stage(steps=1) as s:
+        await s.press(*keys.split(), "left_square_bracket", "slash", "b", "right_square_bracket", "enter")
+        assert "[/b]" in s.text()
+        s.app.say("[/b] is said")
+        await s.settle()
+        assert s.app.is_running
+
+
+@on_stage
+async def test_a_run_folder_may_have_any_name(
+    stage: StageMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    kept(Path("[bold]") / "run-001", opening(), (0,))
+    async with stage(steps=1, options=Options(out=Path("."))) as s:
+        await s.press("r")
+        assert "[bold]/run-001  (finished)" in s.text()

@@ -25,9 +25,9 @@ class Prompt(Dialog):
 
     def compose(self) -> ComposeResult:
         with Vertical(id="prompt"):
-            yield Label(self._title)
+            yield Label(self._title, markup=False)
             yield Input(value=self.value)
-            yield Label("enter: accept   escape: close", id="prompt-answer")
+            yield Label("enter: accept   escape: close", id="prompt-answer", markup=False)
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
         if not self.on_top:

@@ -118,11 +118,11 @@ class RunsScreen(Dialog):
         with Vertical(id="runs"):
             yield Label("Replay a run folder: enter opens, escape closes")
             if self._runs:
-                yield OptionList(*(Option(summary_line(path)) for path in self._runs))
+                yield OptionList(*(Option(summary_line(path)) for path in self._runs), markup=False)
             else:
                 yield Label("No run folder below this directory; `skewsim run SCENARIO --out DIR` makes one.")
             yield Input(placeholder="or the path of one")
-            yield Label("", id="runs-answer")
+            yield Label("", id="runs-answer", markup=False)
 
     def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
         self._open(self._runs[event.option_index])

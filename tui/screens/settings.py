@@ -37,7 +37,7 @@ class SettingsScreen(Dialog):
                 "Every setting of yours   left/right change   enter types   escape closes", id="settings-title"
             )
             yield OptionList(*(Option(self._line(c), id=c.id) for c in self._controls.values()))
-            yield Static("", id="settings-help")
+            yield Static("", id="settings-help", markup=False)
 
     def on_option_list_option_highlighted(self, event: OptionList.OptionHighlighted) -> None:
         self._explain(self._controls[str(event.option.id)])
@@ -65,7 +65,7 @@ class SettingsScreen(Dialog):
         try:
             self._set(control, control.moved(self._lab.yours, by) if control.choices else self._lab.yours)
         except UserError as error:
-            self.query_one("#settings-help", Static).update(Text(str(error)))
+            self.query_one("#settings-help", Static).update(str(error))
 
     def _set(self, control: Control, scenario: Scenario) -> None:
         self._lab.set_yours(scenario, text=f"{control.id} {number(value_at(scenario, control.id))}")
@@ -85,4 +85,4 @@ class SettingsScreen(Dialog):
         default = number(value_at(self._default, control.id))
         allowed = ", ".join(choice.label for choice in control.choices)
         text = f"{control.help}\nDefault {default}." + (f" Left and right go through: {allowed}." if allowed else "")
-        self.query_one("#settings-help", Static).update(Text(text))
+        self.query_one("#settings-help", Static).update(text)
