@@ -31,7 +31,6 @@ from skewsim.records import StepRecord
 from skewsim.scoring import score
 from skewsim.settings import Scenario
 from skewsim.trainer import Trainer
-from tui.lab import YOURS
 from tui.snapshot import LossSource, Snapshot
 
 if TYPE_CHECKING:
@@ -49,7 +48,9 @@ class Run:
         self._trainer = self._engine.trainer = Trainer(scenario, self._engine, seeds=seeds)
         folder = None
         if out is not None:
-            folder = RunFolder(next_folder(out, scenario.name), scenario, seeds=seeds, engine="sim", resume=False)
+            folder = RunFolder(
+                next_folder(out, "run" if watched else scenario.name), scenario, seeds=seeds, engine="sim", resume=False
+            )
         self._steps = record(self._trainer, folder, steps=scenario.steps, checkpoint_every=scenario.steps)
         self._weights: dict[int, torch.Tensor] = {}
         self._then: dict[int, torch.Tensor] = {}
@@ -147,9 +148,8 @@ def loss_source(scenario: Scenario) -> LossSource:
     return LossSource(function.__name__, f"skewsim/{path.name}:{start}", "".join(lines))
 
 
-def next_folder(out: Path, name: str) -> Path:
-    """The first of run-001, run-002 ... that does not exist; curves to compare with have their own name for run."""
-    prefix = "run" if name == YOURS else name
+def next_folder(out: Path, prefix: str) -> Path:
+    """The first of run-001, run-002 ... that does not exist."""
     return next(path for number in itertools.count(1) if not (path := out / f"{prefix}-{number:03}").exists())
 
 
