@@ -41,7 +41,7 @@ OPENING = {
     "trainer.adam_beta2": 0.95,
     "trainer.beta": 5e-5,
 }
-"""Where initial V1 does not merely fall behind but collapses, and comes back when it is mended: see docs/findings.md."""
+"""Where initial V1 falls and stays down, and comes back when it is mended: see docs/findings.md."""
 
 
 @dataclass(frozen=True)

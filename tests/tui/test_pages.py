@@ -26,11 +26,13 @@ from tui.driver import TrackSpec
 from tui.files import curves_csv
 from tui.lab import initial_v1_for, opening, reference_for
 from tui.measuring import Measuring
+from tui.process import Watch
 from tui.screens.advise import share_outside
 from tui.screens.diagnose import here, report
 from tui.screens.formula import worked
 from tui.screens.runs import find_runs, open_run, summary_line
 from tui.screens.tokens import histogram
+from tui.snapshot import Snapshot
 from tui.views import Look
 from tui.worker import loss_source
 
@@ -361,3 +363,31 @@ async def test_a_run_folder_may_have_any_name(
     async with stage(steps=1, options=Options(out=Path("."))) as s:
         await s.press("r")
         assert "[bold]/run-001  (finished)" in s.text()
+
+
+@pytest.mark.parametrize("key", ["t", "f", "d"])
+@on_stage
+async def test_a_snapshot_that_goes_away_while_it_is_drawn_harms_nothing(stage: StageMaker, key: str) -> None:
+    """A reset takes it away, from the driver's thread: every second look finds none."""
+
+    class Flickering(Watch):
+        looks = 0
+
+        @property
+        def latest(self) -> Snapshot | None:  # type: ignore[override]
+            self.looks += 1
+            return snapshot() if self.looks % 2 else None
+
+        @latest.setter
+        def latest(self, value: Snapshot | None) -> None:
+            pass
+
+    async with stage(steps=1) as s:
+        for offset in (0, 1):
+            s.app.lens = Flickering()
+            s.app.lens.looks = offset
+            await s.press(key)
+            for _ in range(3):
+                await s.settle()
+            assert s.app.is_running
+            await s.leave()

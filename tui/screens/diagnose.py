@@ -90,8 +90,9 @@ class DiagnoseScreen(LensPage):
         return self._source or super().subtitle()
 
     def redraw(self) -> None:
-        if not self._source and self.snapshot is not None:
-            self._start("the newest step of yours", self._examine_step, self.snapshot.scenario)
+        seen = self.snapshot
+        if not self._source and seen is not None:
+            self._start("the newest step of yours", self._examine_step, seen.scenario)
         super().redraw()
 
     def content(self, width: int, look: Look) -> Text:

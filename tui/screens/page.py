@@ -113,7 +113,8 @@ class LensPage(Page):
     def subtitle(self) -> str:
         if self.skewsim.lab.replaying:
             return "a replay has no tokens"
-        return f"step {self.snapshot.step} of yours" if self.snapshot else "waiting for the next step (. makes one)"
+        seen = self.snapshot  # once: the driver's thread may take it away at any moment
+        return f"step {seen.step} of yours" if seen is not None else "waiting for the next step (. makes one)"
 
     def waiting(self) -> Text:
         """What there is to say while there is no step to look at."""
