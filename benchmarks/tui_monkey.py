@@ -33,7 +33,7 @@ def main() -> None:
             bother(t, random.Random(options.seed), keys=options.keys)
             code = t.end(seconds=60)
             if code:
-                print(t.output.decode(errors="replace")[-4000:], file=sys.stderr)
+                print(t.output.decode(errors="replace")[-60000:], file=sys.stderr)
         runs = find_runs(home / "out")
         steps = 0
         for run in runs:

@@ -6,6 +6,7 @@ what the thread has computed and lets the screen on top draw itself.
 
 from __future__ import annotations
 
+import gc
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -91,9 +92,14 @@ class SkewsimApp(App[None]):
         self.lab.reset()
         self.lab.driver.start()
         self.set_interval(_FRAME, self.tick)
-        self.call_after_refresh(self._list_profiles)
+        self.call_after_refresh(self._arrived)
         if self.options.lesson is not None:
             self.call_after_refresh(self.start_lesson, self.options.lesson)
+
+    def _arrived(self) -> None:
+        gc.freeze()  # what is imported stays: no collection has to walk it
+        gc.enable()
+        self._list_profiles()
 
     def _list_profiles(self) -> None:
         from skewsim.profile import shipped_profiles

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -44,6 +45,7 @@ def run(
     if not (sys.stdout.isatty() or "TEXTUAL_DRIVER" in os.environ):
         raise UserError("the terminal UI needs a terminal; `skewsim run --plain` prints the numbers")
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # to look for some takes a twentieth of a second
+    gc.disable()  # until the first frame: imports make objects to keep
     process = TrainingProcess(out)
     process.start()  # torch is imported while the first frame is drawn
     os.environ.setdefault("TEXTUAL_FPS", "120")  # how soon a change is drawn, not how often: a key is answered sooner

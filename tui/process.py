@@ -29,10 +29,8 @@ if TYPE_CHECKING:  # the process is started before anything large is imported he
     from tui.driver import Training
     from tui.snapshot import Snapshot
 
-_START = "import gc, os; gc.disable(); out = os.dup(1); os.dup2(2, 1); from tui.worker import main; main(out)"
-COMMAND = (sys.executable, "-P", "-c", _START)
-"""Imports make objects to keep: to look through them again and again would be a tenth of the start. Whatever prints does
-not speak for the worker, and nothing is imported from the folder that somebody happens to be in."""
+COMMAND = (sys.executable, "-P", "-c", "from tui.start import main; main()")
+"""Nothing is imported from the folder that somebody happens to be in."""
 
 
 def environment() -> dict[str, str]:

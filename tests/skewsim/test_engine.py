@@ -26,6 +26,8 @@ from tests.skewsim.llama_oracle import huggingface, random_policy, replay
 TASK = TaskSettings(response_length=8, pool_size=6)
 GROUP = 4
 A, B = random_policy(seed=1), random_policy(seed=2)
+EXACT = 3e-5
+"""Logits of size 8 in float32: 3 to 4 units in the last place, whatever kernels a machine has."""
 
 
 def _scenario(*, task: TaskSettings = TASK, skew: SkewSettings | None = None, **engine: object) -> Scenario:
@@ -63,7 +65,7 @@ def _skew_to(oracle: torch.Tensor, rollouts: Rollouts) -> float:
 def test_float32_decode_equals_the_trainers_scoring() -> None:
     rollouts = _rollout(_request())
     scored = score(A.weights(dtype="float32", head_dtype="float32"), rollouts, group=GROUP, temperature=0.8)
-    assert (scored.logprobs - rollouts.engine_logprobs).abs().max() < 1e-5
+    assert (scored.logprobs - rollouts.engine_logprobs).abs().max() < EXACT
 
 
 def test_sampled_tokens_follow_the_reported_distribution() -> None:
@@ -109,7 +111,7 @@ def test_raw_equals_processed_exactly_at_temperature_one_without_filters() -> No
 def test_raw_logprobs_are_those_of_temperature_one() -> None:
     rollouts = _rollout(_request(), temperature=0.6, logprobs_mode="raw_logprobs", top_k=5)
     scored = score(A.weights(dtype="float32", head_dtype="float32"), rollouts, group=GROUP, temperature=1.0)
-    assert (scored.logprobs - rollouts.engine_logprobs).abs().max() < 1e-5
+    assert (scored.logprobs - rollouts.engine_logprobs).abs().max() < EXACT
     assert (rollouts.sampler_logprobs - rollouts.engine_logprobs).abs().max() > 0.1
 
 
@@ -123,7 +125,7 @@ def test_mean_ratio_under_top_p_not_renormalised_equals_the_kept_mass() -> None:
     masked = score(
         A.weights(dtype="float32", head_dtype="float32"), rollouts, group=GROUP, temperature=0.8, sampling_mask=True
     )
-    assert (masked.logprobs - rollouts.engine_logprobs).abs().max() < 1e-5
+    assert (masked.logprobs - rollouts.engine_logprobs).abs().max() < EXACT
 
 
 # -- precision ------------------------------------------------------------------------------------------------------
@@ -174,7 +176,7 @@ def test_keep_continues_on_old_keys_and_values_under_new_weights(
     p = rollouts.prompts.shape[2]
     cut = p + boundary - 1  # the token before the boundary is the first that the new weights read
     logits = replay([(a, tokens[:, :cut]), (b, tokens[:, cut:])])[:, p - 1 :]
-    assert _skew_to(_picked(logits, rollouts), rollouts) < 1e-5
+    assert _skew_to(_picked(logits, rollouts), rollouts) < EXACT
     assert rollouts.weight_versions[0, 0].tolist() == [0] * boundary + [1] * (8 - boundary)
     wrong = replay([(a, tokens[:, : cut + 1]), (b, tokens[:, cut + 1 :])])[:, p - 1 :]
     assert _skew_to(_picked(wrong, rollouts), rollouts) > 1e-2
@@ -185,7 +187,7 @@ def test_keep_with_clear_cache_recomputes_everything_under_the_new_weights(tmp_p
     a, b, tokens = _parts(rollouts, 3, tmp_path)
     p = rollouts.prompts.shape[2]
     logits = torch.cat([replay([(a, tokens)])[:, p - 1 : p + 2], replay([(b, tokens)])[:, p + 2 :]], 1)
-    assert _skew_to(_picked(logits, rollouts), rollouts) < 1e-5
+    assert _skew_to(_picked(logits, rollouts), rollouts) < EXACT
 
 
 def test_wait_finishes_under_the_old_weights_and_then_updates() -> None:
@@ -241,7 +243,7 @@ def test_a_prefix_cache_that_is_not_reset_serves_stale_keys_and_values(block_siz
     p = rollouts.prompts.shape[2]
     kept = (p - 1) // block_size * block_size
     logits = replay([(a, tokens[:, :kept]), (b, tokens[:, kept:])])[:, p - 1 :]
-    assert _skew_to(_picked(logits, rollouts), rollouts) < 1e-5
+    assert _skew_to(_picked(logits, rollouts), rollouts) < EXACT
     fresh = replay([(b, tokens)])[:, p - 1 :]
     assert _skew_to(_picked(fresh, rollouts), rollouts) > 1e-2
 
@@ -256,7 +258,7 @@ def test_a_cleared_or_absent_prefix_cache_is_never_stale(settings: dict, tmp_pat
     rollouts = engine.generate(_request(step=1, update=True, at=0))
     _, b, tokens = _parts(rollouts, 0, tmp_path)
     logits = replay([(b, tokens)])[:, rollouts.prompts.shape[2] - 1 :]
-    assert _skew_to(_picked(logits, rollouts), rollouts) < 1e-5
+    assert _skew_to(_picked(logits, rollouts), rollouts) < EXACT
 
 
 def test_at_fixed_weights_a_prefix_cache_changes_nothing() -> None:
@@ -267,7 +269,7 @@ def test_at_fixed_weights_a_prefix_cache_changes_nothing() -> None:
     again = engine.generate(_request(step=1))
     plain = _rollout(_request(step=1))
     assert torch.equal(again.tokens, plain.tokens)
-    assert (again.engine_logprobs - plain.engine_logprobs).abs().max() < 1e-5
+    assert (again.engine_logprobs - plain.engine_logprobs).abs().max() < EXACT
 
 
 # -- what is sampled and what is reported ---------------------------------------------------------------------------

@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.style import Style
+from textual import events
+from textual.widgets import OptionList
 
 from skewsim.errors import SkewsimError
 from skewsim.records import StepRecord
@@ -228,6 +231,17 @@ async def test_the_palette_lists_what_is_valid_here_and_does_it(stage: StageMake
         assert "Step back" not in s.text(), "only a replay can go back"
         await s.press("escape")
         assert s.app.screen is s.app.explore
+
+
+@on_stage
+async def test_a_click_on_an_option_that_is_gone_by_now_does_nothing(stage: StageMaker) -> None:
+    async with stage(steps=2) as s:
+        await s.press("colon", *"dark")
+        options = s.app.screen.query_one(OptionList)
+        seen_before_the_typing = Style.from_meta({"option": options.option_count + 3})
+        options.post_message(events.Click(options, 1, 1, 0, 0, 1, False, False, False, style=seen_before_the_typing))
+        await s.settle()
+        assert "Theme" in s.text()
 
 
 @on_stage

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -18,10 +19,10 @@ from skewsim.errors import SkewsimError
 from skewsim.records import StepRecord
 from skewsim.settings import Scenario
 from skewsim.trainer import train
-from tui.controls import FIXES
+from tui.controls import FIXES, explore_controls
 from tui.driver import Driver, TrackSpec
 from tui.lab import opening, reference_for
-from tui.process import TrainingProcess
+from tui.process import TrainingProcess, environment
 from tui.snapshot import Snapshot
 
 from .snapshots import snapshot
@@ -56,6 +57,16 @@ def test_its_records_are_those_of_the_trainer_bit_for_bit_and_a_toggle_takes_eff
     assert numbers(there.send(FIXED)) == numbers(expected)
     assert expected[0].events
     assert numbers(next(there)) == numbers(next(here))
+
+
+def test_the_process_computes_what_the_trainer_does_whatever_is_chosen(process: TrainingProcess) -> None:
+    """Every choice of every control of the first screen, one toggle after the other, in one run each."""
+    here, there = train(SCENARIO, seeds=(0,)), process.train(SCENARIO, (0,))
+    assert numbers(next(there)) == numbers(next(here))
+    for control in explore_controls():
+        for choice in control.choices:
+            toggled = SCENARIO.with_values(choice.values)
+            assert numbers(there.send(toggled)) == numbers(here.send(toggled)), (control.id, choice.label)
 
 
 def test_runs_go_on_side_by_side_and_end_after_their_last_step(process: TrainingProcess) -> None:
@@ -286,3 +297,12 @@ def test_a_new_run_of_yours_forgets_what_was_seen_of_the_one_before(process: Tra
     process.watch.wanted = False
     next(process.train(SCENARIO, (0,)))
     assert process.watch.latest is None
+
+
+def test_torch_is_imported_whole_where_less_has_not_been_tried() -> None:
+    code = (
+        "import importlib.metadata as m; m.version = lambda name: '2.99.0'\n"
+        "from tui.start import lean; assert not lean()\n"
+        "import torch; assert torch._meta_registrations.__file__"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment())

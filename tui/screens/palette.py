@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import ClassVar
 
+from textual import events
 from textual.app import ComposeResult
 from textual.binding import BindingType
 from textual.containers import Vertical
@@ -16,6 +17,14 @@ from textual.widgets.option_list import Option
 
 from tui.actions import Action, key_text
 from tui.screens.dialog import Dialog
+
+
+class Matches(OptionList):
+    """A list that may have been narrowed since the click: Textual (8.2.8) then looks for an option that is gone."""
+
+    def on_click(self, event: events.Click) -> None:
+        if event.style.meta.get("option", 0) >= self.option_count:
+            event.prevent_default()
 
 
 class PaletteScreen(Dialog):
@@ -35,7 +44,7 @@ class PaletteScreen(Dialog):
     def compose(self) -> ComposeResult:
         with Vertical(id="palette"):
             yield Input(placeholder="what to do")
-            yield OptionList()
+            yield Matches()
 
     def on_mount(self) -> None:
         self.query_one(OptionList).can_focus = False
