@@ -61,6 +61,8 @@ class SkewsimApp(App[None]):
     CSS_PATH = "app.tcss"
     TITLE = "skewsim"
     ENABLE_COMMAND_PALETTE = False
+    ALLOW_SELECT = False
+    """The terminal's own way of marking text stays; Textual's (8.2.8) ends the app on a click where a widget is leaving."""
     BINDINGS: ClassVar[list[BindingType]] = bindings("app")
 
     def __init__(

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.style import Style
 from textual import events
-from textual.widgets import OptionList
+from textual.geometry import Offset
+from textual.widgets import OptionList, Static
 
 from skewsim.errors import SkewsimError
 from skewsim.records import StepRecord
@@ -242,6 +243,18 @@ async def test_a_click_on_an_option_that_is_gone_by_now_does_nothing(stage: Stag
         options.post_message(events.Click(options, 1, 1, 0, 0, 1, False, False, False, style=seen_before_the_typing))
         await s.settle()
         assert "Theme" in s.text()
+
+
+@on_stage
+async def test_a_click_where_a_widget_is_just_leaving_does_nothing(
+    stage: StageMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with stage(steps=2) as s:
+        leaving = Static("a key of the footer of before")
+        monkeypatch.setattr(s.app.screen, "get_widget_and_offset_at", lambda x, y: (leaving, Offset(0, 0)))
+        s.app.screen._forward_event(events.MouseDown(None, 1, 1, 0, 0, 1, False, False, False, 1, 1))
+        await s.settle()
+        assert s.app.is_running
 
 
 @on_stage
