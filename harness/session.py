@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
-from harness.arguments import Size, engine_arguments, overruled, refuse_update, sampling_parameters
+from harness.arguments import Size, engine_arguments, missing_kernel, overruled, refuse_update, sampling_parameters
 from harness.client import Limits, WorkerClient
 from harness.engines import EngineSpec, find_spec, require, worker_environment
 from harness.folders import prepared
@@ -102,8 +102,11 @@ class EngineSession:
                 "init", model=str(folder), arguments=self.arguments, version=version, forced=forced
             )
             self.overruled = overruled(self.spec, settings, self.info)
-        except BaseException:
+        except BaseException as error:
             self.close()
+            refused = missing_kernel(self.spec, settings, str(error))
+            if refused is not None:
+                raise refused from None
             raise
         self.stats: dict[str, Any] = {}
 

