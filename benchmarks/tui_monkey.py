@@ -1,4 +1,4 @@
-"""A monkey at the keyboard: random keys, clicks and resizes against the real simulator in a pseudo-terminal.
+"""A monkey at the keyboard: random keys, clicks, drags and resizes against the real simulator in a pseudo-terminal.
 
     python benchmarks/tui_monkey.py [--keys 2000] [--seed 0]
 
@@ -26,14 +26,17 @@ def main() -> None:
     parser.add_argument("--keys", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
+    rng, left, code, plays = random.Random(options.seed), options.keys, 0, 0
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
-        with Terminal((*TUI, "--out", str(home / "out"), "--hide", "measure"), home=home) as t:
-            t.wait_for("computed: engine")
-            bother(t, random.Random(options.seed), keys=options.keys)
-            code = t.end(seconds=60)
-            if code:
-                print(t.output.decode(errors="replace")[-60000:], file=sys.stderr)
+        while left > 0 and not code:  # a click on Quit is a clean end; then it is opened again
+            plays += 1
+            with Terminal((*TUI, "--out", str(home / "out"), "--hide", "measure"), home=home) as t:
+                t.wait_for("computed: engine")
+                left -= bother(t, rng, keys=left)
+                code = t.end(seconds=60)
+                if code:
+                    print(t.output.decode(errors="replace")[-60000:], file=sys.stderr)
         runs = find_runs(home / "out")
         steps = 0
         for run in runs:
@@ -42,7 +45,16 @@ def main() -> None:
             assert numbers == sorted(numbers), run
             steps += len(rows)
     print(
-        json.dumps({"keys": options.keys, "seed": options.seed, "exit_code": code, "runs": len(runs), "records": steps})
+        json.dumps(
+            {
+                "keys": options.keys,
+                "seed": options.seed,
+                "exit_code": code,
+                "plays": plays,
+                "runs": len(runs),
+                "records": steps,
+            }
+        )
     )
     sys.exit(code)
 

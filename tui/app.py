@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+from rich.console import RenderableType
 from textual import events
 from textual.app import App
 from textual.binding import Binding, BindingType
@@ -83,6 +84,8 @@ class SkewsimApp(App[None]):
         self.profiles: tuple[str, ...] = ()
         self.measuring: Measuring | None = None
         self.explore = Explore(lab, hidden=self.options.hidden, view=self.options.view)
+        self.leaving = False
+        """Whether the end has been asked for: the screens are being taken down, and no key or click acts on them any more."""
         self.signal = 0
         """The number of a signal that asks for the end: it may come at any moment, so it is heeded at the next tick."""
         self._keys = keymap or {}
@@ -127,6 +130,17 @@ class SkewsimApp(App[None]):
         elif news:
             self.redraw()
 
+    def exit(self, result: None = None, return_code: int = 0, message: RenderableType | None = None) -> None:
+        self.leaving = True
+        super().exit(result, return_code, message)
+
+    async def on_event(self, event: events.Event) -> None:
+        if not (self.leaving and isinstance(event, events.InputEvent)):
+            await super().on_event(event)
+
+    async def run_action(self, *arguments: Any, **named: Any) -> bool:
+        return not self.leaving and await super().run_action(*arguments, **named)
+
     def _screen_name(self) -> str:
         return type(self.screen).__name__.removesuffix("Screen").lower()
 
@@ -146,7 +160,7 @@ class SkewsimApp(App[None]):
 
     def redraw(self) -> None:
         draw = getattr(self.screen, "redraw", None)
-        if draw is not None and self.screen.is_mounted:
+        if draw is not None and self.screen.is_mounted and not self.leaving:
             draw()
 
     def on_resize(self, event: events.Resize) -> None:

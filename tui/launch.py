@@ -43,6 +43,7 @@ def run(
         Folder for run folders, pictures and exports.
     """
     if not (sys.stdout.isatty() or "TEXTUAL_DRIVER" in os.environ):
+        build(target, TrainingProcess(), lesson=lesson, hide=hide, preset=preset)  # other mistakes come first
         raise UserError("the terminal UI needs a terminal; `skewsim run --plain` prints the numbers")
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # to look for some takes a twentieth of a second
     gc.disable()  # until the first frame: imports make objects to keep

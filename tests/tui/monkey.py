@@ -1,4 +1,4 @@
-"""A monkey at the keyboard: random keys, clicks and resizes, then a clean way out."""
+"""A monkey at the keyboard and the mouse: random keys, clicks, drags, wheels and resizes, then a clean way out."""
 
 from __future__ import annotations
 
@@ -25,28 +25,46 @@ _SPECIAL = (
 _SIZES = ((80, 24), (120, 40), (200, 50), (60, 18), (40, 10), (100, 30))
 
 
-def bother(terminal: Terminal, rng: random.Random, *, keys: int, pause: float = 0.01) -> None:
-    """So many random events; at the end everything is closed and q is pressed."""
-    for i in range(keys):
-        kind = rng.random()
-        if kind < 0.7:
-            terminal.type(rng.choice(_LETTERS))
-        elif kind < 0.93:
-            terminal.type(rng.choice(_SPECIAL))
-        elif kind < 0.97:
-            x, y = rng.randint(1, 120), rng.randint(1, 40)
-            terminal.type(f"\x1b[<0;{x};{y}M\x1b[<0;{x};{y}m")
-        else:
-            terminal.resize(*rng.choice(_SIZES))
-        terminal.pump(pause)
-        if i % 50 == 49:
-            _close(terminal)
-    terminal.resize(120, 40)
+def bother(terminal: Terminal, rng: random.Random, *, keys: int, pause: float = 0.01) -> int:
+    """So many random events; at the end everything is closed and q is pressed. How many there were: a click may quit."""
+    done = 0
     with contextlib.suppress(OSError):  # it has ended
+        while done < keys and not terminal.closed:
+            kind = rng.random()
+            if kind < 0.55:
+                terminal.type(rng.choice(_LETTERS))
+            elif kind < 0.75:
+                terminal.type(rng.choice(_SPECIAL))
+            elif kind < 0.95:
+                terminal.type(_mouse(rng))
+            else:
+                terminal.resize(*rng.choice(_SIZES))
+            terminal.pump(pause)
+            done += 1
+            if done % 50 == 0:
+                _close(terminal)
+        terminal.resize(120, 40)
         for _ in range(5):  # a screen with a line to type into takes the first q for a letter
-            _close(terminal)
-            terminal.type("q")
-            terminal.pump(2)
+            if not terminal.closed:
+                _close(terminal)
+                terminal.type("q")
+                terminal.pump(2)
+    return done
+
+
+def _mouse(rng: random.Random) -> str:
+    """A click, a drag, a move or a turn of the wheel, as a terminal reports it (SGR)."""
+    x, y = rng.randint(1, 120), rng.randint(1, 40)
+    press, release = f"\x1b[<0;{x};{y}M", "\x1b[<0;{};{}m"
+    match rng.randrange(8):
+        case 0:
+            return f"{press}\x1b[<32;{x + 3};{y + 1}M{release.format(x + 9, y + 2)}"
+        case 1:
+            return f"\x1b[<35;{x};{y}M"
+        case 2:
+            return f"\x1b[<{rng.choice((64, 65))};{x};{y}M"
+        case _:
+            return press + release.format(x, y)
 
 
 def _close(terminal: Terminal) -> None:

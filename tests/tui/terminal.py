@@ -20,10 +20,11 @@ TUI = (sys.executable, "-m", "skewsim.cli", "tui")
 
 
 class Terminal:
-    """`with Terminal(command, home=...) as t:`; everything written so far is in `t.output`."""
+    """`with Terminal(command, home=...) as t:`; what was written so far is in `t.output`, and `t.closed` once it has ended."""
 
     def __init__(self, command: tuple[str, ...], *, home: Path, size: tuple[int, int] = (80, 24)) -> None:
         self.output = b""
+        self.closed = False
         environment = {
             **{k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "TEXTUAL_DRIVER")},
             "TERM": "xterm-256color",
@@ -78,9 +79,10 @@ class Terminal:
         try:
             data = os.read(self._fd, 65536)
         except OSError:  # Linux: the other side has closed
-            return False
+            data = b""
         self.output += data
-        return bool(data)
+        self.closed = not data
+        return not self.closed
 
     def end(self, *, seconds: float = 30) -> int:
         """Wait for the program to end; its exit code."""

@@ -391,3 +391,17 @@ async def test_a_snapshot_that_goes_away_while_it_is_drawn_harms_nothing(stage: 
                 await s.settle()
             assert s.app.is_running
             await s.leave()
+
+
+@on_stage
+async def test_a_key_that_comes_after_the_end_was_asked_for_does_nothing(stage: StageMaker) -> None:
+    async with stage(size=(120, 40), steps=3) as s:
+        await s.press("p")
+        page, noise = s.app.screen, s.lab.yours.skew.noise
+        s.app.exit()
+        await page.query_children("*").remove()  # as the end does, while keys and clicks are still under way
+        s.app.redraw()
+        page.redraw()  # type: ignore[attr-defined]
+        assert not await s.app.run_action("do('use')", page)
+        await s.app.on_event(events.Key("u", "u"))
+        assert s.lab.yours.skew.noise == noise

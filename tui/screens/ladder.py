@@ -75,7 +75,8 @@ class LadderScreen(Steady):
     help_text = (
         "The order in which the migration was repaired. Each rung has the fixes of the one before and one more. Every "
         "chart shows the rung (its letter) and the reference (r). All share prompts and random numbers, so a rung whose "
-        "settings equal the reference's coincides with it to the last bit."
+        "settings equal the reference's coincides with it to the last bit. The objective and the seed are Explore's; the "
+        "rest is as in the command `skewsim ladder`."
     )
 
     def __init__(self, lab: Lab) -> None:
@@ -138,7 +139,7 @@ class LadderScreen(Steady):
         step = max((t.series.step for t in self._tracks), default=-1) + 1
         head = Text(" Ladder ", style="bold reverse", no_wrap=True)
         head.append(
-            f"  {self._lab.yours.trainer.objective}, step {step} of {STEPS}, seeds {len(self._lab.seeds)}",
+            f"  {self._lab.yours.trainer.objective}, step {step} of {STEPS}, seeds {len(self._lab.seeds)}, settings of skewsim ladder",
             style="not bold not reverse",
         )
         self.query_one("#headline", Line).show(head)

@@ -55,7 +55,7 @@ class Page(Steady):
         self.call_after_refresh(self.redraw)
 
     def redraw(self) -> None:
-        if not self.is_mounted or not self.is_current:
+        if not self.is_mounted or not self.is_current or self.skewsim.leaving:
             return
         look = self.skewsim.look
         head = Text(no_wrap=True)
