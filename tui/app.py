@@ -102,8 +102,9 @@ class SkewsimApp(App[None]):
             self.call_after_refresh(self.start_lesson, self.options.lesson)
 
     def _arrived(self) -> None:
-        gc.freeze()  # what is imported stays: no collection has to walk it
-        gc.enable()
+        if not gc.isenabled():  # since the command began
+            gc.freeze()  # what is imported stays: no collection has to walk it
+            gc.enable()
         self._list_profiles()
 
     def _list_profiles(self) -> None:
