@@ -97,9 +97,17 @@ class SkewsimApp(App[None]):
         self.lab.reset()
         self.lab.driver.start()
         self.set_interval(_FRAME, self.tick)
+        self._arrival = self.set_interval(_FRAME / 5, self._look_out)
         self.call_after_refresh(self._arrived)
         if self.options.lesson is not None:
             self.call_after_refresh(self.start_lesson, self.options.lesson)
+
+    def _look_out(self) -> None:
+        """Until there is a first step to show, more often than there will be steps."""
+        if self.lab.step >= 0:
+            self._arrival.stop()
+        else:
+            self.tick()
 
     def _arrived(self) -> None:
         if not gc.isenabled():  # since the command began

@@ -120,7 +120,7 @@ class Driver:
         self._stopping = False
         self._steps_wanted = self._serial = 0
         self._times: deque[float] = deque(maxlen=20)
-        self.epoch = self._running_epoch = 0
+        self.epoch = self._running_epoch = self._said_epoch = 0
         self.playing = True
         self.speed = speed
         self._thread = threading.Thread(target=self._run, name="skewsim-training", daemon=True)
@@ -267,11 +267,13 @@ class Driver:
     def _lockstep(self) -> None:
         epoch = self._running_epoch
         moved, news = False, list[Update]()
+        first = epoch != self._said_epoch
+        self._said_epoch = epoch
         for track in list(self._tracks.values()):
             if self._stopping or epoch != self.epoch:
                 return
-            moved |= not track.over and self._advance(epoch, track, news)
-        self._updates.extend(news)  # all at once: what is shown side by side is of one step
+            moved |= not track.over and self._advance(epoch, track, self._updates if first else news)
+        self._updates.extend(news)  # after the first step all at once: what is shown side by side is of one step
         if moved:
             self._times.append(time.monotonic())
         else:

@@ -22,8 +22,10 @@ def lean() -> bool:
     if "torch" in sys.modules or not importlib.metadata.version("torch").startswith(_TRIED_WITH):
         return False
     sys.modules[_NOT_ASKED_FOR] = ModuleType(_NOT_ASKED_FOR)
-    import torch._prims.rng_prims  # noqa: F401 (they would have imported it, and torch.Generator wants it)
+    import torch
+    from torch._opaque_base import OpaqueBaseMeta
 
+    torch._C._set_generator_metaclass(OpaqueBaseMeta)  # type: ignore[attr-defined]  # which they bring torch.Generator
     return True
 
 

@@ -187,3 +187,18 @@ def test_what_is_shown_side_by_side_is_of_one_step(make: Make) -> None:
             if update.records:
                 seen[update.track] = update.records[0].step
         assert len(set(seen.values())) <= 1
+
+
+def test_a_first_step_is_shown_as_soon_as_it_is_there(make: Make) -> None:
+    gate = threading.Event()
+
+    def slow(scenario: Scenario, seeds: tuple[int, ...]) -> Training:
+        gate.wait(10)
+        yield from scripted(scenario, seeds)
+
+    driver = make()
+    driver.restart([TrackSpec("a", SCENARIO, (0,)), TrackSpec("b", SCENARIO, (0,), train=slow)])
+    driver.step()
+    assert [u.track for u in collect(driver, 1)] == ["a"]
+    gate.set()
+    assert [u.track for u in collect(driver, 1)] == ["b"]
