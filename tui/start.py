@@ -25,7 +25,7 @@ def lean() -> bool:
     import torch
     from torch._opaque_base import OpaqueBaseMeta
 
-    torch._C._set_generator_metaclass(OpaqueBaseMeta)  # type: ignore[attr-defined]  # which they bring torch.Generator
+    torch._C._set_generator_metaclass(OpaqueBaseMeta)  # which they bring torch.Generator
     return True
 
 
