@@ -139,7 +139,8 @@ class LadderScreen(Steady):
         step = max((t.series.step for t in self._tracks), default=-1) + 1
         head = Text(" Ladder ", style="bold reverse", no_wrap=True)
         head.append(
-            f"  {self._lab.yours.trainer.objective}, step {step} of {STEPS}, seeds {len(self._lab.seeds)}, settings of skewsim ladder",
+            f"  {self._lab.yours.trainer.objective}, step {step} of {STEPS}, seeds {len(self._lab.seeds)}, "
+            "settings of skewsim ladder",
             style="not bold not reverse",
         )
         self.query_one("#headline", Line).show(head)
