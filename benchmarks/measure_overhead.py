@@ -39,7 +39,7 @@ from harness.arguments import Size, engine_arguments, sampling_parameters
 from harness.engines import find_spec, require, worker_environment
 from harness.plan import make_plan
 from harness.scorer import Processing, Scorer
-from skewsim.policy import Policy
+from skewsim.model.policy import Policy
 from skewsim.settings import EngineSettings
 
 BARE = """

@@ -31,8 +31,8 @@ def main() -> None:
 
 
 def one(name: str) -> None:
+    from skewsim.learn.trainer import Trainer
     from skewsim.scenarios import find_scenario
-    from skewsim.trainer import Trainer
 
     imported = peak_mb()
     trainer = Trainer(find_scenario(name), seeds=range(MEMBERS))

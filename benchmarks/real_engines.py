@@ -37,10 +37,10 @@ from harness.session import EngineSession, Request, Row, Update
 from skewsim.diagnose.models import ModelScorer
 from skewsim.errors import SkewsimError, UserError
 from skewsim.files import atomic_writer
-from skewsim.metrics import by_probability, skew_metrics
-from skewsim.policy import Policy, PolicyConfig
-from skewsim.sequences import SequenceRecord
+from skewsim.model.policy import Policy, PolicyConfig
 from skewsim.settings import EngineSettings
+from skewsim.skew.metrics import by_probability, skew_metrics
+from skewsim.skew.sequences import SequenceRecord
 
 Floats = npt.NDArray[np.float64]
 BEGIN, END = "<!-- engines: begin -->", "<!-- engines: end -->"

@@ -20,7 +20,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from skewsim import cli
+from skewsim.cli.main import main as cli
 from skewsim.files import atomic_writer
 
 DOCS = Path(__file__).parent.parent / "docs"

@@ -34,11 +34,11 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from skewsim.base_policy import starting_policy
-from skewsim.objectives import compute_advantages
+from skewsim.learn.base_policy import starting_policy
+from skewsim.learn.objectives import compute_advantages
+from skewsim.learn.trainer import Trainer, _Batch
 from skewsim.scenarios import find_scenario
 from skewsim.settings import Scenario
-from skewsim.trainer import Trainer, _Batch
 
 MEMBERS = 5
 Step = Callable[[], object]

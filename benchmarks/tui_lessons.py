@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from skewsim.learn.trainer import train
 from skewsim.settings import Scenario
-from skewsim.trainer import train
 from tui.lesson import lesson_names, load_lesson
 
 

@@ -13,8 +13,8 @@ import argparse
 import numpy as np
 import torch
 
+from skewsim.learn.trainer import train
 from skewsim.settings import Scenario
-from skewsim.trainer import train
 from tui.controls import FIXES
 from tui.lab import initial_v1_for, opening, reference_for
 from tui.series import Series

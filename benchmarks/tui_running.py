@@ -54,7 +54,7 @@ def headless() -> float:
     """Steps a second of the same three curves with no app and no other process."""
     import torch
 
-    from skewsim.trainer import train
+    from skewsim.learn.trainer import train
     from tui.lab import initial_v1_for, opening, reference_for
 
     torch.set_num_threads(1)

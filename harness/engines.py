@@ -27,7 +27,7 @@ from harness.versions import Device, Generation, features, logprobs_modes
 from skewsim.errors import EngineNotInstalled, SkewsimError, UserError
 
 if TYPE_CHECKING:
-    from skewsim.engine import RolloutEngine
+    from skewsim.engine.rollouts import RolloutEngine
     from skewsim.settings import EngineSettings
 
 Progress = Callable[[str], None]
@@ -356,7 +356,7 @@ def check(spec: EngineSpec | str, *, root: Path | str | None = None, progress: P
 def resolve_engine(name: str, *, progress: Progress | None = None) -> RolloutEngine:
     """The engine of that name: ``sim``, an installed one, or a server's address. Raises UserError, EngineNotInstalled."""
     if name == "sim":
-        from skewsim.engine import SimEngine
+        from skewsim.engine.simulated import SimEngine
 
         return SimEngine()
     if "://" in name:

@@ -20,9 +20,9 @@ from harness.client import Limits
 from harness.engines import EngineSpec
 from harness.session import EngineSession
 from skewsim.errors import EngineError, FileFormatError, UserError
-from skewsim.metrics import ProbabilityBin, by_probability, skew_metrics
-from skewsim.sequences import SequenceRecord, read_sequences
 from skewsim.settings import EngineSettings
+from skewsim.skew.metrics import ProbabilityBin, by_probability, skew_metrics
+from skewsim.skew.sequences import SequenceRecord, read_sequences
 
 Floats = npt.NDArray[np.float64]
 Path_ = Literal["decode", "prefill"]
@@ -55,7 +55,7 @@ class Given:
 
 
 def read_given(path: Path | str, *, vocab_size: int, num_tokens: int | None = None) -> Given:
-    """The sequences of a file (`skewsim.sequences`), the first ones up to `num_tokens`. Raises UserError in one line.
+    """The sequences of a file (`skewsim.skew.sequences`), the first ones up to `num_tokens`. Raises UserError in one line.
 
     Tokens that the engine did not sample (a tool's answer) are scored like the others.
     """

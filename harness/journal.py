@@ -1,7 +1,7 @@
 """What a measurement has so far, on disk, so that whatever ends it loses nothing and repeats nothing.
 
 Three files in its folder. ``measurement.json``: what was asked, and of which engine. ``unfinished.jsonl``: a line for each
-answered sequence, appended once it is scored (the format of `skewsim.sequences`, with `id`, `prompt_id`, `square_mass` and,
+answered sequence, appended once it is scored (the format of `skewsim.skew.sequences`, with `id`, `prompt_id`, `square_mass` and,
 where the sampler truncates, `kept_mass` beside it), and gone at the end. A line is whole or it is cut off, and one that is cut off was never
 there. From the lines come ``tokens.npz`` and ``sequences.jsonl``, in the order of their ids, each whole or absent.
 
@@ -24,7 +24,7 @@ import numpy as np
 
 from skewsim.errors import FileFormatError, UserError
 from skewsim.files import atomic_writer
-from skewsim.tokens import TokenTable
+from skewsim.skew.tokens import TokenTable
 
 FORMAT, SCHEMA_VERSION = "skewsim-measurement", 1
 ASKED, LINES, TABLE, SEQUENCES = "measurement.json", "unfinished.jsonl", "tokens.npz", "sequences.jsonl"

@@ -23,8 +23,8 @@ from harness.given import Difference, bin_names, difference, figure, read_given,
 from harness.journal import SEQUENCES
 from harness.measure import SEQUENCES_AT_ONCE, Trainer
 from harness.scorer import Scorer
-from skewsim.base_policy import shipped_folder
 from skewsim.files import atomic_writer
+from skewsim.learn.base_policy import shipped_folder
 from skewsim.settings import EngineSettings, TaskSettings
 
 FORMAT, SCHEMA_VERSION = "skewsim-legs", 1

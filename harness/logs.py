@@ -31,8 +31,8 @@ import numpy as np
 
 from harness.log_files import log_files, read_rows
 from skewsim.errors import FileFormatError, UserError
-from skewsim.sequences import SequenceRecord, build_table, parse_record
-from skewsim.tokens import TYPE_OF_COLUMN, TokenTable
+from skewsim.skew.sequences import SequenceRecord, build_table, parse_record
+from skewsim.skew.tokens import TYPE_OF_COLUMN, TokenTable
 
 Row = Mapping[str, Any]
 IGNORED_LABEL = -100  # Hugging Face's "no loss here"

@@ -26,10 +26,11 @@ from harness.scorer import Attention, Processing, Scorer, Scores
 from harness.server_session import ServerSession
 from harness.session import EngineSession, Request, Row
 from skewsim.errors import EngineError, UserError
-from skewsim.profile import SkewProfile, fit_profile, load_profile, save_profile
-from skewsim.sequences import SequenceRecord
 from skewsim.settings import DType, EngineSettings
-from skewsim.tokens import TokenTable
+from skewsim.skew.fitting import fit_profile
+from skewsim.skew.profile import SkewProfile, load_profile, save_profile
+from skewsim.skew.sequences import SequenceRecord
+from skewsim.skew.tokens import TokenTable
 
 Progress = Callable[[int, int, str], None]
 """(tokens done, tokens asked for, what is being done)."""
@@ -195,7 +196,7 @@ class _Work:
         self._journal, self._plan, self._requests, self._say = journal, plan, requests, say
         self._settings, self._processing = settings, Processing.of(settings, renormalize=trainer.renormalize)
         self._done = min((plan.count - len(requests)) * plan.max_tokens, plan.num_tokens)
-        threading.Thread(target=import_module, args=("skewsim.fitting",), daemon=True).start()  # needed at the end
+        threading.Thread(target=import_module, args=("skewsim.skew.fitting",), daemon=True).start()  # needed at the end
         say(self._done, plan.num_tokens, "loading the trainer's model")
         self._scorer = Scorer(
             plan.folder,

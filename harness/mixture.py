@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from skewsim.diagnose.models import ModelScorer
-from skewsim.sequences import SequenceRecord
+from skewsim.skew.sequences import SequenceRecord
 
 Floats = npt.NDArray[np.float64]
 

@@ -19,8 +19,8 @@ import torch
 from harness.prompts import built_in, check_prompts, read_prompts
 from harness.scorer import read_model_config, stop_tokens
 from harness.session import Request
-from skewsim.base_policy import shipped_folder
 from skewsim.errors import UserError
+from skewsim.learn.base_policy import shipped_folder
 from skewsim.seeding import Purpose, generator
 from skewsim.settings import EngineSettings, TaskSettings
 from skewsim.task import Task

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness.engines import find_spec
-from skewsim.profile import load_profile, shipped_profiles
 from skewsim.settings import EngineSettings
+from skewsim.skew.profile import load_profile, shipped_profiles
 
 SERVER_BLOCK = 16
 """vLLM's own default; a server does not always tell."""

@@ -15,9 +15,9 @@ import torch
 from harness.engines import EngineSpec
 from harness.session import EngineSession
 from harness.vllm_engine import VllmEngine
-from skewsim.engine import RolloutRequest, Rollouts, WeightUpdate
-from skewsim.policy import Policy, PolicyConfig
-from skewsim.scoring import score
+from skewsim.engine.rollouts import RolloutRequest, Rollouts, WeightUpdate
+from skewsim.learn.scoring import score
+from skewsim.model.policy import Policy, PolicyConfig
 from skewsim.settings import Scenario
 from skewsim.task import Task
 

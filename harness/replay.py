@@ -18,9 +18,9 @@ from harness.client import Limits
 from harness.engines import EngineSpec, find_spec, require
 from harness.given import Difference, Floats, Path_, bin_names, difference, figure, read_given, score_given
 from harness.scorer import Scorer, read_model_config
-from skewsim.base_policy import shipped_folder
 from skewsim.errors import EngineError, UserError
 from skewsim.files import atomic_writer
+from skewsim.learn.base_policy import shipped_folder
 from skewsim.settings import EngineSettings, Scenario, TaskSettings
 from skewsim.share import parse_assignments
 

@@ -19,8 +19,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from skewsim.engine.sampling import process
 from skewsim.errors import FileFormatError, UserError
-from skewsim.sampling import process
 from skewsim.settings import DType, EngineSettings
 
 Attention = Literal["eager", "sdpa", "flash_attention_2"]

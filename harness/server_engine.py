@@ -16,9 +16,9 @@ import torch
 
 from harness.server_session import ServerLimits, ServerSession, split_address
 from harness.vllm_engine import VllmEngine
-from skewsim.engine import RolloutRequest, Rollouts, WeightUpdate
+from skewsim.engine.rollouts import RolloutRequest, Rollouts, WeightUpdate
 from skewsim.errors import UserError
-from skewsim.policy import Policy
+from skewsim.model.policy import Policy
 from skewsim.settings import EngineSettings, Scenario
 
 

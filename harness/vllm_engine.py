@@ -24,9 +24,9 @@ from harness.client import Limits
 from harness.engines import EngineSpec, find_spec, require
 from harness.server_session import ServerSession
 from harness.session import EngineSession, Request, Row, Update
-from skewsim.engine import FINISH_ABORT, FINISH_LENGTH, FINISH_STOP, RolloutRequest, Rollouts, WeightUpdate
+from skewsim.engine.rollouts import FINISH_ABORT, FINISH_LENGTH, FINISH_STOP, RolloutRequest, Rollouts, WeightUpdate
 from skewsim.errors import UserError
-from skewsim.policy import Policy
+from skewsim.model.policy import Policy
 from skewsim.seeding import Purpose, generator
 from skewsim.settings import EngineSettings, Scenario
 from skewsim.task import PAD, Task

@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class StepRecord:
-    """One member's step. Metric keys are explained in `skewsim.metrics.METRICS`."""
+    """One member's step. Metric keys are explained in `skewsim.skew.metrics.METRICS`."""
 
     step: int
     scenario: str

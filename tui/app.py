@@ -116,7 +116,7 @@ class SkewsimApp(App[None]):
         self._list_profiles()
 
     def _list_profiles(self) -> None:
-        from skewsim.profile import shipped_profiles
+        from skewsim.skew.profile import shipped_profiles
 
         measured = (str(self.measuring.profile),) if self.measuring and self.measuring.profile else ()
         self.profiles = (*measured, *shipped_profiles())

@@ -103,7 +103,7 @@ class TrainingProcess:
                 self._child.stop(0.8 if self._out is not None else 0)
 
     def train(self, scenario: Scenario, seeds: tuple[int, ...]) -> Training:
-        """Like `skewsim.trainer.train`."""
+        """Like `skewsim.learn.trainer.train`."""
         from skewsim.records import StepRecord
         from tui.lab import KEPT, YOURS
         from tui.snapshot import Snapshot

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from skewsim.settings import Scenario
 
 if TYPE_CHECKING:
-    from skewsim.sequences import SequenceLog
+    from skewsim.skew.sequences import SequenceLog
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -61,7 +61,7 @@ class Snapshot:
 
     def sequences(self) -> SequenceLog:
         """The rollout as what `skewsim diagnose` reads."""
-        from skewsim.sequences import SequenceLog, SequenceRecord
+        from skewsim.skew.sequences import SequenceLog, SequenceRecord
 
         engine = self.scenario.engine
         names = ("temperature", "top_p", "top_k", "min_p")

@@ -23,14 +23,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from skewsim.engine import RolloutRequest, Rollouts, SimEngine
+from skewsim.engine.rollouts import RolloutRequest, Rollouts
+from skewsim.engine.simulated import SimEngine
 from skewsim.errors import SkewsimError, UserError
-from skewsim.objectives import compute_advantages, find_objective
-from skewsim.recording import RunFolder, record
+from skewsim.learn.objectives import compute_advantages, find_objective
+from skewsim.learn.scoring import score
+from skewsim.learn.trainer import Trainer
 from skewsim.records import StepRecord
-from skewsim.scoring import score
+from skewsim.runs.recording import RunFolder, record
 from skewsim.settings import Scenario
-from skewsim.trainer import Trainer
 from tui.snapshot import LossSource, Snapshot
 
 if TYPE_CHECKING:

@@ -7,6 +7,7 @@ causes (`causes.LAYER_OF`), the first layer found is what to mend first, and "un
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,8 +20,9 @@ from skewsim.diagnose.predict import Config, Models, Scorer, prepare
 from skewsim.diagnose.rivals import compare
 from skewsim.diagnose.rows import Rows
 from skewsim.errors import UserError
-from skewsim.sequences import SequenceLog, load_sequences
-from skewsim.tokens import TokenTable
+from skewsim.moved import CalledByItsName
+from skewsim.skew.sequences import SequenceLog, load_sequences
+from skewsim.skew.tokens import TokenTable
 
 __all__ = [
     "FIX",
@@ -34,6 +36,8 @@ __all__ = [
     "load_models",
     "load_source",
 ]
+
+sys.modules[__name__].__class__ = CalledByItsName
 
 FEWEST = 50
 

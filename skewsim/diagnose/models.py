@@ -18,7 +18,7 @@ import torch
 
 from skewsim.diagnose.rows import Floats, Ints
 from skewsim.errors import FileFormatError
-from skewsim.sequences import SequenceRecord
+from skewsim.skew.sequences import SequenceRecord
 
 BATCH_TOKENS = 8192
 

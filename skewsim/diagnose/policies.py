@@ -16,9 +16,9 @@ from torch import Tensor
 
 from skewsim.diagnose.predict import Scorer
 from skewsim.diagnose.rows import Floats
-from skewsim.kv_cache import KVCache
-from skewsim.policy import Policy, PolicyConfig
-from skewsim.sequences import SequenceRecord
+from skewsim.engine.kv_cache import KVCache
+from skewsim.model.policy import Policy, PolicyConfig
+from skewsim.skew.sequences import SequenceRecord
 
 
 @dataclass(eq=False)

@@ -15,7 +15,7 @@ import numpy as np
 
 from skewsim.diagnose.rows import Bools, Floats, Rows
 from skewsim.errors import UserError
-from skewsim.sequences import SequenceRecord
+from skewsim.skew.sequences import SequenceRecord
 
 BUDGET = 60_000_000  # logits held at a time; longer logs are diagnosed on their first sequences
 KEPT = 4  # logit matrices

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from skewsim.sequences import SETTINGS, SequenceLog
-from skewsim.tokens import TokenTable
+from skewsim.skew.sequences import SETTINGS, SequenceLog
+from skewsim.skew.tokens import TokenTable
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]

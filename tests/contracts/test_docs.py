@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from skewsim.metrics import METRICS, Metric
-from skewsim.objectives import OBJECTIVES
+from skewsim.learn.objectives import OBJECTIVES
+from skewsim.runs.ladder import Rung
 from skewsim.scenarios import SCENARIOS, Named
 from skewsim.settings import CorrectionSettings, Scenario
 from skewsim.share import from_toml
-from skewsim.sweep import Rung
+from skewsim.skew.metrics import METRICS, Metric
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from skewsim.cli import COMMANDS, TERMINAL_UI
+from skewsim.cli.main import COMMANDS, TERMINAL_UI
 
 ROOMS = {"skewsim", "harness", "tui"}
 ROOT = Path(__file__).resolve().parents[2]
@@ -21,27 +21,29 @@ def loaded(code: str) -> set[str]:
     return {name if name.partition(".")[0] in ROOMS else name.partition(".")[0] for name in done.stderr.split()}
 
 
-@pytest.mark.parametrize("module", ["settings", "scenarios", "share", "errors", "cli", "tokens", "records", "clipping"])
+@pytest.mark.parametrize(
+    "module", ["settings", "scenarios", "share", "errors", "cli.main", "skew.tokens", "records", "learn.clipping"]
+)
 def test_settings_scenarios_and_tables_load_no_torch(module: str) -> None:
     assert "torch" not in loaded(f"import skewsim.{module}")
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], []])
 def test_help_loads_neither_torch_nor_pydantic_nor_the_parser(arguments: list[str]) -> None:
-    modules = loaded(f"from skewsim.cli import main; main({arguments})")
+    modules = loaded(f"from skewsim.cli.main import main; main({arguments})")
     assert not modules & {"torch", "pydantic", "numpy", "cyclopts", "rich", "textual"}
 
 
 @pytest.mark.parametrize("name", sorted(COMMANDS))
 def test_the_help_of_a_command_loads_no_torch(name: str) -> None:
-    assert "torch" not in loaded(f"from skewsim.cli import main; main([{name!r}, '--help'])")
+    assert "torch" not in loaded(f"from skewsim.cli.main import main; main([{name!r}, '--help'])")
 
 
 @pytest.mark.parametrize(
     ("module", "other_rooms"),
     [
-        ("skewsim.commands, skewsim.engine_commands, skewsim.trainer, skewsim.sweep", {"harness", "tui"}),
-        ("harness.engines, harness.measure", {"tui"}),
+        ("skewsim.cli.simulate, skewsim.cli.analyse, skewsim.learn.trainer, skewsim.runs.ensemble", {"harness", "tui"}),
+        ("harness.commands, harness.engines, harness.measure", {"tui"}),
         ("tui.launch", {"harness"}),
     ],
 )
@@ -50,7 +52,7 @@ def test_a_room_loads_no_room_that_it_must_not_know(module: str, other_rooms: se
 
 
 def test_the_first_step_waits_neither_for_scipy_nor_for_torchs_compiler() -> None:
-    code = "from skewsim.settings import Scenario; from skewsim.trainer import train; next(train(Scenario()))"
+    code = "from skewsim.settings import Scenario; from skewsim.learn.trainer import train; next(train(Scenario()))"
     script = f"import sys; {code}; print({{'scipy', 'sympy', 'torch._dynamo'}} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
@@ -67,11 +69,11 @@ def test_no_screen_of_the_terminal_ui_loads_torch() -> None:
         if path.name not in ("__init__.py", "worker.py")
     )
     assert len(modules) > 30
-    lazily = "skewsim.advise, skewsim.diagnose, skewsim.recording, skewsim.profile, skewsim.report"
+    lazily = "skewsim.skew.advise, skewsim.diagnose, skewsim.runs.recording, skewsim.skew.profile, skewsim.runs.figures"
     assert "torch" not in loaded(f"import {', '.join(modules)}, {lazily}")
 
 
 def test_the_terminal_ui_is_named_by_an_import_string_that_exists() -> None:
-    from skewsim.cli import resolve
+    from skewsim.cli.main import resolve
 
     assert callable(resolve(TERMINAL_UI))

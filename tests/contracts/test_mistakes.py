@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from skewsim.cli import main
-from skewsim.profile import fit_profile, save_profile
-from skewsim.tokens import TokenTable
+from skewsim.cli.main import main
+from skewsim.skew.fitting import fit_profile
+from skewsim.skew.profile import save_profile
+from skewsim.skew.tokens import TokenTable
 
 TINY = """
 name = "tiny"

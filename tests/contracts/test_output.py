@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from skewsim.cli import main
-from skewsim.metrics import METRICS
+from skewsim.cli.main import main
 from skewsim.scenarios import LADDER, SCENARIOS
 from skewsim.share import from_toml
+from skewsim.skew.metrics import METRICS
 
 SMALL = [
     part

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from skewsim.cli import COMMANDS, main
+from skewsim.cli.main import COMMANDS, main
 
 ROOT = Path(__file__).parents[2]
 TYPED = re.findall(r"^(?:\$ )?((?:make|skewsim)\b.*)$", (ROOT / "README.md").read_text(), flags=re.MULTILINE)
@@ -42,7 +42,7 @@ def test_the_project_has_the_files_that_readers_look_for(name: str) -> None:
 
 
 def test_the_demo_runs_on_a_profile_that_was_measured_and_ships() -> None:
-    from skewsim.profile import load_profile
+    from skewsim.skew.profile import load_profile
 
     (name,) = re.findall(r"^DEMO .*--profile (\S+)", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
     assert load_profile(name).kind == "measured"

@@ -21,9 +21,9 @@ from harness.scorer import Processing, Scorer
 from harness.session import EngineSession, Request, Row, Update
 from skewsim.diagnose.models import ModelScorer
 from skewsim.errors import UserError
-from skewsim.policy import Policy, PolicyConfig
-from skewsim.sequences import SequenceRecord
+from skewsim.model.policy import Policy, PolicyConfig
 from skewsim.settings import EngineSettings
+from skewsim.skew.sequences import SequenceRecord
 
 pytestmark = pytest.mark.engine
 

@@ -39,7 +39,7 @@ def test_the_legs_of_a_real_engine_are_told_apart(measured: tuple[Path, Legs]) -
 
 
 def test_the_legs_add_up_to_the_skew_that_sampling_reported(measured: tuple[Path, Legs]) -> None:
-    from skewsim.tokens import TokenTable
+    from skewsim.skew.tokens import TokenTable
 
     folder, legs = measured
     trainer, decode, _ = (leg.found for leg in legs.legs)

@@ -22,12 +22,12 @@ from torch import Tensor
 from harness.engines import find_spec, require, resolve_engine, worker_environment
 from harness.mixture import find_swaps
 from skewsim.diagnose.models import ModelScorer
-from skewsim.engine import FINISH_LENGTH, RolloutEngine, RolloutRequest, Rollouts, WeightUpdate
+from skewsim.engine.rollouts import FINISH_LENGTH, RolloutEngine, RolloutRequest, Rollouts, WeightUpdate
 from skewsim.errors import EngineError, UserError
-from skewsim.policy import Policy, PolicyConfig
-from skewsim.scoring import score
-from skewsim.sequences import SequenceRecord
+from skewsim.learn.scoring import score
+from skewsim.model.policy import Policy, PolicyConfig
 from skewsim.settings import Scenario
+from skewsim.skew.sequences import SequenceRecord
 from skewsim.task import Task
 
 pytestmark = pytest.mark.engine

@@ -9,8 +9,8 @@ from __future__ import annotations
 import pytest
 
 from harness.engines import resolve_engine
+from skewsim.learn.trainer import train
 from skewsim.settings import Scenario
-from skewsim.trainer import train
 
 pytestmark = pytest.mark.engine
 

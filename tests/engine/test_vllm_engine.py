@@ -19,10 +19,10 @@ from torch import Tensor
 from harness.engines import check
 from harness.session import EngineSession, Request, Update
 from harness.vllm_engine import VllmEngine
-from skewsim.engine import FINISH_ABORT, FINISH_LENGTH, RolloutRequest, Rollouts, WeightUpdate
+from skewsim.engine.rollouts import FINISH_ABORT, FINISH_LENGTH, RolloutRequest, Rollouts, WeightUpdate
 from skewsim.errors import EngineError
-from skewsim.policy import Policy, PolicyConfig
-from skewsim.scoring import score
+from skewsim.learn.scoring import score
+from skewsim.model.policy import Policy, PolicyConfig
 from skewsim.settings import Scenario
 from skewsim.task import Task
 
@@ -237,8 +237,8 @@ def test_a_worker_killed_in_mid_generation_is_one_error_and_the_rows_before_it_a
 
 
 def test_the_sampling_mask_is_the_simulators_support(engine: VllmEngine) -> None:
-    from skewsim.sampling import process
-    from skewsim.scoring import response_logits
+    from skewsim.engine.sampling import process
+    from skewsim.learn.scoring import response_logits
 
     values = {"engine.top_p": 0.9, "engine.min_p": 0.02, "trainer.correction.keep_sampling_mask": True}
     scenario = FLOAT32.with_values(values)

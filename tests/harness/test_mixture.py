@@ -10,10 +10,11 @@ import torch
 
 from harness.mixture import find_swaps, mixture_logprobs
 from skewsim.diagnose.models import ModelScorer
-from skewsim.engine import RolloutRequest, Rollouts, SimEngine, WeightUpdate
-from skewsim.policy import Policy, PolicyConfig
-from skewsim.sequences import SequenceRecord
+from skewsim.engine.rollouts import RolloutRequest, Rollouts, WeightUpdate
+from skewsim.engine.simulated import SimEngine
+from skewsim.model.policy import Policy, PolicyConfig
 from skewsim.settings import Scenario
+from skewsim.skew.sequences import SequenceRecord
 from skewsim.task import Task
 
 OLD, NEW = (Policy.random(PolicyConfig(), generator=torch.Generator().manual_seed(s)) for s in (1, 2))

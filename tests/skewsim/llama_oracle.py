@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, LlamaForCausalLM
 
-from skewsim.policy import Policy, PolicyConfig
+from skewsim.model.policy import Policy, PolicyConfig
 
 SMALL = PolicyConfig(vocab_size=64, hidden_size=32, intermediate_size=48, num_attention_heads=2, num_key_value_heads=2)
 GROUPED = SMALL.model_copy(update={"num_attention_heads": 4, "num_key_value_heads": 2})

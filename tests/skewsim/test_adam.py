@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from skewsim.adam import Adam
+from skewsim.learn.adam import Adam
 from skewsim.settings import TrainerSettings
 
 

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from skewsim.advise import RULES, AdviseReport, AdviseRow, Sample, _closed_row, _sampled_row, advise, simulate
 from skewsim.errors import UserError
-from skewsim.profile import fit_profile
-from skewsim.tokens import TokenTable
+from skewsim.skew.advise import RULES, AdviseReport, AdviseRow, Sample, _closed_row, _sampled_row, advise, simulate
+from skewsim.skew.fitting import fit_profile
+from skewsim.skew.tokens import TokenTable
 
 
 def row(report: AdviseReport, framework: str, rule: str) -> AdviseRow:

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from skewsim.base_policy import SHIPPED_LENGTHS, pretrain, shipped_folder, starting_policy
-from skewsim.engine import RolloutRequest, SimEngine
+from skewsim.engine.rollouts import RolloutRequest
+from skewsim.engine.simulated import SimEngine
 from skewsim.errors import UserError
-from skewsim.policy import Policy, PolicyConfig
+from skewsim.learn.base_policy import SHIPPED_LENGTHS, pretrain, shipped_folder, starting_policy
+from skewsim.model.policy import Policy, PolicyConfig
 from skewsim.settings import Scenario, TaskSettings
 from skewsim.task import Scores, Task
 

@@ -9,8 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from skewsim.corrections import compute_weights
-from skewsim.objectives import LossInputs, compute_loss
+from skewsim.learn.corrections import compute_weights
+from skewsim.learn.losses import LossInputs
+from skewsim.learn.objectives import compute_loss
 from skewsim.settings import CorrectionSettings, TrainerSettings
 
 from . import oracles
@@ -123,7 +124,7 @@ def test_off_policy_sequence_mask_equals_trls(trl, loss_type, seed):
 
 
 def test_skew_sizes_equal_trls_metrics(trl):
-    from skewsim.metrics import skew_metrics
+    from skewsim.skew.metrics import skew_metrics
 
     p = trl_problem(0)
     inputs = loss_inputs(p)

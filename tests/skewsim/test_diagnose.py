@@ -14,15 +14,15 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.diagnosis_cases import PAIRS, make_case
 from skewsim.diagnose import LAYER_OF, Diagnosis, diagnose, diagnose_path, load_models
-from skewsim.diagnose.cases import PAIRS, make_case
 from skewsim.diagnose.policies import policy_scorers
 from skewsim.diagnose.rows import Rows
 from skewsim.diagnose.signatures import context_slope, lattice, truth
 from skewsim.errors import FileFormatError, UserError
-from skewsim.policy import Policy, PolicyConfig
-from skewsim.sequences import SequenceLog, SequenceRecord, write_sequences
-from skewsim.tokens import TokenTable
+from skewsim.model.policy import Policy, PolicyConfig
+from skewsim.skew.sequences import SequenceLog, SequenceRecord, write_sequences
+from skewsim.skew.tokens import TokenTable
 
 PROMPTS, GROUP, LENGTH, VOCAB = 24, 8, 12, 60
 

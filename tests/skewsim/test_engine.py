@@ -16,9 +16,10 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
-from skewsim.engine import FINISH_ABORT, FINISH_LENGTH, FINISH_STOP, RolloutRequest, Rollouts, SimEngine, WeightUpdate
-from skewsim.sampling import draw, process
-from skewsim.scoring import score
+from skewsim.engine.rollouts import FINISH_ABORT, FINISH_LENGTH, FINISH_STOP, RolloutRequest, Rollouts, WeightUpdate
+from skewsim.engine.sampling import draw, process
+from skewsim.engine.simulated import SimEngine
+from skewsim.learn.scoring import score
 from skewsim.settings import EngineSettings, Scenario, SkewSettings, TaskSettings
 from skewsim.task import EOS, Task
 from tests.skewsim.llama_oracle import huggingface, random_policy, replay
@@ -210,7 +211,7 @@ def test_abort_returns_what_there_is_and_says_so() -> None:
 def test_abort_spares_what_had_finished() -> None:
     task = TaskSettings(name="reverse_until_zero", response_length=12, pool_size=64)
     scenario = Scenario(task=task, engine=EngineSettings(mode="abort"))
-    from skewsim.base_policy import starting_policy
+    from skewsim.learn.base_policy import starting_policy
 
     engine, base = SimEngine(), starting_policy(scenario)
     engine.start(scenario, base, version=0)

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from skewsim.errors import UserError
-from skewsim.gate import gate, metric_names, table_metrics
-from skewsim.metrics import skew_metrics
-from skewsim.tokens import TokenTable
+from skewsim.skew.gate import gate, metric_names, table_metrics
+from skewsim.skew.metrics import skew_metrics
+from skewsim.skew.tokens import TokenTable
 
 
 def table(sigma: float, *, seed: int = 0) -> TokenTable:

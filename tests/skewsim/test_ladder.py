@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from skewsim.runs.ladder import Ladder, LadderResult, Rung
 from skewsim.scenarios import LADDER
-from skewsim.sweep import Ladder, LadderResult, Rung
 
 STEPS = 80
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from skewsim.metrics import skew_metrics
-from skewsim.noise import NoiseModel
+from skewsim.engine.noise import NoiseModel
 from skewsim.settings import SkewSettings
+from skewsim.skew.metrics import skew_metrics
 
 RMS, LENGTH = 0.0449, 1506
 

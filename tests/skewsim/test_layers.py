@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from skewsim.layers import rms_norm, swiglu
+from skewsim.model.layers import rms_norm, swiglu
 
 
 def test_gradients_equal_those_of_the_formulas_in_every_direction() -> None:

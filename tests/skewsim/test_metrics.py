@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from skewsim import metrics
+from skewsim.skew import metrics
 
 from . import oracles
 

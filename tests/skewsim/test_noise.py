@@ -8,11 +8,12 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor
 
+from skewsim.engine.noise import NoiseModel, logit_scale
 from skewsim.errors import FileFormatError
-from skewsim.noise import NoiseModel, logit_scale
-from skewsim.profile import SkewProfile, fit_profile
 from skewsim.settings import SkewSettings
-from skewsim.tokens import TokenTable
+from skewsim.skew.fitting import fit_profile
+from skewsim.skew.profile import SkewProfile
+from skewsim.skew.tokens import TokenTable
 
 VOCAB = 64
 

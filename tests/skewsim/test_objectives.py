@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from skewsim.errors import UserError
-from skewsim.objectives import LossInputs, compute_advantages, compute_loss
+from skewsim.learn.losses import LossInputs
+from skewsim.learn.objectives import compute_advantages, compute_loss
 from skewsim.settings import CorrectionSettings, TrainerSettings
 
 from . import oracles

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from skewsim.errors import UserError
-from skewsim.policy import Policy, cast_weights
-from skewsim.scoring import response_logits
+from skewsim.learn.scoring import response_logits
+from skewsim.model.policy import Policy, cast_weights
 from tests.skewsim.llama_oracle import GROUPED, SMALL, huggingface, random_policy
 
 PROMPTS, GROUP, P, T = 3, 4, 5, 6

@@ -11,13 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import special
 
-from skewsim import fitting
-from skewsim import profile as profile_module
 from skewsim.errors import FileFormatError, UserError
-from skewsim.fitting import student_fit, student_refits
-from skewsim.metrics import skew_metrics
-from skewsim.profile import SkewProfile, fit_profile, load_profile, save_profile, shipped_profiles
-from skewsim.tokens import TokenTable
+from skewsim.skew import fitting
+from skewsim.skew import profile as profile_module
+from skewsim.skew.fitting import fit_profile, student_fit, student_refits
+from skewsim.skew.metrics import skew_metrics
+from skewsim.skew.profile import SkewProfile, load_profile, save_profile, shipped_profiles
+from skewsim.skew.tokens import TokenTable
 
 VOCAB = 64
 
@@ -89,7 +89,7 @@ def test_what_a_sequence_shares_is_found_and_nothing_where_nothing_is_shared(pro
 
 
 def test_the_variance_component_equals_the_textbook_estimator_on_unbalanced_groups():
-    from skewsim import fitting
+    from skewsim.skew import fitting
 
     rng = np.random.default_rng(0)
     lengths = rng.integers(2, 9, 40)
@@ -256,7 +256,7 @@ def test_a_wrong_field_under_a_right_checksum_is_one_line(profile, tmp_path, fie
 
 
 def test_importing_the_module_loads_no_torch():
-    code = "import sys, skewsim.profile; sys.exit('torch' in sys.modules)"
+    code = "import sys, skewsim.skew.profile; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 

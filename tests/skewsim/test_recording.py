@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from skewsim.cli import main
+from skewsim.cli.main import main
 from skewsim.errors import FileFormatError, UserError
-from skewsim.recording import CHECKPOINT, STEPS, SUMMARY, RunFolder, read_records, read_summary, record, summarise
+from skewsim.learn.trainer import Trainer
 from skewsim.records import StepRecord
+from skewsim.runs.recording import CHECKPOINT, STEPS, SUMMARY, RunFolder, read_records, read_summary, record, summarise
 from skewsim.settings import Scenario, parse_scenario
 from skewsim.share import load_toml, to_toml
-from skewsim.trainer import Trainer
 
 SMALL = parse_scenario(
     {
@@ -115,7 +115,7 @@ def test_a_process_killed_again_and_again_leaves_the_records_of_an_undisturbed_r
     scenario = SMALL.with_values({"steps": 24})
     (tmp_path / "small.toml").write_text(to_toml(scenario))
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["skewsim.trainer", "skewsim.commands", "safetensors.torch"])
+    context.set_forkserver_preload(["skewsim.learn.trainer", "skewsim.cli.simulate", "safetensors.torch"])
     command = ["run", str(tmp_path / "small.toml"), "--seeds", "2", "--resume", "--out"]
     moments, kills = random.Random(7), 0
     while True:

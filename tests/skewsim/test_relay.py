@@ -8,13 +8,14 @@ from typing import Any, ClassVar
 
 import pytest
 
-from skewsim import cli
-from skewsim.engine import RolloutRequest, Rollouts, SimEngine
+from skewsim.cli.main import main as cli
+from skewsim.engine.rollouts import RolloutRequest, Rollouts
+from skewsim.engine.simulated import SimEngine
 from skewsim.errors import EngineError
-from skewsim.prediction import distances
-from skewsim.recording import RunFolder, read_records, record
 from skewsim.records import StepRecord
-from skewsim.sweep import Ladder, LadderResult, _numbers
+from skewsim.runs.ladder import Ladder, LadderResult, _numbers
+from skewsim.runs.prediction import distances
+from skewsim.runs.recording import RunFolder, read_records, record
 
 NAMES = ("v0_reference", "initial_v1", "plus_processed")
 

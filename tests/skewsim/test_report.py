@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from matplotlib.image import imread
 
 from skewsim.records import StepRecord
-from skewsim.report import COLOURS, DASHES, PANELS, curve, draw, letter, spread
+from skewsim.runs.figures import COLOURS, DASHES, PANELS, curve, draw, letter, spread
 
 
 def rows(values: dict[int, list[float | None]], key: str = "reward/mean") -> list[StepRecord]:

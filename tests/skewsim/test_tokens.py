@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from skewsim.errors import FileFormatError, UserError
-from skewsim.tokens import FORMAT, SCHEMA_VERSION, TYPE_OF_COLUMN, TokenTable
+from skewsim.skew.tokens import FORMAT, SCHEMA_VERSION, TYPE_OF_COLUMN, TokenTable
 
 SUFFIXES = (".npz", ".parquet")
 
@@ -190,5 +190,5 @@ def test_columns_must_be_numbers_of_one_length():
 
 
 def test_importing_the_table_loads_neither_torch_nor_pyarrow():
-    code = "import sys, skewsim.tokens; sys.exit('torch' in sys.modules or 'pyarrow' in sys.modules)"
+    code = "import sys, skewsim.skew.tokens; sys.exit('torch' in sys.modules or 'pyarrow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from skewsim.errors import UserError
-from skewsim.metrics import METRICS
+from skewsim.learn.trainer import Trainer, train
 from skewsim.records import StepRecord
+from skewsim.runs.ensemble import Ensemble
 from skewsim.scenarios import INITIAL_V1, find_scenario
 from skewsim.settings import Scenario
-from skewsim.sweep import Ensemble
+from skewsim.skew.metrics import METRICS
 from skewsim.task import Scores, Task
-from skewsim.trainer import Trainer, train
 
 SMALL = {"task.response_length": 6, "trainer.num_prompts": 4, "trainer.num_generations": 4, "steps": 4}
 

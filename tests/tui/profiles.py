@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from skewsim.profile import fit_profile, save_profile
-from skewsim.tokens import TokenTable
+from skewsim.skew.fitting import fit_profile
+from skewsim.skew.profile import save_profile
+from skewsim.skew.tokens import TokenTable
 
 
 def make_profile(path: Path) -> None:

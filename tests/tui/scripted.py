@@ -29,7 +29,7 @@ def skew_of(scenario: Scenario) -> float:
 
 
 def scripted(scenario: Scenario, seeds: tuple[int, ...]) -> Training:
-    """A generator like `skewsim.trainer.train`: toggles are sent, a seed of 666 diverges at step 30."""
+    """A generator like `skewsim.learn.trainer.train`: toggles are sent, a seed of 666 diverges at step 30."""
     reward = dict.fromkeys(seeds, 0.55)
     events: list[str] = []
     for step in range(scenario.steps):

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import pytest
 
 from skewsim.errors import FileFormatError, UserError
-from skewsim.metrics import METRICS
 from skewsim.settings import Scenario
+from skewsim.skew.metrics import METRICS
 from tui.controls import explore_controls
 from tui.driver import Driver
 from tui.lab import Lab

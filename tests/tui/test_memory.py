@@ -6,7 +6,7 @@ import gc
 import weakref
 from typing import Any
 
-from skewsim.trainer import Trainer
+from skewsim.learn.trainer import Trainer
 from tui.app import KeyLine
 from tui.lab import opening
 from tui.worker import Worker

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from skewsim.trainer import train
+from skewsim.learn.trainer import train
 from tui.controls import FIXES
 from tui.lab import initial_v1_for, opening, reference_for
 from tui.series import Series

@@ -15,11 +15,12 @@ from textual import events
 from textual.geometry import Size
 from textual.widgets import OptionList
 
-from skewsim.clipping import clip_bounds
 from skewsim.diagnose.causes import Diagnosis, found
 from skewsim.errors import UserError
-from skewsim.objectives import LossInputs, compute_loss
-from skewsim.recording import RunFolder
+from skewsim.learn.clipping import clip_bounds
+from skewsim.learn.losses import LossInputs
+from skewsim.learn.objectives import compute_loss
+from skewsim.runs.recording import RunFolder
 from skewsim.settings import Scenario
 from tui.app import Options
 from tui.driver import TrackSpec

@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 
 from skewsim.errors import SkewsimError
+from skewsim.learn.trainer import train
 from skewsim.records import StepRecord
 from skewsim.settings import Scenario
-from skewsim.trainer import train
 from tui.controls import FIXES, explore_controls
 from tui.driver import Driver, TrackSpec
 from tui.lab import opening, reference_for

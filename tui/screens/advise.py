@@ -8,7 +8,7 @@ from typing import ClassVar
 from rich.text import Text
 from textual.binding import BindingType
 
-from skewsim.clipping import clip_bounds
+from skewsim.learn.clipping import clip_bounds
 from skewsim.settings import Scenario
 from tui.actions import bindings
 from tui.controls import number
@@ -58,8 +58,8 @@ class AdviseScreen(Page):
         return f"{noise}, {LENGTHS[self._length]} tokens a response"
 
     def content(self, width: int, look: Look) -> Text:
-        from skewsim.advise import advise
-        from skewsim.profile import load_profile
+        from skewsim.skew.advise import advise
+        from skewsim.skew.profile import load_profile
 
         length = LENGTHS[self._length]
         noise = load_profile(self._profile) if self._profile else SIGMAS[self._sigma]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from rich.text import Text
 
-from skewsim.clipping import clip_bounds
+from skewsim.learn.clipping import clip_bounds
 from tui.screens.page import LensPage
 from tui.snapshot import Snapshot
 from tui.views import Look

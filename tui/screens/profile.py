@@ -10,7 +10,7 @@ import numpy as np
 from rich.text import Text
 from textual.binding import BindingType
 
-from skewsim.published import MEAN_ABS_BY_PROBABILITY
+from skewsim.skew.published import MEAN_ABS_BY_PROBABILITY
 from tui.actions import bindings
 from tui.chart import bars
 from tui.controls import profile_label
@@ -19,7 +19,7 @@ from tui.screens.page import Page
 from tui.views import Look
 
 if TYPE_CHECKING:
-    from skewsim.profile import SkewProfile
+    from skewsim.skew.profile import SkewProfile
 
 
 def describe(profile: SkewProfile, look: Look, *, width: int, height: int) -> Text:
@@ -108,7 +108,7 @@ class ProfileScreen(Page):
         return f"{self._at + 1} of {len(self._names)}" if self._names else "none yet"
 
     def content(self, width: int, look: Look) -> Text:
-        from skewsim.profile import load_profile
+        from skewsim.skew.profile import load_profile
 
         measuring = self.skewsim.measuring
         text = Text()

@@ -60,7 +60,7 @@ def _beside(path: Path, scenario: Scenario, seeds: tuple[int, ...]) -> TrackSpec
 
 
 def _read(path: Path) -> list[TrackSpec]:
-    from skewsim.recording import read_records
+    from skewsim.runs.recording import read_records
 
     by_name: dict[str, dict[int, list[StepRecord]]] = defaultdict(lambda: defaultdict(list))
     seeds: dict[str, set[int]] = defaultdict(set)
@@ -96,7 +96,7 @@ class _Reader:
 
 def summary_line(path: Path) -> str:
     """A folder, and in a few words what its run was."""
-    from skewsim.recording import run_status
+    from skewsim.runs.recording import run_status
 
     try:
         return f"{path}  ({run_status(path)})"

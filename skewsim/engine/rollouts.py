@@ -1,0 +1,86 @@
+"""What any rollout engine takes and returns: the interface between a trainer and whatever samples for it.
+
+Axes: E member, B prompts, G responses per prompt, N = B*G (prompt-major), P prompt, T response, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from skewsim.model.policy import Policy
+from skewsim.settings import Scenario
+
+FINISH_STOP, FINISH_LENGTH, FINISH_ABORT = range(3)
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """What an engine returns. Logprobs in nats; tokens past the end are 0 and masked."""
+
+    prompt_ids: Tensor
+    """(E, N) index into the task's pool."""
+    prompts: Tensor
+    """(E, N, P)."""
+    tokens: Tensor
+    """(E, N, T)."""
+    mask: Tensor
+    """(E, N, T) float, 1 where a token was sampled."""
+    engine_logprobs: Tensor
+    """(E, N, T) what the engine reports."""
+    weight_versions: Tensor
+    """(E, N, T) version of the weights that sampled the token."""
+    finish_reasons: Tensor
+    """(E, N) FINISH_STOP, FINISH_LENGTH or FINISH_ABORT."""
+    sampler_logprobs: Tensor | None = None
+    """(E, N, T) true log-probability under the distribution sampled from; None where only the engine knows."""
+    kept_mass: Tensor | None = None
+    """(E, N, T) probability that top-p, top-k and min-p leave; None if nothing was cut off."""
+    support: Tensor | None = None
+    """(E, N, T, V) bool, the tokens they leave; None if nothing was cut off."""
+
+
+@dataclass(frozen=True)
+class WeightUpdate:
+    """New weights of all members, flat (E, D) as `Policy.flat`, and their version."""
+
+    flat: Tensor
+    version: int
+
+
+@dataclass(frozen=True)
+class RolloutRequest:
+    """One rollout: for each member B prompts, G responses each."""
+
+    step: int
+    seeds: tuple[int, ...]
+    prompt_ids: Tensor
+    """(E, B)."""
+    prompts: Tensor
+    """(E, B, P)."""
+    num_generations: int
+    max_tokens: int
+    update: WeightUpdate | None = None
+    update_at: int = 0
+    """Token boundary at which the update arrives: 0 before the rollout; at or past the end, when all have finished."""
+
+
+class RolloutEngine(Protocol):
+    """Anything that can make rollouts: the simulated engine, a vLLM process, a server."""
+
+    def start(self, scenario: Scenario, policy: Policy, *, version: int) -> None:
+        """Begin with these weights; called again after a toggle, when weights and caches stay as they are."""
+
+    def generate(self, request: RolloutRequest) -> Rollouts:
+        """Sample; the update, if any, takes effect on the way."""
+
+    def state(self) -> dict[str, Tensor]:
+        """What the next rollout depends on, for a checkpoint."""
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Continue from a checkpoint; after start()."""
+
+    def close(self) -> None:
+        """Free whatever is held."""

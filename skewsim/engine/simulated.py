@@ -1,0 +1,194 @@
+"""The simulated rollout engine, in which skew is computed.
+
+`SimEngine` does what vLLM does, with vLLM's setting names: prefill and decode over a real key/value cache at
+the asked precision; a prefix cache that outlives a weight update unless it is cleared; updates that arrive at
+a token boundary in mid-sequence; logprobs reported before or after the sampler's processing. So each of the
+four causes of the V0-to-V1 divergence is a mechanism here, not a constant.
+
+What an update does to requests in flight (vLLM, "Async Reinforcement Learning", pause_generation):
+keep: they freeze and resume under the new weights, on their old keys and values unless ``clear_cache``;
+wait: they finish under the old weights first; abort: they end at once and return what they have.
+
+Axes: E member, B prompts, G responses per prompt, N = B*G (prompt-major), P prompt, T response, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from skewsim.engine.kv_cache import PrefixCache, prefill
+from skewsim.engine.noise import NoiseModel
+from skewsim.engine.rollouts import FINISH_ABORT, FINISH_LENGTH, FINISH_STOP, RolloutRequest, Rollouts, WeightUpdate
+from skewsim.engine.sampling import Sample, Sampler
+from skewsim.errors import UserError
+from skewsim.model.policy import Policy, Weights
+from skewsim.model.quantization import quantize
+from skewsim.settings import EngineSettings, Scenario
+from skewsim.skew.profile import load_profile
+from skewsim.task import PAD, Task
+
+
+def _refuse_real(engine: EngineSettings) -> None:
+    """What has no counterpart here: nothing is compiled, and a row's numbers do not depend on the batch around it."""
+    for name in ("enforce_eager", "max_num_seqs"):
+        value = getattr(engine, name)
+        if value != type(engine).model_fields[name].default:
+            raise UserError(
+                f"engine.{name}={value!r}: the simulated engine does not have it; real engines do (--engine)"
+            )
+
+
+class SimEngine:
+    """The simulated engine; see the module."""
+
+    def __init__(self) -> None:
+        self.version = -1
+        self._flat: Tensor | None = None
+        self._prefixes: PrefixCache | None = None
+
+    def start(self, scenario: Scenario, policy: Policy, *, version: int) -> None:
+        engine, task = scenario.engine, Task(scenario.task)
+        _refuse_real(engine)
+        self._settings, self._config, self._eos = engine, policy.config, task.eos_id
+        skew = scenario.skew
+        profile = load_profile(skew.profile) if skew.profile else None
+        self._noise = NoiseModel(skew, policy.config.vocab_size, profile) if skew.active else None
+        self._sampler = Sampler(engine, skew, self._noise)
+        if self._flat is None:
+            self._flat, self.version = policy.flat.detach().clone(), version
+        self._weights = self._cast(self._flat)
+        if not engine.enable_prefix_caching:
+            self._prefixes = None
+        elif self._prefixes is None or not self._prefixes.fits(task, engine):
+            self._prefixes = PrefixCache(policy, task, engine)
+
+    def close(self) -> None:
+        self._flat = self._prefixes = None
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything that the next rollout depends on, for a checkpoint."""
+        assert self._flat is not None, "start() comes first"
+        state = {"flat": self._flat, "version": torch.tensor(self.version)}
+        return state | (self._prefixes.state() if self._prefixes else {})
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Continue from a checkpoint; after start()."""
+        self._flat, self.version = state["flat"], int(state["version"])
+        self._weights = self._cast(self._flat)
+        if self._prefixes:
+            self._prefixes.restore(state)
+
+    def generate(self, request: RolloutRequest) -> Rollouts:
+        with torch.no_grad():
+            return self._generate(request)
+
+    def _generate(self, request: RolloutRequest) -> Rollouts:
+        engine, update = self._settings, request.update
+        if update and request.update_at == 0:
+            self._load(update)
+            update = None
+        boundary = request.update_at + int(engine.async_scheduling) if update else request.max_tokens
+        group = request.num_generations
+        cache, logits = prefill(self._weights, request.prompts, request.prompt_ids, self._prefixes, engine)
+        cache = cache.repeated(group, room=request.max_tokens)
+        logits = logits.repeat_interleave(group, dim=1)
+        prompts = request.prompts.repeat_interleave(group, dim=1)
+        draws = self._sampler.begin(request, device=logits.device)
+        out = _Buffer.empty(prompts, request.max_tokens)
+        aborted = False
+        for t in range(request.max_tokens):
+            if update and t == boundary and engine.mode != "wait":
+                if engine.mode == "abort":
+                    aborted = True
+                    break
+                self._load(update)
+                update = None
+                if engine.clear_cache:  # keys and values again, under the new weights
+                    cache.recompute(self._weights, torch.cat([prompts, out.tokens[:, :, : t - 1]], -1))
+            if t > 0:
+                logits = self._weights.logits(cache.extend(self._weights, out.tokens[:, :, t - 1 : t]))
+            out.write(t, self._sampler.sample(logits, t, draws), version=self.version, eos=self._eos)
+            if out.finished is not None and bool(out.finished.all()):
+                break
+        if update:
+            self._load(update)
+        return out.rollouts(request, prompts, aborted=aborted)
+
+    def _load(self, update: WeightUpdate) -> None:
+        self._flat, self.version = update.flat.clone(), update.version
+        self._weights = self._cast(self._flat)
+        if self._prefixes and self._settings.clear_cache:
+            self._prefixes.clear()
+
+    def _cast(self, flat: Tensor) -> Weights:
+        weights = Policy(self._config, flat).weights(dtype=self._settings.dtype, head_dtype=self._settings.head_dtype)
+        return quantize(weights, self._settings.quantization) if self._settings.quantization else weights
+
+
+@dataclass
+class _Buffer:
+    """The rollouts being written, token by token."""
+
+    tokens: Tensor
+    mask: Tensor
+    engine_logprobs: Tensor
+    sampler_logprobs: Tensor
+    weight_versions: Tensor
+    kept_mass: list[Tensor]
+    support: list[Tensor]
+    finished: Tensor | None = None
+
+    @classmethod
+    def empty(cls, prompts: Tensor, max_tokens: int) -> _Buffer:
+        shape = (*prompts.shape[:2], max_tokens)
+        zeros = torch.zeros(shape, device=prompts.device)
+        return cls(
+            tokens=torch.full(shape, PAD, dtype=torch.int64, device=prompts.device),
+            mask=zeros,
+            engine_logprobs=zeros.clone(),
+            sampler_logprobs=zeros.clone(),
+            weight_versions=torch.zeros_like(zeros, dtype=torch.int64),
+            kept_mass=[],
+            support=[],
+        )
+
+    def write(self, t: int, sample: Sample, *, version: int, eos: int | None) -> None:
+        live = torch.ones_like(sample.tokens, dtype=torch.bool) if self.finished is None else ~self.finished
+        self.tokens[:, :, t] = torch.where(live, sample.tokens, PAD)
+        self.mask[:, :, t] = live.float()
+        self.engine_logprobs[:, :, t] = torch.where(live, sample.reported, 0.0)
+        self.sampler_logprobs[:, :, t] = torch.where(live, sample.sampled, 0.0)
+        self.weight_versions[:, :, t] = version
+        if sample.support is not None and sample.kept_mass is not None:
+            self.support.append(sample.support)
+            self.kept_mass.append(sample.kept_mass)
+        if eos is not None:
+            self.finished = ~live | (sample.tokens == eos)
+
+    def rollouts(self, request: RolloutRequest, prompts: Tensor, *, aborted: bool) -> Rollouts:
+        cut = FINISH_ABORT if aborted else FINISH_LENGTH
+        reasons = torch.full(prompts.shape[:2], cut, device=prompts.device)
+        if self.finished is not None:
+            reasons = torch.where(self.finished, FINISH_STOP, reasons)
+        return Rollouts(
+            prompt_ids=request.prompt_ids.repeat_interleave(request.num_generations, dim=1),
+            prompts=prompts,
+            tokens=self.tokens,
+            mask=self.mask,
+            engine_logprobs=self.engine_logprobs,
+            sampler_logprobs=self.sampler_logprobs,
+            weight_versions=self.weight_versions,
+            finish_reasons=reasons,
+            kept_mass=_padded(self.kept_mass, request.max_tokens, 1.0),
+            support=_padded(self.support, request.max_tokens, True),
+        )
+
+
+def _padded(parts: list[Tensor], length: int, value: float) -> Tensor | None:
+    """Stack per-token parts along T and fill up to the full length."""
+    if not parts:
+        return None
+    return torch.stack(parts + [torch.full_like(parts[0], value)] * (length - len(parts)), dim=2)

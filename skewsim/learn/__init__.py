@@ -1,0 +1,1 @@
+"""Learning from rollouts: objectives, advantages, corrections, and the trainer's loop."""

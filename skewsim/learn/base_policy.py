@@ -1,0 +1,119 @@
+"""Where training starts: the shipped base policies, and `skewsim pretrain` that makes them.
+
+A base policy is trained by teacher forcing on right answers (each digit by a random synonym) of lengths
+up to L (eight of them) until it solves half of the held-out prompts of length L: good enough to earn rewards, bad
+enough to learn. One is shipped for each task and L in 12, 32, 64; a scenario takes the shortest that covers its length.
+At 64 digits `reverse` is out of reach for two layers: a third of the positions are right and no answer is, so train
+there with task.reward="partial".
+Deterministic on one machine with one thread: no clock enters, only seeds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from skewsim.errors import UserError
+from skewsim.learn.scoring import response_logits
+from skewsim.model.policy import Policy, PolicyConfig, cast_weights
+from skewsim.seeding import Purpose, generator
+from skewsim.settings import Scenario, TaskSettings
+from skewsim.task import ANSWER, EOS, PAD, SYNONYMS, VOCAB, answers_of, prompts_of
+
+SHIPPED_LENGTHS = (12, 32, 64)
+SOLVED = 0.5
+TEMPERATURE = 0.8
+BATCH = 48
+HARD = 32
+"""Up to so many digits a policy of this size learns to solve half of the prompts; beyond, most digits but few answers."""
+CHECK_EVERY = 20
+HELD_OUT = 256
+
+
+def starting_policy(scenario: Scenario) -> Policy:
+    """The one-member policy that a scenario starts from. Raises UserError if it cannot be had."""
+    if scenario.policy == "random":
+        stream = generator(0, step=0, purpose=Purpose.POLICY)
+        return Policy.random(PolicyConfig(), generator=stream)
+    policy = Policy.load(shipped_folder(scenario.task) if scenario.policy == "base" else scenario.policy)
+    if policy.config.vocab_size < VOCAB:
+        raise UserError(f"policy={scenario.policy!r}: vocab_size={policy.config.vocab_size}; the tasks need {VOCAB}")
+    return policy
+
+
+def shipped_folder(task: TaskSettings) -> Path:
+    """The Hugging Face folder of the base policy shipped for a task and length."""
+    length = next(n for n in SHIPPED_LENGTHS if n >= task.response_length)
+    return Path(str(resources.files("skewsim") / "data" / "policies" / f"{task.name}-{length}"))
+
+
+@dataclass(frozen=True)
+class PretrainProgress:
+    """Where pretraining stands; `solved` is the share of held-out prompts answered right at temperature 0.8."""
+
+    step: int
+    loss: float
+    solved: float
+    policy: Policy
+
+
+def pretrain(task: TaskSettings, *, seed: int = 0, max_steps: int = 1600) -> Iterator[PretrainProgress]:
+    """Train a base policy for answers of up to `task.response_length` tokens; the last item's policy is the result."""
+    stream = generator(seed, step=0, purpose=Purpose.PRETRAIN)
+    variable = task.name == "reverse_until_zero"
+    longest = task.response_length
+    shortest = 1 if longest <= HARD else 5  # two layers do not learn short and very long answers at once
+    lengths = sorted({max(4, longest * eighth // 8) for eighth in range(shortest, 9)})
+    policy = Policy.random(PolicyConfig(), generator=stream)
+    flat = policy.flat.requires_grad_()
+    optimizer = torch.optim.AdamW([flat], lr=3e-3, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
+    held_out = torch.randint(10, (1, HELD_OUT, longest), generator=stream)
+    for step in range(1, max_steps + 1):
+        length = lengths[int(torch.randint(len(lengths), (1,), generator=stream))]
+        digits = torch.randint(10, (1, BATCH, length), generator=stream)
+        optimizer.param_groups[0]["lr"] = 3e-3 * min(1.0, step / 50)
+        loss = _loss(policy, digits, variable=variable, stream=stream)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if step % CHECK_EVERY == 0:
+            share = solved(policy, held_out, variable=variable)
+            yield PretrainProgress(step, float(loss.detach()), share, Policy(policy.config, flat.detach().clone()))
+            if share >= SOLVED:
+                return
+
+
+def _loss(policy: Policy, digits: Tensor, *, variable: bool, stream: torch.Generator) -> Tensor:
+    """Mean negative logprob of right answers, each digit by a random synonym."""
+    answers = answers_of(digits, variable=variable)
+    synonyms = torch.randint(SYNONYMS, answers.shape, generator=stream)
+    tokens = _spelled(answers, synonyms)
+    logprobs = _logits(policy, digits, tokens).log_softmax(-1)
+    due = answers >= 0
+    return -logprobs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)[due].mean()
+
+
+def solved(policy: Policy, digits: Tensor, *, variable: bool) -> float:
+    """Expected share of prompts (1, N, n) answered exactly right at temperature 0.8, any synonym counting."""
+    answers = answers_of(digits, variable=variable)
+    with torch.no_grad():
+        logits = _logits(policy, digits, _spelled(answers, torch.zeros_like(answers)))
+    probs = (logits / TEMPERATURE).softmax(-1)
+    by_digit = probs[..., ANSWER : ANSWER + 10 * SYNONYMS].unflatten(-1, (10, SYNONYMS)).sum(-1)
+    right = torch.cat([by_digit, probs[..., EOS : EOS + 1]], -1).gather(-1, answers.clamp_min(0).unsqueeze(-1))
+    return float(torch.where(answers >= 0, right.squeeze(-1), 1.0).prod(-1).mean())
+
+
+def _spelled(answers: Tensor, synonyms: Tensor) -> Tensor:
+    """Answer tokens for digits (10: EOS, -1: padding)."""
+    return torch.where(answers == 10, EOS, torch.where(answers < 0, PAD, ANSWER + SYNONYMS * answers + synonyms))
+
+
+def _logits(policy: Policy, digits: Tensor, tokens: Tensor) -> Tensor:
+    weights = cast_weights(policy.config, policy.config.views(policy.flat), dtype="float32", head_dtype="float32")
+    return response_logits(weights, prompts_of(digits), tokens, group=1)

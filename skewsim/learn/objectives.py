@@ -1,0 +1,292 @@
+"""The objectives: rewards to advantages, and logprobs to one loss per ensemble member.
+
+With ``r = exp(trainer - old)``, advantage ``A`` and correction weight ``w`` (see ``corrections``), an objective is a
+loss per token, times ``w``, and a normaliser:
+
+================  =============================================================  =======================  =============
+objective         loss of a token (GSPO, RLOO: of a sequence)                    normaliser               source
+================  =============================================================  =======================  =============
+reinforce, rloo   ``-A logprob``; RLOO with epsilon: clipped, r of the sequence  sum; mean of sequences   2402.14740
+reinforce_pp      ``-min(r A, clip(r, 1-.2, 1+.2) A)``                           mean of tokens           2501.03262
+ppo               the same; delta: r at most that where A < 0 (dual clip, 3)     mean of tokens           1707.06347
+grpo              the same                                                       tokens, then sequences   2402.03300
+dr_grpo           the same                                                       sequences x T, constant  2503.20783
+dapo              the same, high .28; groups without reward spread are dropped   mean of tokens           2503.14476
+gspo, paper       the same, s = exp(mean(trainer - old)), 3e-4 / 4e-4            sequences                2507.18071
+gspo, pipelinerl  the same, 2e-2 / 2e-2, weighted by the sequence's length       sequences                PipelineRL
+cispo             ``-detach(min(r, 5)) A logprob``                               mean of tokens           2506.13585
+dppo              ``-r A`` within .2 of the engine's probability, + 1e-3 d^2     mean of tokens           2602.04879
+================  =============================================================  =======================  =============
+
+PipelineRL's GSPO is TRL's ``luspo`` at sequence level; PPO's normaliser is TRL's ``bnpo``. DPPO's ratio is
+``exp(trainer - engine)``, as in prime-rl. ``epsilon_high`` follows ``epsilon`` where both defaults are equal (as in TRL);
+CISPO's is the cap itself, and DPPO's bounds are on probabilities. There is no critic: PPO whitens rewards over the batch.
+Every reduction is over the last two axes, so members of an ensemble are independent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from skewsim.errors import UserError
+from skewsim.learn.advantages import (
+    batch_centered,
+    batch_normalised,
+    globally_normalised,
+    group_centered,
+    group_normalised,
+    leave_one_out,
+    without_spread,
+)
+from skewsim.learn.clipping import epsilons, form
+from skewsim.learn.corrections import compute_weights, is_active
+from skewsim.learn.losses import LossInputs, LossOutputs
+from skewsim.settings import TrainerSettings
+
+DPPO_PENALTY = 1e-3  # prime-rl's `kl_tau`
+
+Normaliser = Literal["token", "sequence", "sequence_sum", "constant"]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What an objective sees: logprobs and log-ratios are 0 where the mask is False, whatever stands there."""
+
+    inputs: LossInputs
+    mask: Tensor  # (..., N, T) bool: the tokens that count
+    advantages: Tensor  # (..., N, 1)
+    low: float | None
+    high: float | None
+    delta: float | None
+
+    @property
+    def logprobs(self) -> Tensor:
+        return torch.where(self.mask, self.inputs.trainer_logprobs, 0.0)
+
+    @property
+    def engine(self) -> Tensor:
+        return torch.where(self.mask, self.inputs.engine_logprobs, 0.0)
+
+    @property
+    def log_ratio(self) -> Tensor:
+        return torch.where(self.mask, self.inputs.trainer_logprobs - self.inputs.old_logprobs, 0.0)
+
+
+@dataclass(frozen=True)
+class Terms:
+    """An objective's loss per token or sequence, and what its clip compares with which bounds."""
+
+    loss: Tensor  # (..., N, T) or (..., N, 1)
+    clipped: Tensor | None = None  # same shape: the value that is held inside [low, high]
+    low: float | None = None
+    high: float | None = None
+    penalty: Tensor | None = None  # (..., N, T) added after the correction's weight
+
+
+def compute_loss(inputs: LossInputs, settings: TrainerSettings) -> LossOutputs:
+    """The loss of ``settings.objective`` with ``settings.correction`` applied, and its metrics.
+
+    Rejected tokens leave as ``correction.masking`` says. A batch without tokens has loss 0 and gradient 0, and
+    metrics that are NaN, for there is nothing to measure.
+    """
+    objective = find_objective(settings)
+    corrected = is_active(settings.correction)
+    weights, counted = compute_weights(inputs, settings)
+    sampled = inputs.mask > 0
+    mask = counted > 0 if corrected else sampled
+    if settings.objective == "dapo":
+        mask = mask & ~without_spread(inputs.advantages, inputs.group_ids).unsqueeze(-1)
+    batch = _batch(inputs, mask, settings)
+    terms = objective.loss(batch)
+    per_token = terms.loss * weights if corrected else terms.loss
+    if terms.penalty is not None:
+        per_token = per_token + terms.penalty
+    kl = _kl_to_reference(inputs, sampled) if settings.beta else None
+    if kl is not None:
+        per_token = per_token + settings.beta * kl
+    loss = _normalise(torch.where(mask, per_token, 0.0), mask, sampled, objective.normaliser)
+    return LossOutputs(loss, _metrics(inputs, terms, weights, sampled, kl, corrected=corrected))
+
+
+def compute_advantages(rewards: Tensor, group_ids: Tensor, settings: TrainerSettings) -> Tensor:
+    """Advantages ``(..., N)`` of rewards ``(..., N)``: over the whole rollout, before it is cut into minibatches."""
+    return find_objective(settings).advantage(rewards, group_ids)
+
+
+def _kl_to_reference(inputs: LossInputs, sampled: Tensor) -> Tensor:
+    """k3 of each sampled token towards the policy that training started from (..., N, T)."""
+    if inputs.reference_logprobs is None:
+        raise UserError("beta needs reference_logprobs; they are None")
+    gap = torch.where(sampled, inputs.reference_logprobs - inputs.trainer_logprobs, 0.0)
+    return gap.exp() - gap - 1
+
+
+def _batch(inputs: LossInputs, mask: Tensor, settings: TrainerSettings) -> Batch:
+    low, high = epsilons(settings)
+    return Batch(inputs, mask, inputs.advantages.unsqueeze(-1), low, high, settings.delta)
+
+
+# Objectives: Batch -> Terms
+
+
+def score(batch: Batch) -> Terms:
+    """REINFORCE: ``-A logprob``."""
+    return Terms(-batch.advantages * batch.logprobs)
+
+
+def clipped_ratio(batch: Batch) -> Terms:
+    """PPO's clip on each token's ratio."""
+    return _clip(batch.log_ratio.exp(), batch)
+
+
+def sequence_mean_ratio(batch: Batch) -> Terms:
+    """GSPO: PPO's clip on the geometric mean of a sequence's ratios."""
+    tokens = batch.mask.sum(-1, keepdim=True).clamp(min=1)
+    return _clip((batch.log_ratio.sum(-1, keepdim=True) / tokens).exp(), batch)
+
+
+def sequence_sum_ratio(batch: Batch) -> Terms:
+    """RLOO as TRL clips it: PPO's clip on the ratio of whole sequences."""
+    terms = _clip(batch.log_ratio.sum(-1, keepdim=True).exp(), batch)
+    # spread over the sequence's tokens, which the normaliser sums up again
+    tokens = batch.mask.sum(-1, keepdim=True).clamp(min=1)
+    return Terms(terms.loss / tokens, terms.clipped, terms.low, terms.high)
+
+
+def _clip(ratio: Tensor, batch: Batch) -> Terms:
+    assert batch.low is not None
+    assert batch.high is not None
+    low, high = 1 - batch.low, 1 + batch.high
+    bounded = ratio if batch.delta is None else ratio.clamp(max=batch.delta)  # bites only where A < 0: delta > high
+    loss = -torch.min(bounded * batch.advantages, ratio.clamp(low, high) * batch.advantages)
+    return Terms(loss, ratio, low, high)
+
+
+def capped_weight(batch: Batch) -> Terms:
+    """CISPO: the ratio, capped and detached, weighs the score."""
+    ratio = batch.log_ratio.detach().exp()
+    return Terms(-ratio.clamp(max=batch.high) * batch.advantages * batch.logprobs, ratio, None, batch.high)
+
+
+def trust_region(batch: Batch) -> Terms:
+    """DPPO: a token counts until its probability has moved beyond the bound in the advantage's direction."""
+    assert batch.low is not None
+    assert batch.high is not None
+    logprobs, engine = batch.logprobs, batch.engine
+    moved = logprobs.detach().exp() - engine.exp()
+    dropped = ((moved < -batch.low) & (batch.advantages < 0)) | ((moved > batch.high) & (batch.advantages > 0))
+    log_ratio = logprobs - engine
+    loss = torch.where(dropped, 0.0, -log_ratio.exp() * batch.advantages)
+    return Terms(loss, moved, -batch.low, batch.high, penalty=DPPO_PENALTY * log_ratio.square())
+
+
+# The registry
+
+
+@dataclass(frozen=True)
+class Objective:
+    """An objective: its loss, normaliser and advantage; where it clips by default is in `skewsim.learn.clipping`."""
+
+    loss: Callable[[Batch], Terms]
+    normaliser: Normaliser
+    advantage: Callable[[Tensor, Tensor], Tensor]
+
+
+OBJECTIVES: dict[str, Objective] = {
+    "reinforce": Objective(score, "sequence_sum", batch_centered),
+    "rloo": Objective(score, "sequence_sum", leave_one_out),
+    "rloo/clipped": Objective(sequence_sum_ratio, "sequence_sum", leave_one_out),
+    "reinforce_pp": Objective(clipped_ratio, "token", globally_normalised),
+    "ppo": Objective(clipped_ratio, "token", batch_normalised),
+    "grpo": Objective(clipped_ratio, "sequence", group_normalised),
+    "dr_grpo": Objective(clipped_ratio, "constant", group_centered),
+    "dapo": Objective(clipped_ratio, "token", group_normalised),
+    "gspo/paper": Objective(sequence_mean_ratio, "sequence", group_normalised),
+    "gspo/pipelinerl": Objective(sequence_mean_ratio, "sequence_sum", leave_one_out),
+    "cispo": Objective(capped_weight, "token", group_normalised),
+    "dppo": Objective(trust_region, "token", group_centered),
+}
+
+
+def find_objective(settings: TrainerSettings) -> Objective:
+    """The registry's entry for these settings."""
+    return OBJECTIVES[form(settings)]
+
+
+def _normalise(per_token: Tensor, mask: Tensor, sampled: Tensor, normaliser: Normaliser) -> Tensor:
+    """(..., N, T) -> (...). Sequences that a rejection emptied do not count; those empty from the start do (TRL)."""
+    if normaliser == "token":
+        return per_token.sum((-2, -1)) / mask.sum((-2, -1)).clamp(min=1)
+    removed = sampled.any(-1) & ~mask.any(-1)
+    sequences = (~removed).sum(-1).clamp(min=1)
+    if normaliser == "sequence":
+        return (per_token.sum(-1) / mask.sum(-1).clamp(min=1)).sum(-1) / sequences
+    length = per_token.shape[-1] if normaliser == "constant" else 1
+    return per_token.sum((-2, -1)) / (sequences * length)
+
+
+# Metrics
+
+
+@torch.no_grad()
+def _metrics(
+    inputs: LossInputs, terms: Terms, weights: Tensor, sampled: Tensor, kl: Tensor | None, *, corrected: bool
+) -> dict[str, Tensor | float]:
+    tokens = sampled.to(weights.dtype)
+    metrics = _ratio_metrics(inputs, sampled, tokens)
+    metrics |= _clip_metrics(terms, inputs.advantages.unsqueeze(-1), tokens)
+    metrics |= _correction_metrics(weights, tokens, corrected=corrected)
+    if kl is not None:
+        metrics["policy/kl_reference"] = _share(kl.detach(), tokens)
+    if weights.ndim > 2:
+        return dict(metrics)
+    return dict(zip(metrics, torch.stack(list(metrics.values())).tolist(), strict=True))
+
+
+def _ratio_metrics(inputs: LossInputs, sampled: Tensor, tokens: Tensor) -> dict[str, Tensor]:
+    """Mean, spread, least and greatest update ratio of the sampled tokens."""
+    ratio = torch.where(sampled, inputs.trainer_logprobs - inputs.old_logprobs, 0.0).exp()
+    mean = _share(ratio, tokens)
+    something = _share(tokens, tokens)  # 1, or NaN if no token was sampled
+    return {
+        "update/ratio_mean": mean,
+        "update/ratio_std": _share((ratio - mean[..., None, None]).square(), tokens).sqrt(),
+        "update/ratio_min": torch.where(sampled, ratio, torch.inf).amin((-2, -1)) * something,
+        "update/ratio_max": torch.where(sampled, ratio, -torch.inf).amax((-2, -1)) * something,
+    }
+
+
+def _clip_metrics(terms: Terms, advantages: Tensor, tokens: Tensor) -> dict[str, Tensor]:
+    """Share outside the bounds whatever the advantage (PipelineRL), and where the bound binds (TRL, verl), by side."""
+    value = advantages if terms.clipped is None else terms.clipped
+    counted = tokens.amax(-1, keepdim=True) if value.shape[-1] == 1 else tokens
+    below = value < (-torch.inf if terms.low is None else terms.low)
+    above = value > (torch.inf if terms.high is None else terms.high)
+    return {
+        "update/clip_rate": _share(below | above, counted),
+        "update/clip_rate_low": _share(below & (advantages < 0), counted),
+        "update/clip_rate_high": _share(above & (advantages > 0), counted),
+    }
+
+
+def _correction_metrics(weights: Tensor, tokens: Tensor, *, corrected: bool) -> dict[str, Tensor]:
+    """Mean weight of the tokens kept, share of sampled tokens kept, and effective share of the sampled tokens."""
+    if not corrected:
+        something = _share(tokens, tokens)
+        return {f"correction/{name}": something for name in ("weight_mean", "kept", "ess")}
+    kept = (weights != 0).to(tokens.dtype)
+    return {
+        "correction/weight_mean": _share(weights, kept),
+        "correction/kept": _share(kept, tokens),
+        "correction/ess": weights.sum((-2, -1)).square() / (tokens.sum((-2, -1)) * weights.square().sum((-2, -1))),
+    }
+
+
+def _share(values: Tensor, counted: Tensor) -> Tensor:
+    """Mean over what is counted; NaN if that is nothing."""
+    return (values * counted).sum((-2, -1)) / counted.sum((-2, -1))

@@ -1,0 +1,108 @@
+"""The trainer's side: logprobs of given tokens, with gradient.
+
+A prompt is computed once for its whole group: its rows are put before the responses' rows, row-wise layers see
+one long batch, and only the attention knows which response belongs to which prompt. Same numbers as G separate
+sequences (tested against transformers), about half the work at 14 prompt and 12 response tokens.
+
+Axes: E member, B prompts, G responses per prompt, N = B*G, P prompt, T response, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from skewsim.model.policy import Attend, Weights
+
+if TYPE_CHECKING:
+    from skewsim.engine.rollouts import Rollouts
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What the trainer says of the sampled tokens, in nats."""
+
+    logprobs: Tensor
+    """(E, N, T)."""
+    distribution: Tensor
+    """Log-probabilities (E, N, T, V) of all tokens."""
+
+    @property
+    def entropy(self) -> Tensor:
+        """(E, N, T)."""
+        each: Tensor = torch.special.entr(self.distribution.detach().exp())
+        return each.sum(-1)
+
+
+def score(
+    weights: Weights, rollouts: Rollouts, *, group: int, temperature: float, sampling_mask: bool = False
+) -> Scored:
+    """Logprobs of the responses and entropies of the policy at a temperature.
+
+    sampling_mask: the softmax runs over the engine's top-p/top-k support only (DeepSeek-V3.2's
+    keep-sampling-mask); without a support it changes nothing.
+    """
+    logits = response_logits(weights, rollouts.prompts, rollouts.tokens, group=group) / temperature
+    if sampling_mask and rollouts.support is not None:
+        logits = logits.masked_fill(~rollouts.support, -math.inf)
+    logprobs = logits.log_softmax(-1)
+    picked = logprobs.gather(-1, rollouts.tokens.unsqueeze(-1)).squeeze(-1)
+    live = rollouts.mask > 0  # a masked token may lie outside the support
+    return Scored(torch.where(live, picked, 0.0), logprobs)
+
+
+def response_logits(weights: Weights, prompts: Tensor, tokens: Tensor, *, group: int) -> Tensor:
+    """float32 logits (E, N, T, V) before each response token; prompts (E, N, P) are equal within a group."""
+    members, sequences, length = prompts.shape
+    family = _Family(sequences // group, group, length, tokens.shape[2] - 1)
+    positions, seen = _layout(family, tokens.device)
+    responses = tokens[:, :, :-1].reshape(members, family.B, -1)
+    rows = torch.cat([prompts[:, ::group], responses], dim=2).flatten(1)
+    hidden = weights.hidden(rows, positions, family.attend(seen))
+    # the prompt's last row predicts the first token of each response of its group
+    read = hidden.view(members, family.B, family.rows, -1)[:, :, length - 1 :]
+    logits = weights.logits(read.reshape(members, -1, read.shape[-1])).view(*read.shape[:3], -1)
+    first, rest = logits.split([1, responses.shape[2]], dim=2)
+    first = first.unsqueeze(3).expand(-1, -1, group, -1, -1)
+    return torch.cat([first, rest.unflatten(2, (group, -1))], dim=3).flatten(1, 2)
+
+
+@dataclass(frozen=True)
+class _Family:
+    """B prompts, each followed by its G responses: P rows, then G times Q (all of a response's tokens but the last)."""
+
+    B: int
+    G: int
+    P: int
+    Q: int
+
+    @property
+    def rows(self) -> int:
+        return self.P + self.G * self.Q
+
+    def attend(self, seen: Tensor) -> Attend:
+        """Attention within families."""
+
+        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            grouped, dtype = k.shape[2] < q.shape[2], v.dtype
+            q, k, v = (x.reshape(-1, self.rows, *x.shape[2:]).transpose(1, 2).float() for x in (q, k, v))
+            out = scaled_dot_product_attention(q, k, v, attn_mask=seen, enable_gqa=grouped)
+            return out.transpose(1, 2).to(dtype)
+
+        return attend
+
+
+@lru_cache(maxsize=32)
+def _layout(family: _Family, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Positions (B * rows,), and which rows of a family see which (rows, rows): their prompt and their own past."""
+    place = torch.arange(family.rows, device=device)
+    response = torch.where(place < family.P, -1, (place - family.P) // family.Q)
+    seen = (response == -1) | (response == response.unsqueeze(1))
+    seen &= place <= place.unsqueeze(1)
+    return (seen.sum(1) - 1).repeat(family.B), seen

@@ -1,0 +1,363 @@
+"""The one visible loop: roll out, score, correct, lose, step, yield.
+
+    for k in range(steps):
+        rollouts  = engine.generate(prompts, weights of version k - lag, the next ones arriving on the way)
+        rewards   = task.score(rollouts)
+        old       = what the engine reported, or the trainer's own recomputation
+        for each minibatch: loss(trainer, old, engine, advantages) -> gradient -> clip -> Adam
+        yield one record for each living member
+
+`Trainer` runs the seeds of one scenario as members of one stacked ensemble; nothing ever mixes two members'
+numbers. A toggle is a new scenario, taken up at a step boundary. A member whose loss or gradient is not
+finite has diverged: it ends with the step and the reason, and the others go on.
+
+Axes: E member, B prompts, G responses per prompt, N = B*G, T response tokens, D parameters.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from skewsim.engine.rollouts import FINISH_ABORT, RolloutEngine, RolloutRequest, Rollouts, WeightUpdate
+from skewsim.engine.simulated import SimEngine
+from skewsim.errors import UserError
+from skewsim.learn.adam import Adam
+from skewsim.learn.base_policy import starting_policy
+from skewsim.learn.losses import LossInputs
+from skewsim.learn.objectives import compute_advantages, compute_loss
+from skewsim.learn.scoring import Scored, score
+from skewsim.model.policy import cast_weights
+from skewsim.records import StepRecord
+from skewsim.settings import Scenario, changes
+from skewsim.skew import metrics
+from skewsim.task import Scores, Task
+
+
+@dataclass(frozen=True)
+class TrainState:
+    """All that the next step depends on, for a checkpoint."""
+
+    tensors: dict[str, Tensor]
+    meta: dict[str, Any]
+
+
+def train(
+    scenario: Scenario,
+    engine: RolloutEngine | None = None,
+    *,
+    seeds: Sequence[int] | None = None,
+    state: TrainState | None = None,
+) -> Generator[list[StepRecord], Scenario | None, None]:
+    """Train and yield, after every step, one record for each living member (each seed; default: the scenario's).
+
+    Send a scenario to toggle settings at the step boundary. Stopping is not asking for the next records.
+    """
+    trainer = Trainer(scenario, engine, seeds=seeds, state=state)
+    while trainer.alive and trainer.step_number < trainer.scenario.steps:
+        toggled = yield trainer.step()
+        if toggled is not None:
+            trainer.toggle(toggled)
+
+
+class Trainer:
+    """The seeds of one scenario as a stacked ensemble; see the module."""
+
+    def __init__(
+        self,
+        scenario: Scenario,
+        engine: RolloutEngine | None = None,
+        *,
+        seeds: Sequence[int] | None = None,
+        state: TrainState | None = None,
+    ) -> None:
+        self.seeds = tuple(seeds) if seeds is not None else (scenario.seed,)
+        self.step_number = 0
+        self.alive = set(range(len(self.seeds)))
+        self.engine = engine if engine is not None else SimEngine()
+        self.scenario, self.task = scenario, Task(scenario.task)
+        self._diverged: dict[int, str] = {}
+        self._events: list[str] = []
+        start = starting_policy(scenario)
+        self.policy = start.stacked(len(self.seeds), device=scenario.device)
+        self.policy.flat.requires_grad_()
+        self._reference = start.flat.detach().to(scenario.device)
+        self._adam = Adam(self.policy.flat)
+        self._published: dict[int, Tensor] = {0: self.policy.flat.clone()}
+        self._engine_version = 0
+        self.engine.start(scenario, self.policy, version=0)
+        if state is not None:
+            self._restore(state)
+
+    # -- the loop -------------------------------------------------------------------------------------------
+
+    def step(self) -> list[StepRecord]:
+        """One rollout and its optimiser steps."""
+        began, k = time.perf_counter(), self.step_number
+        scenario, trainer = self.scenario, self.scenario.trainer
+        rollouts = self.engine.generate(self._request(k))
+        rewards = self.task.score(rollouts.prompt_ids, rollouts.tokens, rollouts.mask)
+        group_ids = torch.arange(rollouts.tokens.shape[1], device=scenario.device) // trainer.num_generations
+        reward = rewards.exact if scenario.task.reward == "exact" else rewards.partial
+        advantages = compute_advantages(reward, group_ids, trainer)
+        before = self._score_now(rollouts)
+        old = rollouts.engine_logprobs if trainer.old_logprobs == "rollout" else before.logprobs
+        record = _rollout_metrics(rollouts, rewards, before, version=k)
+        reference = self._score_reference(rollouts).logprobs if trainer.beta else None
+        batch = _Batch(rollouts, old, advantages, group_ids, self._loss_mask(rollouts), reference)
+        record |= self._learn(batch)
+        self.step_number = k + 1
+        self._publish()
+        record["time/step_s"] = torch.full((len(self.seeds),), time.perf_counter() - began)
+        return self._records(k, record)
+
+    def _learn(self, batch: _Batch) -> dict[str, Tensor]:
+        """All optimiser steps on one rollout; the metrics' means over them."""
+        trainer = self.scenario.trainer
+        seen: list[dict[str, Tensor]] = []
+        for _ in range(trainer.num_iterations):
+            for part in batch.minibatches(trainer.num_minibatches):
+                seen.append(self._optimise(part, first=not seen))
+        means = {key: merge(torch.stack([s[key] for s in seen]), key) for key in seen[-1]}
+        return seen[0] | means  # the cosine is taken at the first step only
+
+    def _optimise(self, part: _Batch, *, first: bool) -> dict[str, Tensor]:
+        """One optimiser step."""
+        trainer = self.scenario.trainer
+        scored = self._score(part.rollouts)
+        inputs = part.loss_inputs(scored.logprobs)
+        out = compute_loss(inputs, trainer)
+        loss = torch.as_tensor(out.loss)
+        found = {"optim/loss": loss.detach()} | {k: torch.as_tensor(v) for k, v in out.metrics.items()}
+        truth = part.rollouts.sampler_logprobs if first else None
+        gradient = self._gradient(loss, keep_graph=truth is not None)
+        norm = gradient.norm(dim=1)
+        found["optim/grad_norm"] = norm
+        if truth is not None:
+            found["optim/grad_cosine"] = self._cosine(gradient, truth, part, inputs)
+        self._note_divergence(loss.detach(), norm)
+        clipped = gradient * (trainer.max_grad_norm / (norm + 1e-6)).clamp_max(1.0).unsqueeze(1)
+        self._adam.step(self.policy.flat, clipped, trainer)
+        return found
+
+    def _gradient(self, loss: Tensor, *, keep_graph: bool = False) -> Tensor:
+        """Each member's gradient (E, D) of its own loss (E,)."""
+        (gradient,) = torch.autograd.grad(loss.sum(), self.policy.flat, retain_graph=keep_graph)
+        return gradient
+
+    def _cosine(self, used: Tensor, truth: Tensor, part: _Batch, inputs: LossInputs) -> Tensor:
+        """Cosine (E,) between the gradient used and the same tokens' had the engine told what it sampled from."""
+        if torch.equal(truth, part.rollouts.engine_logprobs):
+            return torch.ones(len(used), device=used.device)
+        old = truth if self.scenario.trainer.old_logprobs == "rollout" else part.old
+        told = replace(inputs, engine_logprobs=truth, old_logprobs=old)
+        truthful = self._gradient(torch.as_tensor(compute_loss(told, self.scenario.trainer).loss))
+        cosine = torch.nn.functional.cosine_similarity(used, truthful, dim=1)
+        return torch.where(used.any(1) & truthful.any(1), cosine, torch.nan)  # two zeros have no angle
+
+    # -- parts ----------------------------------------------------------------------------------------------
+
+    def _request(self, k: int) -> RolloutRequest:
+        scenario, engine = self.scenario, self.scenario.engine
+        ids = self.task.sample_prompts(self.seeds, step=k, num_prompts=scenario.trainer.num_prompts)
+        ids = ids.to(scenario.device)
+        in_flight = engine.update_at_token is not None and engine.lag > 0
+        version = max(0, k - engine.lag + int(in_flight))
+        update = None
+        if version > self._engine_version:
+            update = WeightUpdate(self._published[version], version)
+            self._engine_version = version
+        return RolloutRequest(
+            step=k,
+            seeds=self.seeds,
+            prompt_ids=ids,
+            prompts=self.task.pool.to(scenario.device)[ids],
+            num_generations=scenario.trainer.num_generations,
+            max_tokens=self.task.max_tokens,
+            update=update,
+            update_at=engine.update_at_token or 0 if in_flight else 0,
+        )
+
+    def _publish(self) -> None:
+        """Keep the new weights for the engine, and forget those that it will not ask for."""
+        self._published[self.step_number] = self.policy.flat.clone()
+        oldest = self.step_number - self.scenario.engine.lag
+        self._published = {v: w for v, w in self._published.items() if v >= oldest}
+
+    def _score(self, rollouts: Rollouts, flat: Tensor | None = None) -> Scored:
+        scenario, trainer = self.scenario, self.scenario.trainer
+        config = self.policy.config
+        views = config.views(self.policy.flat if flat is None else flat)
+        return score(
+            cast_weights(config, views, dtype=trainer.dtype, head_dtype=trainer.head_dtype),
+            rollouts,
+            group=trainer.num_generations,
+            temperature=trainer.temperature or scenario.engine.temperature,
+            sampling_mask=trainer.correction.keep_sampling_mask,
+        )
+
+    def _score_now(self, rollouts: Rollouts) -> Scored:
+        with torch.no_grad():
+            return self._score(rollouts)
+
+    def _score_reference(self, rollouts: Rollouts) -> Scored:
+        with torch.no_grad():
+            return self._score(rollouts, self._reference.expand(len(self.seeds), -1))
+
+    def _loss_mask(self, rollouts: Rollouts) -> Tensor:
+        if not self.scenario.trainer.mask_truncated_completions:
+            return rollouts.mask
+        cut = rollouts.finish_reasons == FINISH_ABORT
+        return rollouts.mask * (~cut).unsqueeze(-1)
+
+    def _note_divergence(self, loss: Tensor, norm: Tensor) -> None:
+        for what, values in (("loss", loss), ("gradient norm", norm)):
+            for member in (~values.isfinite()).nonzero().flatten().tolist():
+                self._diverged.setdefault(member, f"{what} is {values[member].item()} at step {self.step_number}")
+
+    def _records(self, k: int, found: dict[str, Tensor]) -> list[StepRecord]:
+        """One record for each member that was alive when the step began."""
+        names = list(found)
+        table = torch.stack([found[n].detach().double().cpu() for n in names], dim=1).tolist()
+        records = []
+        for member in sorted(self.alive):
+            values = {
+                n: x if x == x and abs(x) != float("inf") else None for n, x in zip(names, table[member], strict=True)
+            }
+            records.append(
+                StepRecord(
+                    step=k,
+                    scenario=self.scenario.name,
+                    seed=self.seeds[member],
+                    metrics=values,
+                    events=list(self._events),
+                    diverged=self._diverged.get(member),
+                    sources=sources(self.scenario),
+                )
+            )
+        self.alive -= self._diverged.keys()
+        self._events = []
+        return records
+
+    # -- settings and state -----------------------------------------------------------------------------------
+
+    def toggle(self, scenario: Scenario) -> None:
+        """Take up new settings now, between two steps. Raises UserError if the task or the policy's shape changes."""
+        before = self.scenario
+        fixed = ("policy", "device", "task")
+        for name in fixed:
+            if getattr(before, name) != getattr(scenario, name):
+                raise UserError(f"{name} cannot change while a run goes on; allowed: engine, skew, trainer, steps")
+        self.scenario = scenario
+        self._events += changes(before, scenario)
+        self.engine.start(scenario, self.policy, version=self._engine_version)
+
+    def state(self) -> TrainState:
+        """A checkpoint of everything that the next step depends on."""
+        tensors = {"policy": self.policy.flat} | {f"adam.{n}": t for n, t in self._adam.moments.items()}
+        tensors |= {f"published.{v}": w for v, w in self._published.items()}
+        tensors |= {f"engine.{n}": t for n, t in self.engine.state().items()}
+        meta = {
+            "step": self.step_number,
+            "seeds": list(self.seeds),
+            "engine_version": self._engine_version,
+            "diverged": {str(m): why for m, why in self._diverged.items()},
+        }
+        return TrainState({n: t.detach().cpu().clone() for n, t in tensors.items()}, meta)
+
+    def _restore(self, state: TrainState) -> None:
+        device = self.scenario.device
+        tensors = {n: t.to(device) for n, t in state.tensors.items()}
+        self.step_number = int(state.meta["step"])
+        self._engine_version = int(state.meta["engine_version"])
+        self._diverged = {int(m): why for m, why in state.meta["diverged"].items()}
+        self.alive -= self._diverged.keys()
+        with torch.no_grad():
+            self.policy.flat.copy_(tensors["policy"])
+        self._adam.moments = {n.removeprefix("adam."): t for n, t in tensors.items() if n.startswith("adam.")}
+        self._published = {int(n.partition(".")[2]): t for n, t in tensors.items() if n.startswith("published.")}
+        held = {n.removeprefix("engine."): t for n, t in tensors.items() if n.startswith("engine.")}
+        self.engine.restore(held)
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """A rollout with what the loss needs, or some of its prompts."""
+
+    rollouts: Rollouts
+    old: Tensor
+    advantages: Tensor
+    group_ids: Tensor
+    mask: Tensor
+    reference: Tensor | None = None
+
+    def loss_inputs(self, trainer_logprobs: Tensor) -> LossInputs:
+        return LossInputs(
+            trainer_logprobs=trainer_logprobs,
+            old_logprobs=self.old,
+            engine_logprobs=self.rollouts.engine_logprobs,
+            mask=self.mask,
+            advantages=self.advantages,
+            group_ids=self.group_ids,
+            reference_logprobs=self.reference,
+        )
+
+    def minibatches(self, count: int) -> list[_Batch]:
+        """Equal shares of whole groups, in order (prompts were drawn at random)."""
+        size = self.old.shape[1] // count
+        return [self._rows(slice(i * size, (i + 1) * size)) for i in range(count)]
+
+    def _rows(self, rows: slice) -> _Batch:
+        r = self.rollouts
+        parts: dict[str, Any] = {n: None if t is None else t[:, rows] for n, t in vars(r).items()}
+        reference = None if self.reference is None else self.reference[:, rows]
+        return _Batch(
+            Rollouts(**parts),
+            self.old[:, rows],
+            self.advantages[:, rows],
+            self.group_ids[rows],
+            self.mask[:, rows],
+            reference,
+        )
+
+
+def _rollout_metrics(rollouts: Rollouts, rewards: Scores, scored: Scored, *, version: int) -> dict[str, Tensor]:
+    """Metrics of a rollout under the trainer's weights before it learns from it; each (E,)."""
+    mask = rollouts.mask
+    tokens = mask.sum((1, 2)).clamp_min(1)
+    lag = (version - rollouts.weight_versions) * mask
+    found = {"reward/mean": rewards.exact.mean(1), "reward/partial": rewards.partial.mean(1)}
+    for name, value in metrics.batched_skew_metrics(scored.logprobs, rollouts.engine_logprobs, mask).items():
+        found[metrics.SKEW_KEYS[name]] = value
+    return found | {
+        "policy/entropy": (scored.entropy * mask).sum((1, 2)) / tokens,
+        "lag/mean": lag.sum((1, 2)) / tokens,
+        "lag/max": lag.amax((1, 2)),
+        "response/length": mask.sum(2).mean(1),
+        "response/aborted": (rollouts.finish_reasons == FINISH_ABORT).float().mean(1),
+    }
+
+
+def merge(values: Tensor, key: str) -> Tensor:
+    """One number (E,) for a rollout from its optimiser steps' (steps, E): extremes stay extremes; NaN is no number."""
+    if key.endswith("_min"):
+        return torch.where(values.isnan(), torch.inf, values).amin(0)
+    if key.endswith("_max"):
+        return torch.where(values.isnan(), -torch.inf, values).amax(0)
+    return values.nanmean(0)
+
+
+def sources(scenario: Scenario) -> dict[str, str]:
+    """Where each part of a scenario's skew comes from: computed, measured or invented."""
+    skew = scenario.skew
+    found = {"engine": "computed"}
+    if skew.noise == "profile":
+        found["noise"] = "measured"
+    elif skew.active:
+        found["noise"] = "invented"
+    return found

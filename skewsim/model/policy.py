@@ -1,0 +1,295 @@
+"""A Llama-architecture policy with a leading ensemble axis (RMSNorm, RoPE, SwiGLU, no bias).
+
+All members' weights are one flat float32 tensor ``(E, D)``; each weight matrix is a view into it. So a copy,
+an optimiser step, a norm or a cosine is one operation, and a member is a row. One forward pass serves
+trainer and engine; only the attention differs (`Attend`): the trainer shares a prompt among its group, the
+engine reads and writes a key/value cache.
+
+Numerics follow transformers' ``LlamaForCausalLM``: norms and softmax in float32, everything else in the
+asked dtype; lm_head in a dtype of its own. Axes: E member, R rows (tokens), H width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from skewsim.errors import FileFormatError, UserError
+from skewsim.model.layers import rms_norm, swiglu
+from skewsim.settings import one_line
+
+Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+"""(layer, q, k, v) -> out: q, out (E, R, heads, d), k and v (E, R, kv_heads, d)."""
+
+
+LONGEST = 512  # tokens of prompt and response; the longest task has 131
+
+
+class PolicyConfig(BaseModel):
+    """The fields of a Hugging Face Llama `config.json` that shape the computation."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    vocab_size: int = 64
+    hidden_size: int = 64
+    intermediate_size: int = 128
+    num_hidden_layers: int = 2
+    num_attention_heads: int = 2
+    num_key_value_heads: int = 2
+    head_dim: int = 32
+    rope_theta: float = 10_000.0
+    rms_norm_eps: float = 1e-5
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name and shape of each weight as stored here: q, k, v and gate, up are fused by rows."""
+        h, i, d = self.hidden_size, self.intermediate_size, self.head_dim
+        q, kv = self.num_attention_heads * d, self.num_key_value_heads * d
+        shapes: dict[str, tuple[int, ...]] = {"embed": (self.vocab_size, h)}
+        for n in range(self.num_hidden_layers):
+            shapes |= {f"{n}.attn_norm": (h,), f"{n}.qkv": (q + 2 * kv, h), f"{n}.o": (h, q)}
+            shapes |= {f"{n}.mlp_norm": (h,), f"{n}.gate_up": (2 * i, h), f"{n}.down": (h, i)}
+        return shapes | {"norm": (h,), "lm_head": (self.vocab_size, h)}
+
+    def num_parameters(self) -> int:
+        return sum(math.prod(s) for s in self.shapes().values())
+
+    def views(self, flat: Tensor) -> dict[str, Tensor]:
+        """Views of flat (E, D), one for each weight, (E, *shape)."""
+        sizes = [math.prod(s) for s in self.shapes().values()]
+        parts = flat.split(sizes, dim=1)
+        return {n: p.view(flat.shape[0], *s) for (n, s), p in zip(self.shapes().items(), parts, strict=True)}
+
+    def huggingface_names(self) -> Iterator[tuple[str, str, int, int]]:
+        """(name in a Hugging Face file, our name, first row, rows) of each weight."""
+        shapes, d = self.shapes(), self.head_dim
+        q, kv, i = self.num_attention_heads * d, self.num_key_value_heads * d, self.intermediate_size
+        yield "model.embed_tokens.weight", "embed", 0, self.vocab_size
+        for n in range(self.num_hidden_layers):
+            at = f"model.layers.{n}."
+            yield at + "input_layernorm.weight", f"{n}.attn_norm", 0, self.hidden_size
+            for part, first, rows in (("q", 0, q), ("k", q, kv), ("v", q + kv, kv)):
+                yield at + f"self_attn.{part}_proj.weight", f"{n}.qkv", first, rows
+            yield at + "self_attn.o_proj.weight", f"{n}.o", 0, shapes[f"{n}.o"][0]
+            yield at + "post_attention_layernorm.weight", f"{n}.mlp_norm", 0, self.hidden_size
+            yield at + "mlp.gate_proj.weight", f"{n}.gate_up", 0, i
+            yield at + "mlp.up_proj.weight", f"{n}.gate_up", i, i
+            yield at + "mlp.down_proj.weight", f"{n}.down", 0, self.hidden_size
+        yield "model.norm.weight", "norm", 0, self.hidden_size
+        yield "lm_head.weight", "lm_head", 0, self.vocab_size
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The weights of all members at the precision of a computation; `tensors` as `PolicyConfig.shapes`.
+
+    Only the rows of q and k stand in another order: the halves convention of Hugging Face puts numbers that turn
+    together half a head apart; side by side they are one complex number. Scores are the same in any order.
+    """
+
+    config: PolicyConfig
+    tensors: dict[str, Tensor]
+    head_dtype: torch.dtype
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.tensors["norm"].dtype
+
+    def hidden(self, tokens: Tensor, positions: Tensor, attend: Attend) -> Tensor:
+        """Last hidden states (E, R, H) of token rows (E, R) at positions (R,)."""
+        w, c = self.tensors, self.config
+        turns = _turns(c, tokens.device)[positions]
+        x = _embed(w["embed"], tokens)
+        rows = x.shape[:2]
+        heads, kv_heads = c.num_attention_heads, c.num_key_value_heads
+        for n in range(c.num_hidden_layers):
+            h = rms_norm(x, w[f"{n}.attn_norm"], c.rms_norm_eps)
+            turn, v = _linear(h, w[f"{n}.qkv"]).view(*rows, -1, c.head_dim).split([heads + kv_heads, kv_heads], dim=2)
+            q, k = _rotate(turn, turns).split([heads, kv_heads], dim=2)
+            out = attend(n, q, k, v)
+            x = x + _linear(out.reshape(*rows, -1), w[f"{n}.o"])
+            h = rms_norm(x, w[f"{n}.mlp_norm"], c.rms_norm_eps)
+            x = x + _linear(swiglu(_linear(h, w[f"{n}.gate_up"])), w[f"{n}.down"])
+        return rms_norm(x, w["norm"], c.rms_norm_eps)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """float32 logits (E, R, V), computed and rounded in head_dtype."""
+        return _linear(hidden.to(self.head_dtype), self.tensors["lm_head"]).float()
+
+
+class Policy:
+    """Float32 master weights of E members, `flat` (E, D)."""
+
+    def __init__(self, config: PolicyConfig, flat: Tensor) -> None:
+        assert flat.shape[1:] == (config.num_parameters(),), "flat must be (E, D)"
+        self.config, self.flat = config, flat
+
+    @classmethod
+    def random(cls, config: PolicyConfig, *, generator: torch.Generator) -> Policy:
+        """One member: normal weights of standard deviation 1/sqrt(fan-in), norms of one."""
+        flat = torch.empty(1, config.num_parameters())
+        for name, w in config.views(flat).items():
+            if name.endswith("norm"):
+                w.fill_(1.0)
+            else:
+                w.copy_(torch.randn(w.shape, generator=generator) / math.sqrt(w.shape[-1]))
+        return cls(config, flat)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Policy:
+        """One member from a Hugging Face folder. Raises FileFormatError with one line."""
+        folder = Path(folder)
+        config = _read_config(folder)
+        stored = _read_weights(folder)
+        stored.setdefault("lm_head.weight", stored.get("model.embed_tokens.weight", torch.empty(0)))
+        flat = torch.empty(1, config.num_parameters())
+        views = config.views(flat)
+        for theirs, ours, first, rows in config.huggingface_names():
+            target = views[ours][0, first : first + rows]
+            if theirs not in stored or stored[theirs].shape != target.shape:
+                found = tuple(stored[theirs].shape) if theirs in stored else "nothing"
+                raise FileFormatError(f"{folder}: {theirs} should be {tuple(target.shape)}, found {found}")
+            target.copy_(stored[theirs])
+        return cls(config, flat)
+
+    def save(self, folder: str | Path, *, member: int = 0) -> None:
+        """Write one member as a Hugging Face folder that transformers and vLLM load; each file atomically."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_tensors(self.named(member), folder / "model.safetensors")
+        temporary = folder / "config.json.tmp"
+        temporary.write_text(json.dumps(_huggingface_config(self.config), indent=1) + "\n")
+        os.replace(temporary, folder / "config.json")
+
+    def named(self, member: int = 0) -> dict[str, Tensor]:
+        """One member's weights under their Hugging Face names, float32 copies on the CPU."""
+        views = self.config.views(self.flat.detach())
+        return {
+            theirs: views[ours][member, first : first + rows].cpu().clone()
+            for theirs, ours, first, rows in self.config.huggingface_names()
+        }
+
+    def stacked(self, members: int, *, device: str = "cpu") -> Policy:
+        """The same weights for each of so many members, as a copy."""
+        return Policy(self.config, self.flat.expand(members, -1).clone().to(device))
+
+    def weights(self, *, dtype: str, head_dtype: str) -> Weights:
+        """A snapshot of the weights at a precision (no gradient)."""
+        return cast_weights(self.config, self.config.views(self.flat.detach()), dtype=dtype, head_dtype=head_dtype)
+
+
+def cast_weights(config: PolicyConfig, views: dict[str, Tensor], *, dtype: str, head_dtype: str) -> Weights:
+    """Weights at a precision; differentiable with respect to the views."""
+    body, head = getattr(torch, dtype), getattr(torch, head_dtype)
+    tensors = {n: w.to(head if n == "lm_head" else body) for n, w in views.items()}
+    order = _pairs(config, tensors["norm"].device)
+    tensors |= {n: w.index_select(1, order) for n, w in tensors.items() if n.endswith("qkv")}
+    return Weights(config, tensors, head)
+
+
+@lru_cache
+def _pairs(config: PolicyConfig, device: torch.device) -> Tensor:
+    """Order of the rows of qkv in which the two numbers of q or k that turn together stand side by side."""
+    d = config.head_dim
+    within = torch.arange(d, device=device).view(2, -1).T.flatten()
+    heads = torch.arange(config.num_attention_heads + config.num_key_value_heads, device=device)
+    turned = (heads.unsqueeze(1) * d + within).flatten()
+    kept = torch.arange(config.num_key_value_heads * d, device=device) + len(turned)
+    return torch.cat([turned, kept])
+
+
+@lru_cache
+def _turns(config: PolicyConfig, device: torch.device) -> Tensor:
+    """Rotary position embedding (arXiv 2104.09864) of each position: complex numbers (LONGEST, 1, d/2) of length one."""
+    half = torch.arange(0, config.head_dim, 2, device=device, dtype=torch.float32) / config.head_dim
+    positions = torch.arange(LONGEST, device=device, dtype=torch.float32)
+    angles = (positions.unsqueeze(-1) * config.rope_theta**-half).unsqueeze(1)
+    return torch.polar(torch.ones_like(angles), angles)
+
+
+def _rotate(x: Tensor, turns: Tensor) -> Tensor:
+    """Multiply x (E, R, heads, d), as complex numbers and in float32, by turns (R, 1, d/2)."""
+    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
+    return torch.view_as_real(pairs * turns).flatten(-2).to(x.dtype)
+
+
+def _embed(table: Tensor, tokens: Tensor) -> Tensor:
+    """Rows of each member's own table (E, V, H) for tokens (E, R)."""
+    members, vocab, width = table.shape
+    offset = torch.arange(members, device=tokens.device).unsqueeze(1) * vocab
+    return torch.nn.functional.embedding(tokens + offset, table.reshape(members * vocab, width))
+
+
+def _linear(x: Tensor, weight: Tensor) -> Tensor:
+    """(E, R, in) by each member's own weight (E, out, in)."""
+    return torch.bmm(x, weight.transpose(1, 2))
+
+
+def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """A safetensors file, written to a temporary name and renamed."""
+    temporary = path.with_name(path.name + ".tmp")
+    save_file({n: t.contiguous() for n, t in tensors.items()}, temporary, metadata={"format": "pt"})
+    os.replace(temporary, path)
+
+
+def _huggingface_config(config: PolicyConfig) -> dict[str, Any]:
+    shape = config.model_dump()
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "mlp_bias": False,
+        "tie_word_embeddings": False,
+        "max_position_embeddings": LONGEST,
+        "torch_dtype": "float32",
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        **shape,
+    }
+
+
+def _read_config(folder: Path) -> PolicyConfig:
+    path = folder / "config.json"
+    if not folder.is_dir():
+        raise UserError(f"policy={str(folder)!r}: no such folder; allowed: base, random, or a Hugging Face folder")
+    if not path.is_file():
+        raise FileFormatError(f"{folder}: no config.json; a Hugging Face model folder has one")
+    try:
+        data = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        raise FileFormatError(f"{path}: not a JSON file") from None
+    if not isinstance(data, dict) or data.get("model_type") != "llama":
+        kind = data.get("model_type") if isinstance(data, dict) else None
+        raise FileFormatError(f"{path}: model_type={kind!r}; the simulator's policy is a llama")
+    rope_parameters = data.get("rope_parameters") or {}
+    data = {"rope_theta": rope_parameters.get("rope_theta", 10_000.0)} | data
+    if isinstance(data.get("hidden_size"), int) and data.get("num_attention_heads"):
+        data.setdefault("head_dim", data["hidden_size"] // data["num_attention_heads"])
+        data.setdefault("num_key_value_heads", data["num_attention_heads"])
+    try:
+        return PolicyConfig.model_validate(data)
+    except ValidationError as error:
+        raise FileFormatError(f"{path}: {one_line(error)}") from None
+
+
+def _read_weights(folder: Path) -> dict[str, Tensor]:
+    path = folder / "model.safetensors"
+    if not path.is_file():
+        raise FileFormatError(f"{folder}: no model.safetensors; pickled weights (*.bin, *.pt) are not read")
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError):
+        raise FileFormatError(f"{path}: truncated, or not a safetensors file") from None

@@ -1,0 +1,147 @@
+"""The ladder: the reference, initial V1 and its four fixes one by one, and how each of them ended.
+
+A rung's numbers are means over the last tenth of its steps. The reference band runs from its lowest seed's final
+reward to its highest's, as in the figure (with one seed: over the range of those steps).
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+
+from skewsim.engine.rollouts import RolloutEngine
+from skewsim.runs.ensemble import Ensemble, Relay
+from skewsim.records import StepRecord
+from skewsim.scenarios import LADDER, Values, ladder_scenarios
+from skewsim.settings import Scenario
+from skewsim.learn.trainer import Trainer, TrainState
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One scenario's end, as means over its seeds and the last tenth of its steps."""
+
+    name: str
+    reward_final: float | None
+    reward_band: tuple[float, float] | None
+    entropy_final: float | None
+    clip_rate: float | None
+    kl_k3: float | None
+    logprob_diff_mean: float | None
+    lag: float | None
+    inside_reference_band: bool
+    identical_to_reference: bool
+    diverged: bool
+
+    @property
+    def verdict(self) -> str:
+        """In words."""
+        if self.diverged:
+            return "diverged"
+        if self.identical_to_reference:
+            return "identical"
+        return "inside" if self.inside_reference_band else "outside"
+
+
+@dataclass(frozen=True)
+class LadderResult:
+    """The rungs of a ladder, the first of which is the reference, and every record behind them."""
+
+    objective: str
+    seeds: int
+    steps: int
+    rungs: list[Rung]
+    records: dict[str, list[StepRecord]] = field(repr=False)
+
+    def to_json(self) -> dict[str, Any]:
+        """Without the records."""
+        rungs = [asdict(r) | {"reward_band": list(r.reward_band or (None, None))} for r in self.rungs]
+        return {"objective": self.objective, "seeds": self.seeds, "steps": self.steps, "rungs": rungs}
+
+
+class Ladder:
+    """The ladder as one ensemble: `ensemble()` to run, `result(records)` to judge."""
+
+    def __init__(
+        self,
+        *,
+        objective: str = "grpo",
+        seeds: int = 5,
+        steps: int = 100,
+        profile: str | None = None,
+        values: Values | None = None,
+        names: tuple[str, ...] = LADDER,
+    ) -> None:
+        self.objective, self.steps, self.seeds = objective, steps, tuple(range(seeds))
+        self.scenarios = ladder_scenarios(objective=objective, steps=steps, profile=profile, values=values, names=names)
+
+    def ensemble(
+        self, *, engine: Callable[[str], RolloutEngine] | None = None, state: TrainState | None = None
+    ) -> Ensemble | Relay:
+        """Simulated side by side, or, given what makes a rung's real engine, one rung after another."""
+        if engine is not None:
+            return Relay(self.scenarios, seeds=self.seeds, engine=engine, state=state)
+        return Ensemble(self.scenarios, seeds=self.seeds, state=state)
+
+    def result(self, records: Iterable[StepRecord]) -> LadderResult:
+        by_name: dict[str, list[StepRecord]] = {s.name: [] for s in self.scenarios}
+        for record in records:
+            by_name[record.scenario].append(record)
+        reference = by_name[self.scenarios[0].name]
+        band = _band(_tail(reference, self.steps))
+        rungs = [_rung(name, found, reference, band, self.steps) for name, found in by_name.items()]
+        return LadderResult(self.objective, len(self.seeds), self.steps, rungs, by_name)
+
+
+def _rung(
+    name: str, records: list[StepRecord], reference: list[StepRecord], band: tuple[float, float] | None, steps: int
+) -> Rung:
+    tail = _tail(records, steps)
+    reward = _mean(tail, "reward/mean")
+    return Rung(
+        name=name,
+        reward_final=reward,
+        reward_band=_band(tail),
+        entropy_final=_mean(tail, "policy/entropy"),
+        clip_rate=_mean(tail, "update/clip_rate"),
+        kl_k3=_mean(tail, "skew/kl_k3"),
+        logprob_diff_mean=_mean(tail, "skew/logprob_diff_mean"),
+        lag=_mean(tail, "lag/mean"),
+        inside_reference_band=reward is not None and band is not None and band[0] <= reward <= band[1],
+        identical_to_reference=_numbers(records) == _numbers(reference),
+        diverged=any(r.diverged for r in records),
+    )
+
+
+def _tail(records: list[StepRecord], steps: int) -> list[StepRecord]:
+    """The last tenth."""
+    return [r for r in records if r.step >= steps - max(1, steps // 10)]
+
+
+def _mean(records: list[StepRecord], key: str) -> float | None:
+    values = [v for r in records if (v := r.metrics[key]) is not None]
+    return statistics.fmean(values) if values else None
+
+
+def _band(tail: list[StepRecord]) -> tuple[float, float] | None:
+    """From the lowest seed's mean reward to the highest's."""
+    by_seed: dict[int, list[float]] = defaultdict(list)
+    for r in tail:
+        by_seed[r.seed].append(r.metrics["reward/mean"] or 0.0)
+    finals = [statistics.fmean(v) for v in by_seed.values()]
+    if not finals:
+        return None
+    if len(finals) == 1:
+        (values,) = by_seed.values()
+        return min(values), max(values)
+    return min(finals), max(finals)
+
+
+def _numbers(records: list[StepRecord]) -> dict[tuple[int, int], dict[str, float | None]]:
+    """Every number that a run computed (not how long it took)."""
+    return {(r.seed, r.step): {k: v for k, v in r.metrics.items() if not k.startswith("time/")} for r in records}

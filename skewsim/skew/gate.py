@@ -1,0 +1,128 @@
+"""A gate for CI: does a token table stay within limits on its metrics?
+
+Limits are written ``kl_k3=1e-3`` and name a metric of `skewsim.skew.metrics.skew_metrics`, with or without its record
+group (``skew/kl_k3``), or by another framework's name for it (``token_mult_prob_error``, ``rollout_corr/k3_kl``).
+``abs_bias`` is the bias without its sign. A metric that cannot be computed has not passed. Exit codes: 0 within
+all limits, 1 outside one, 2 the user's mistake (a `UserError`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from skewsim.errors import UserError
+from skewsim.skew.metrics import METRICS, skew_metrics
+from skewsim.skew.tokens import TokenTable
+
+Side = Literal["max", "min"]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One limit and what was found."""
+
+    metric: str
+    side: Side
+    limit: float
+    value: float
+
+    @property
+    def passed(self) -> bool:
+        """NaN passes neither side."""
+        return self.value <= self.limit if self.side == "max" else self.value >= self.limit
+
+    def __str__(self) -> str:
+        sign = "<=" if self.side == "max" else ">="
+        return f"{'pass' if self.passed else 'FAIL'}  {self.metric} = {self.value:.4g}  (needs {sign} {self.limit:g})"
+
+
+@dataclass(frozen=True)
+class GateReport:
+    """All limits together."""
+
+    checks: tuple[Check, ...]
+    tokens: int
+    left_out: int
+    """Rows without two finite log-probabilities."""
+
+    @property
+    def passed(self) -> bool:
+        return all(check.passed for check in self.checks)
+
+    @property
+    def exit_code(self) -> int:
+        return 0 if self.passed else 1
+
+    def to_json(self) -> dict[str, Any]:
+        checks = [
+            {
+                "metric": check.metric,
+                "side": check.side,
+                "limit": check.limit,
+                "value": check.value if math.isfinite(check.value) else None,
+                "passed": check.passed,
+            }
+            for check in self.checks
+        ]
+        return {"passed": self.passed, "tokens": self.tokens, "left_out": self.left_out, "checks": checks}
+
+
+def gate(table: TokenTable, *, maximum: Sequence[str] = (), minimum: Sequence[str] = ()) -> GateReport:
+    """Check a table against limits like ``"kl_k3=1e-3"``. UserError: no limit, an unknown metric, an empty table."""
+    limits = [(*_parse(text), "max") for text in maximum] + [(*_parse(text), "min") for text in minimum]
+    if not limits:
+        raise UserError("gate: no limit given; allowed: --max METRIC=VALUE, --min METRIC=VALUE")
+    usable = np.isfinite(table.skew)
+    if not usable.any():
+        raise UserError(f"gate: none of the table's {len(table)} rows has two finite log-probabilities")
+    found = table_metrics(table)
+    found["abs_bias"] = abs(found["bias"])
+    checks = tuple(Check(name, "max" if side == "max" else "min", limit, found[name]) for name, limit, side in limits)
+    return GateReport(checks, int(usable.sum()), int((~usable).sum()))
+
+
+def table_metrics(table: TokenTable) -> dict[str, float]:
+    """`skew_metrics` of a table's rows, sequence by sequence; rows without two finite values are left out."""
+    _, row = np.unique(table.sequence, return_inverse=True)
+    order = np.argsort(row, kind="stable")
+    row = row[order]
+    starts = np.flatnonzero(np.diff(row, prepend=-1))
+    column = np.arange(len(row)) - np.repeat(starts, np.diff(np.append(starts, len(row))))
+    shape = (len(starts), int(column.max(initial=-1)) + 1)
+    trainer, engine, mask = np.zeros(shape), np.zeros(shape), np.zeros(shape)
+    trainer[row, column] = table.trainer_logprob[order]
+    engine[row, column] = table.engine_logprob[order]
+    mask[row, column] = np.isfinite(table.skew[order])
+    return skew_metrics(trainer, engine, mask)
+
+
+def metric_names() -> dict[str, str]:
+    """Every name a limit may use -> the key of `skew_metrics`."""
+    names = {"abs_bias": "abs_bias"}
+    for key, metric in METRICS.items():
+        group, _, short = key.partition("/")
+        if group in ("skew", "ratio"):
+            aliases = [alias.split(" (")[0] for alias in metric.aliases.values()]
+            names |= dict.fromkeys((key, short, *aliases), short)
+    return names
+
+
+def _parse(text: str) -> tuple[str, float]:
+    name, separator, value = text.partition("=")
+    names = metric_names()
+    key = names.get(name.strip())
+    if not separator or key is None:
+        allowed = ", ".join(sorted(set(names.values())))
+        raise UserError(f"gate: limit {text!r} is not METRIC=VALUE with a known metric; allowed: {allowed}")
+    try:
+        limit = float(value)
+    except ValueError:
+        limit = math.nan
+    if not math.isfinite(limit):
+        raise UserError(f"gate: limit {text!r}: {value!r} is no number")
+    return key, limit

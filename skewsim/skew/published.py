@@ -1,0 +1,97 @@
+"""Published figures of train-inference skew, with their public sources, and how a measured profile compares.
+
+A figure is of one model on one pair of programs, so only a factor tells anything: within `USUAL` of the published rms
+of the same precision a profile is *usual*, else *below* or *above*. Below is no fault: a small model, or a trainer
+in float32, differs less. Above asks for a cause.
+
+Sources: AknA13/train-infer-mismatch (GitHub; Qwen3-1.7B, 771,300 tokens, vLLM against transformers at one dtype on both
+sides); ServiceNow/Fast-LLM pull request 525 (Qwen2.5-0.5B).
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from skewsim.skew.profile import SkewProfile
+
+USUAL = 2.0
+"""Factor on either side of a published rms within which a measured one is usual."""
+QWEN3, FAST_LLM = "AknA13/train-infer-mismatch", "ServiceNow/Fast-LLM PR #525"
+MEAN_ABS_BY_PROBABILITY = (0.1236, 0.1082, 0.0780, 0.0306, 0.0010)
+"""Mean absolute skew of bfloat16 on both sides, nats, for p below .01, .1, .5, .9 and above (`QWEN3`)."""
+
+
+@dataclass(frozen=True)
+class Published:
+    """A published skew of one precision; figures in nats."""
+
+    precision: str
+    what: str
+    source: str
+    rms: float
+    mean_abs: float | None = None
+    k3: float | None = None
+
+
+FIGURES = (
+    Published("bfloat16", "bf16 on both sides, Qwen3-1.7B", QWEN3, 0.0449, 0.0139, 1.00e-3),
+    Published("bfloat16", "bf16 on both sides, Qwen3-8B", QWEN3, 0.0398, 0.0117, 7.84e-4),
+    Published("bfloat16 with a float32 head", "bf16 with fp32 heads, Qwen2.5-0.5B", FAST_LLM, 0.031),
+    Published("float16", "fp16 on both sides, Qwen3-1.7B", QWEN3, 0.0057),
+    Published("float32", "fp32 on both sides, Qwen3-1.7B", QWEN3, 0.0024),
+    Published("float32", "fp32 on both sides, Qwen2.5-0.5B", FAST_LLM, 0.0022),
+    Published("fp8 keys and values", "bf16 with fp8 KV, Qwen3-1.7B", QWEN3, 0.178),
+)
+"""The first of a precision is the one that a verdict names."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A profile beside the published figure of its precision; `published` is None where there is none."""
+
+    precision: str
+    rms: float | None
+    published: Published | None
+    verdict: Literal["below", "usual", "above", "nothing published"]
+    advice: str
+
+    def __str__(self) -> str:
+        if self.published is None or self.rms is None:
+            return f"nothing published for {self.precision} to compare with"
+        row = self.published
+        return (
+            f"rms {self.rms:.3g} against {row.rms:.3g} published for {row.precision} ({row.what}; {row.source}): "
+            f"{self.verdict}; {self.advice}"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def precision_of(profile: SkewProfile) -> str:
+    """Which of the engine's precisions dominates its noise, in the words of `FIGURES`."""
+    where = profile.provenance
+    asked = where.settings.get("asked", {})
+    body, head = where.dtype or "an unknown dtype", where.head_dtype or where.dtype
+    if asked.get("quantization"):
+        return f"{asked['quantization']} weights"
+    if asked.get("kv_cache_dtype", "auto") != "auto":
+        return "fp8 keys and values"
+    return body if head in (body, None) else f"{body} with a {head} head"
+
+
+def judge(profile: SkewProfile) -> Verdict:
+    """The profile's rms skew against the published one of the same precision."""
+    precision, rms = precision_of(profile), profile.fit.rms.value
+    row = next((figure for figure in FIGURES if figure.precision == precision), None)
+    if row is None or rms is None:
+        return Verdict(precision, rms, None, "nothing published", "compare with another engine: skewsim replay")
+    if rms < row.rms / USUAL:
+        return Verdict(precision, rms, row, "below", "nothing to look at")
+    if rms <= row.rms * USUAL:
+        return Verdict(
+            precision, rms, row, "usual", "the noise of this dtype; skewsim advise says which thresholds bear it"
+        )
+    return Verdict(precision, rms, row, "above", "look at its cause: skewsim diagnose, and skewsim measure --legs")

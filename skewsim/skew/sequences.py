@@ -1,0 +1,190 @@
+"""Rollouts as whole sequences: JSON lines with one sequence a line, and the way from there to a TokenTable.
+
+A `TokenTable` holds tokens without their prompts; scoring a sequence again, under other weights or at another
+precision, needs the prompt too. This is the format that keeps it. Keys of a line: `prompt_token_ids`,
+`token_ids`, `engine_logprobs`, and, where known, `trainer_logprobs`, `weight_versions`, `mask` (1 where the
+token was sampled by the engine, 0 for a tool's answer), `prompt_id`, `temperature`, `top_p`, `top_k`, `min_p`.
+A log-probability that is unknown or not finite is null.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Hashable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from skewsim.errors import FileFormatError
+from skewsim.files import atomic_writer
+from skewsim.skew.tokens import TokenTable
+
+Column = npt.NDArray[Any]
+SETTINGS = ("temperature", "top_p", "top_k", "min_p")
+
+
+@dataclass(frozen=True, eq=False)
+class SequenceRecord:
+    """One rollout. Arrays are 1-D and, but for the prompt, of one length; ValueError if they are not."""
+
+    tokens: Column
+    engine_logprobs: Column
+    trainer_logprobs: Column | None = None
+    weight_versions: Column | None = None
+    mask: Column | None = None
+    """True where the engine sampled the token; None: everywhere."""
+    prompt_tokens: Column | None = None
+    prompt_key: Hashable | None = None
+    """What tells prompts apart when their tokens are not known."""
+    settings: Mapping[str, float] = field(default_factory=dict)
+    """temperature, top_p, top_k, min_p of the request."""
+
+    def __post_init__(self) -> None:
+        for name, dtype in _TYPES.items():
+            value = getattr(self, name)
+            if value is not None:
+                array = np.asarray(value, dtype=dtype)
+                if array.ndim != 1 or (name != "prompt_tokens" and len(array) != len(self.tokens)):
+                    raise ValueError(f"{name} has shape {array.shape}, but there are {len(self.tokens)} tokens")
+                object.__setattr__(self, name, array)
+
+    @property
+    def sampled(self) -> Column:
+        return np.ones(len(self.tokens), dtype=bool) if self.mask is None else self.mask
+
+    @property
+    def key(self) -> Hashable:
+        """Equal for sequences of one prompt; None where that cannot be known."""
+        if self.prompt_key is None and self.prompt_tokens is not None:
+            return self.prompt_tokens.tobytes()
+        return self.prompt_key
+
+    def to_json(self) -> dict[str, Any]:
+        line: dict[str, Any] = {
+            "prompt_token_ids": [] if self.prompt_tokens is None else self.prompt_tokens.tolist(),
+            "token_ids": self.tokens.tolist(),
+            "engine_logprobs": _with_nulls(self.engine_logprobs),
+        }
+        if self.trainer_logprobs is not None:
+            line["trainer_logprobs"] = _with_nulls(self.trainer_logprobs)
+        if self.weight_versions is not None:
+            line["weight_versions"] = self.weight_versions.tolist()
+        if self.mask is not None:
+            line["mask"] = self.mask.astype(int).tolist()
+        return line | dict(self.settings)
+
+
+_TYPES: dict[str, Any] = {
+    "tokens": np.int64,
+    "engine_logprobs": np.float64,
+    "trainer_logprobs": np.float64,
+    "weight_versions": np.int64,
+    "mask": bool,
+    "prompt_tokens": np.int64,
+}
+
+
+@dataclass(frozen=True)
+class SequenceLog:
+    """Rollouts in order, with provenance."""
+
+    records: tuple[SequenceRecord, ...]
+    meta: dict[str, Any] = field(default_factory=dict)
+
+    def table(self) -> TokenTable:
+        return build_table(self.records, meta=self.meta)
+
+
+def build_table(records: Iterable[SequenceRecord], *, meta: Mapping[str, Any] | None = None) -> TokenTable:
+    """A row for every sampled token; consumes the records one by one. Settings on which all agree go to `meta`."""
+    parts: dict[str, list[Column]] = {
+        name: [] for name in ("sequence", "position", "token", *_FLOATS, "weight_version", "prompt")
+    }
+    prompts: dict[Hashable, int] = {}
+    settings: list[Mapping[str, float]] = []
+    for number, record in enumerate(records):
+        kept = np.flatnonzero(record.sampled)
+        count = len(kept)
+        key = record.key
+        parts["sequence"].append(np.full(count, number))
+        parts["position"].append(kept)
+        parts["token"].append(record.tokens[kept])
+        parts["engine_logprob"].append(record.engine_logprobs[kept])
+        parts["trainer_logprob"].append(_or_nan(record.trainer_logprobs, kept))
+        versions = record.weight_versions
+        parts["weight_version"].append(np.full(count, -1) if versions is None else versions[kept])
+        parts["prompt"].append(np.full(count, -1 if key is None else prompts.setdefault(key, len(prompts))))
+        if not settings or record.settings != settings[-1]:
+            settings.append(record.settings)
+    if not parts["sequence"]:
+        return TokenTable.empty(meta)
+    columns = {name: np.concatenate(arrays) for name, arrays in parts.items()}
+    agreed = dict(settings[0]) if len({tuple(sorted(s.items())) for s in settings}) == 1 else {}
+    return TokenTable(**columns, meta={**agreed, **(meta or {})})
+
+
+_FLOATS = ("engine_logprob", "trainer_logprob")
+
+
+def parse_record(row: Mapping[str, Any]) -> SequenceRecord:
+    """One line of the format. KeyError, TypeError or ValueError says what is wrong."""
+    if "token_ids" not in row or "engine_logprobs" not in row:
+        raise KeyError("token_ids and engine_logprobs are needed")
+    return SequenceRecord(
+        tokens=row["token_ids"],
+        engine_logprobs=row["engine_logprobs"],
+        trainer_logprobs=row.get("trainer_logprobs"),
+        weight_versions=row.get("weight_versions"),
+        mask=row.get("mask"),
+        prompt_tokens=row.get("prompt_token_ids") or None,
+        prompt_key=row.get("prompt_id"),
+        settings={name: float(row[name]) for name in SETTINGS if row.get(name) is not None},
+    )
+
+
+def read_sequences(path: Path | str) -> Iterator[SequenceRecord]:
+    """The sequences of a JSON-lines file, one by one. FileFormatError names file and line."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileFormatError(f"sequences {path}: no such file")
+    with open(path, encoding="utf-8", errors="replace") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+                if not isinstance(row, dict):
+                    raise ValueError("not a JSON object")
+                record = parse_record(row)
+            except (ValueError, TypeError, KeyError) as error:
+                reason = str(error).strip("'\"").splitlines()[0][:160]
+                raise FileFormatError(f"sequences {path}, line {number}: {reason}") from None
+            yield record
+
+
+def load_sequences(path: Path | str) -> SequenceLog:
+    """All sequences of a JSON-lines file."""
+    return SequenceLog(tuple(read_sequences(path)), {"source": Path(path).name})
+
+
+def write_sequences(records: Iterable[SequenceRecord], path: Path | str) -> int:
+    """Write JSON lines; returns the number of sequences."""
+    count = 0
+    with atomic_writer(path) as handle:
+        for record in records:
+            handle.write(json.dumps(record.to_json(), separators=(",", ":")).encode() + b"\n")
+            count += 1
+    return count
+
+
+def _or_nan(values: Column | None, kept: Column) -> Column:
+    return np.full(len(kept), np.nan) if values is None else values[kept]
+
+
+def _with_nulls(values: Column) -> list[float | None]:
+    found: list[float | None] = values.tolist()
+    return found if np.isfinite(values).all() else [v if v is not None and math.isfinite(v) else None for v in found]
