@@ -1,0 +1,47 @@
+"""Small pieces of HTML for notebooks: tables and bars that read in light and dark, everything from outside escaped.
+
+Objects that a person would rather look at than print (a ladder, a profile, a diagnosis, advice) build their
+``_repr_html_`` from these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from html import escape
+
+
+def heading(text: str) -> str:
+    """A bold line."""
+    return f"<p><b>{escape(text)}</b></p>"
+
+
+def paragraph(text: str) -> str:
+    """A line of text."""
+    return f"<p>{escape(text)}</p>"
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A table; cells are escaped unless they are `Markup`."""
+    head = "".join(f"<th style='text-align:left'>{escape(column)}</th>" for column in columns)
+    body = "".join(f"<tr>{''.join(f'<td style=text-align:left>{_cell(cell)}</td>' for cell in row)}</tr>" for row in rows)
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+class Markup(str):
+    """HTML that this module made itself."""
+
+
+def bar(share: float, *, width: int = 120) -> Markup:
+    """A bar whose length is a share from 0 to 1, with the share in words for those who cannot see it."""
+    share = min(max(share, 0.0), 1.0)
+    return Markup(
+        f"<span role='img' aria-label='{share:.0%}' style='display:inline-block;width:{width}px;"
+        f"background:rgba(127,127,127,.25)'><span style='display:inline-block;height:.8em;width:{share * width:.0f}px;"
+        "background:#0072B2'></span></span>"
+    )
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, Markup):
+        return value
+    return "-" if value is None else escape(f"{value:.3g}" if isinstance(value, float) else str(value))
