@@ -92,6 +92,12 @@ def compute_loss(inputs: LossInputs, settings: TrainerSettings) -> LossOutputs:
     return LossOutputs(loss, _metrics(inputs, terms, weights, sampled, kl, corrected=corrected))
 
 
+def objective_terms(inputs: LossInputs, settings: TrainerSettings) -> Terms:
+    """The objective's own terms on every sampled token, before corrections and the normaliser."""
+    batch = Batch(inputs, inputs.mask > 0, inputs.advantages.unsqueeze(-1))
+    return find_objective(settings).loss(batch, settings)
+
+
 def compute_advantages(rewards: Tensor, group_ids: Tensor, settings: TrainerSettings) -> Tensor:
     """Advantages ``(..., N)`` of rewards ``(..., N)``: over the whole rollout, before it is cut into minibatches."""
     return find_objective(settings).advantage(rewards, group_ids)
