@@ -42,7 +42,7 @@ class ObjectiveForm:
     epsilon_high: float | None = None
     """Default upper bound; None: there is none. It follows `epsilon` where both defaults are equal, as in TRL."""
     needs_groups: bool = True
-    """Whether its baseline is the rest of a prompt's group, so that a group of one has nothing to compare with."""
+    """Whether a group of one is refused: its baseline is the prompt's group, and the batch is no stand-in for that."""
     names: Mapping[str, str] = field(default_factory=dict)
     """Framework -> the setting that chooses it there, or the nearest thing with the difference in brackets."""
     when: Callable[[Any], bool] = _always
@@ -110,6 +110,7 @@ OBJECTIVES: dict[str, ObjectiveForm] = {
         "arXiv 2506.13585",
         clip="cap",
         epsilon_high=5.0,
+        needs_groups=False,
         names={
             "TRL": "loss_type=cispo epsilon_high=5",
             "verl": "loss_mode=cispo (bounds both sides)",
@@ -123,6 +124,7 @@ OBJECTIVES: dict[str, ObjectiveForm] = {
         clip="probability",
         epsilon=0.2,
         epsilon_high=0.2,
+        needs_groups=False,
         names={"prime-rl": "loss.type=default dppo_mask_low=0.2 dppo_mask_high=0.2"},
     ),
     "rloo/clipped": ObjectiveForm(
