@@ -117,6 +117,12 @@ OBJECTIVES: dict[str, ObjectiveForm] = {
             "PipelineRL": "policy_loss=reinforce (cap 1 + epsilon_high)",
         },
     ),
+    "sapo": ObjectiveForm(
+        "loss = -4/t sigmoid(t (r - 1)) A     r = exp(lp_t - lp_o), t by the sign of A",
+        "arXiv 2511.20347",
+        clip="none",
+        names={"TRL": "loss_type=sapo", "verl": "loss_mode=sapo"},
+    ),
     "dppo": ObjectiveForm(
         "loss = -r A unless A (p_t - p_r) has left the bound, + 1e-3 d^2     r = exp(lp_t - lp_r)",
         "arXiv 2602.04879",

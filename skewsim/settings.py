@@ -233,6 +233,10 @@ class TrainerSettings(Settings):
         description=f"paper: bounds {default_clip('gspo/paper')}; pipelinerl: {default_clip('gspo/pipelinerl')}, "
         "length-proportional weights, leave-one-out baseline.",
     )
+    sapo_temperature_pos: float = Field(1.0, gt=0, le=1000)
+    """SAPO's temperature where the advantage is positive (TRL's name; verl `tau_pos`)."""
+    sapo_temperature_neg: float = Field(1.05, gt=0, le=1000)
+    """SAPO's temperature elsewhere (TRL's name; verl `tau_neg`); the higher, the sooner the gate closes."""
     beta: float = Field(0.0, ge=0, le=100)
     """KL penalty towards the policy that training started from (`beta` of TRL's GRPO, verl `kl_loss_coef`); 0: none."""
     old_logprobs: Literal["rollout", "recompute"] = "rollout"

@@ -153,6 +153,14 @@ def capped_weight(batch: Batch, settings: TrainerSettings) -> Terms:
     return Terms(-ratio.clamp(max=cap) * batch.advantages * batch.logprobs, ratio, None, cap)
 
 
+def soft_gate(batch: Batch, settings: TrainerSettings) -> Terms:
+    """SAPO: a sigmoid around ratio 1 in place of the clip, with slope 1 there and a temperature for each sign of A."""
+    positive = torch.full_like(batch.advantages, settings.sapo_temperature_pos)
+    temperature = torch.where(batch.advantages > 0, positive, settings.sapo_temperature_neg)
+    gate = (temperature * (batch.log_ratio.exp() - 1)).sigmoid() * 4 / temperature
+    return Terms(-gate * batch.advantages)
+
+
 def trust_region(batch: Batch, settings: TrainerSettings, penalty: float = 1e-3) -> Terms:
     """DPPO: a token counts until its probability has moved beyond the bound in the advantage's direction.
 
@@ -195,6 +203,7 @@ OBJECTIVES: dict[str, Objective] = {
     "gspo/paper": Objective(sequence_mean_ratio, "sequence", group_normalised),
     "gspo/pipelinerl": Objective(sequence_mean_ratio, "sequence_sum", leave_one_out),
     "cispo": Objective(capped_weight, "token", group_normalised),
+    "sapo": Objective(soft_gate, "sequence", group_normalised),
     "dppo": Objective(trust_region, "token", group_centered),
 }
 

@@ -76,6 +76,12 @@ TRL_VARIANTS = {
     "dapo": ("dapo", {}, {"loss_type": "dapo", "epsilon_high": 0.28}),
     "cispo": ("cispo", {}, {"loss_type": "cispo", "epsilon_high": 5.0}),
     "cispo, own cap": ("cispo", {"epsilon_high": 1.1}, {"loss_type": "cispo", "epsilon_high": 1.1}),
+    "sapo": ("sapo", {}, {"loss_type": "sapo"}),
+    "sapo, own temperatures": (
+        "sapo",
+        {"sapo_temperature_pos": 0.5, "sapo_temperature_neg": 3.0},
+        {"loss_type": "sapo", "sapo_temperature_pos": 0.5, "sapo_temperature_neg": 3.0},
+    ),
     "gspo": ("gspo/paper", {}, {"importance_sampling_level": "sequence", "epsilon_low": 3e-4, "epsilon_high": 4e-4}),
     "luspo": (
         "gspo/pipelinerl",
