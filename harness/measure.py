@@ -207,7 +207,7 @@ class _Work:
             batch_tokens=batch_tokens,
         )
         self._sampler = {n: getattr(settings, n) for n in ("temperature", "top_p", "top_k", "min_p")}
-        self._truncates = settings.top_p < 1 or settings.top_k > 0 or settings.min_p > 0
+        self._truncates = settings.truncates
         self.seconds = {"start": 0.0, "engine": 0.0, "scorer": 0.0}
 
     def run(self, engine: EngineSpec | str, *, root: Path | str | None, limits: Limits | None) -> dict[str, Any]:

@@ -70,7 +70,7 @@ class VllmEngine:
         task, engine, trainer = Task(scenario.task), scenario.engine, scenario.trainer
         self._refuse(engine)
         self._settings, self._config, self._eos = engine, policy.config, task.eos_id
-        self._support = trainer.correction.keep_sampling_mask and _truncates(scenario)
+        self._support = trainer.correction.keep_sampling_mask and engine.truncates
         if self._support and engine.logprobs_mode != "processed_logprobs":
             raise UserError(
                 f"trainer.correction.keep_sampling_mask=true with {self.name} needs "
@@ -250,11 +250,6 @@ class _Buffer:
             finish_reasons=self.finish.to(device),
             support=None if self.support is None else self.support.to(device),
         )
-
-
-def _truncates(scenario: Scenario) -> bool:
-    engine = scenario.engine
-    return engine.top_p < 1 or engine.top_k > 0 or engine.min_p > 0
 
 
 def _refuse_injected(scenario: Scenario, name: str) -> None:

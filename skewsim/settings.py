@@ -12,20 +12,36 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from skewsim import catalogue
+from skewsim.catalogue import CORRECTIONS, default_clip, short
 from skewsim.errors import UserError
 
 DType = Literal["float32", "bfloat16", "float16"]
 SCHEMA_VERSION = 1
+
+if TYPE_CHECKING:  # a type checker cannot read the table; pydantic refuses what is not in it
+    ObjectiveName = str
+    WeightName = str
+    RejectName = str
+else:
+    ObjectiveName = Literal[catalogue.objective_names()]
+    WeightName = Literal[catalogue.correction_names("weight")]
+    RejectName = Literal[catalogue.correction_names("reject")]
 
 
 def _top_k(value: int) -> int:
     if value < -1:
         raise ValueError("must be -1 or 0 (off), or at least 1")
     return max(value, 0)
+
+
+def truncates(top_p: Any, top_k: Any, min_p: Any) -> Any:
+    """Whether a sampler with these cuts a token off; of arrays, element by element."""
+    return (top_p < 1) | (top_k > 0) | (min_p > 0)
 
 
 class Settings(BaseModel):
@@ -91,6 +107,11 @@ class EngineSettings(Settings):
     gpu_memory_utilization: float = Field(0.3, gt=0, le=1)
     """vLLM `gpu_memory_utilization`: share of a GPU's memory for a local engine; vLLM's default is 0.9. Real engines only."""
 
+    @property
+    def truncates(self) -> bool:
+        """Whether top-p, top-k or min-p cut a token off."""
+        return bool(truncates(self.top_p, self.top_k, self.min_p))
+
 
 class SkewSettings(Settings):
     """Skew injected on top of what the engine computes: invented, or measured on a real engine."""
@@ -133,25 +154,55 @@ class SkewSettings(Settings):
         return self.noise != "none" or self.sequence_scale != 0 or self.bias != 0
 
 
+def _default_bounds(side: Literal["low", "high"], *names: str) -> str:
+    """The default of each of these corrections on one side: ``token_tis 2, token_mis 5``."""
+    return ", ".join(f"{name} {short(getattr(CORRECTIONS[name].bounds, side))}" for name in names)
+
+
 class CorrectionSettings(Settings):
     """What the trainer does about skew after the fact; defaults as published (None: the method's own default)."""
 
-    weight: Literal["none", "token_tis", "token_mis", "sequence_tis", "sequence_mis"] = "none"
+    weight: WeightName = "none"
     """Importance weight: truncated (TIS) or masked (MIS, IcePop), per token or per sequence (verl `rollout_is`)."""
-    weight_low: float | None = Field(None, ge=0)
-    """Lower bound of the ratio (token_mis 0.5; token_tis none, OpenRLHF 0.5)."""
-    weight_high: float | None = Field(None, gt=0)
-    """Upper bound C of the ratio (token_tis 2, token_mis 5, sequence_tis 2, sequence_mis 2; TRL 3) (verl `rollout_is_threshold`)."""
-    reject: Literal["none", "geometric", "k3"] = "none"
+    weight_low: float | None = Field(
+        None,
+        ge=0,
+        description=f"Lower bound of the ratio ({_default_bounds('low', 'token_mis', 'token_tis')}, "
+        f"OpenRLHF {short(CORRECTIONS['token_tis'].defaults['OpenRLHF'].low)}).",
+    )
+    weight_high: float | None = Field(
+        None,
+        gt=0,
+        description="Upper bound C of the ratio "
+        f"({_default_bounds('high', 'token_tis', 'token_mis', 'sequence_tis', 'sequence_mis')}; "
+        f"TRL {short(CORRECTIONS['sequence_mis'].defaults['TRL'].high)}) (verl `rollout_is_threshold`).",
+    )
+    reject: RejectName = "none"
     """Rejection of whole sequences by their geometric mean ratio or mean k3 (verl `rollout_rs`)."""
-    reject_low: float | None = Field(None, ge=0)
-    """Lower bound of the geometric mean ratio (verl 0.999)."""
-    reject_high: float | None = Field(None, ge=0)
-    """Upper bound of the geometric mean ratio (verl 1.001), or of the mean k3 (0.01)."""
-    veto: float | None = Field(None, gt=0, lt=1)
-    """Reject a sequence if any token's ratio is below this (slime 1e-4)."""
-    off_policy_mask: float | None = Field(None, ge=0)
-    """Drop a sequence with negative advantage whose mean(engine - trainer) logprob exceeds this (slime 1e-4; DeepSeek-V3.2)."""
+    reject_low: float | None = Field(
+        None,
+        ge=0,
+        description=f"Lower bound of the geometric mean ratio (verl {short(CORRECTIONS['geometric'].bounds.low)}).",
+    )
+    reject_high: float | None = Field(
+        None,
+        ge=0,
+        description=f"Upper bound of the geometric mean ratio (verl {short(CORRECTIONS['geometric'].bounds.high)}), "
+        f"or of the mean k3 ({short(CORRECTIONS['k3'].bounds.high)}).",
+    )
+    veto: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="Reject a sequence if any token's ratio is below this "
+        f"(slime {short(CORRECTIONS['veto'].defaults['slime'].low)}).",
+    )
+    off_policy_mask: float | None = Field(
+        None,
+        ge=0,
+        description="Drop a sequence with negative advantage whose mean(engine - trainer) logprob exceeds this "
+        f"(slime {short(CORRECTIONS['off_policy_mask'].defaults['slime'].high)}; DeepSeek-V3.2).",
+    )
     batch_normalize: bool = False
     """Divide the weights by their mean (verl `rollout_is_batch_normalize`; on in slime's mis.yaml)."""
     masking: Literal["remove", "zero"] = "remove"
@@ -159,13 +210,17 @@ class CorrectionSettings(Settings):
     keep_sampling_mask: bool = False
     """The trainer's softmax is restricted to the engine's top-p/top-k support (DeepSeek-V3.2)."""
 
+    @property
+    def active(self) -> bool:
+        """Whether any weight or rejection is asked for."""
+        rules = (self.weight, self.reject, self.veto, self.off_policy_mask)
+        return rules != ("none", "none", None, None)
+
 
 class TrainerSettings(Settings):
     """How rollouts are learned from: TRL's and verl's names."""
 
-    objective: Literal[
-        "reinforce", "rloo", "reinforce_pp", "ppo", "grpo", "dr_grpo", "dapo", "gspo", "cispo", "dppo"
-    ] = "grpo"
+    objective: ObjectiveName = "grpo"
     """The loss."""
     epsilon: float | None = Field(None, gt=0)
     """Lower clip bound (TRL `epsilon`); none: the objective's own default."""
@@ -173,8 +228,15 @@ class TrainerSettings(Settings):
     """Upper clip bound (TRL `epsilon_high`); none: the objective's own default."""
     delta: float | None = Field(None, gt=1)
     """Dual clip: upper bound of the ratio where the advantage is negative (TRL `delta`; PPO dual clip 3)."""
-    gspo_form: Literal["paper", "pipelinerl"] = "pipelinerl"
-    """paper: bounds 3e-4/4e-4; pipelinerl: 2e-2/2e-2, length-proportional weights, leave-one-out baseline."""
+    gspo_form: Literal["paper", "pipelinerl"] = Field(
+        "pipelinerl",
+        description=f"paper: bounds {default_clip('gspo/paper')}; pipelinerl: {default_clip('gspo/pipelinerl')}, "
+        "length-proportional weights, leave-one-out baseline.",
+    )
+    sapo_temperature_pos: float = Field(1.0, gt=0, le=1000)
+    """SAPO's temperature where the advantage is positive (TRL's name; verl `tau_pos`)."""
+    sapo_temperature_neg: float = Field(1.05, gt=0, le=1000)
+    """SAPO's temperature elsewhere (TRL's name; verl `tau_neg`); the higher, the sooner the gate closes."""
     beta: float = Field(0.0, ge=0, le=100)
     """KL penalty towards the policy that training started from (`beta` of TRL's GRPO, verl `kl_loss_coef`); 0: none."""
     old_logprobs: Literal["rollout", "recompute"] = "rollout"
@@ -214,7 +276,7 @@ class TrainerSettings(Settings):
     def _consistent(self) -> Self:
         if self.num_prompts % self.num_minibatches:
             raise ValueError(f"num_minibatches={self.num_minibatches} must divide num_prompts={self.num_prompts}")
-        if self.objective in ("rloo", "grpo", "dr_grpo", "dapo", "gspo") and self.num_generations < 2:
+        if catalogue.find_form(self).needs_groups and self.num_generations < 2:
             raise ValueError(f"num_generations=1 leaves {self.objective} without a group; allowed: at least 2")
         return self
 

@@ -22,6 +22,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from skewsim import scenarios
+from skewsim.catalogue import CORRECTIONS, OBJECTIVES, objective_names, short
 from skewsim.settings import Scenario
 
 Kind = Literal["switch", "knob", "selector"]
@@ -248,7 +249,6 @@ _CORRECTION_OFF: Values = {
     "trainer.correction.veto": None,
     "trainer.correction.off_policy_mask": None,
 }
-_OBJECTIVES = ("grpo", "gspo", "ppo", "dapo", "dr_grpo", "cispo", "dppo", "rloo", "reinforce_pp", "reinforce")
 
 
 def _correction(label: str, **values: Any) -> Choice:
@@ -288,8 +288,9 @@ def selectors(profiles: Sequence[str] = ()) -> tuple[Control, ...]:
             "loss",
             "o",
             "TRL loss_type, verl loss_mode",
-            "The loss. A ratio's clip bounds decide how much skew it forgives: GRPO's are 0.2, GSPO's 3e-4 (paper).",
-            [Choice(name, {"trainer.objective": name}) for name in _OBJECTIVES],
+            "The loss. A ratio's clip bounds decide how much skew it forgives: "
+            f"GRPO's are {short(OBJECTIVES['grpo'].epsilon)}, GSPO's {short(OBJECTIVES['gspo/paper'].epsilon)} (paper).",
+            [Choice(name, {"trainer.objective": name}) for name in objective_names()],
         ),
         _selector(
             "old_logprobs",
@@ -315,7 +316,7 @@ def selectors(profiles: Sequence[str] = ()) -> tuple[Control, ...]:
                 _correction("seq MIS", weight="sequence_mis"),
                 _correction("geometric", reject="geometric"),
                 _correction("k3 reject", reject="k3"),
-                _correction("TIS+veto", weight="token_tis", veto=1e-4),
+                _correction("TIS+veto", weight="token_tis", veto=CORRECTIONS["veto"].bounds.low),
             ],
         ),
     )

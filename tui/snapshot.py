@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,11 +20,30 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class LossSource:
-    """The loss function of an objective: its name, the file and line where it stands, and its source code."""
+    """The loss function of an objective: the file and line where it stands, and its source code."""
 
-    name: str
     where: str
     code: str
+
+
+@dataclass(frozen=True)
+class Worked:
+    """What the objective's own function gave for one token, or for its sequence where the clip looks at sequences."""
+
+    loss: float
+    clipped: float | None = None
+    """What the clip compares with its bounds; None: the loss has no clip."""
+    low: float | None = None
+    high: float | None = None
+
+    @property
+    def outside(self) -> bool:
+        """Whether the clip would change it, whatever the advantage's sign."""
+        if self.clipped is None:
+            return False
+        return (self.low is not None and self.clipped < self.low) or (
+            self.high is not None and self.clipped > self.high
+        )
 
 
 @dataclass(frozen=True)
@@ -42,6 +61,14 @@ class Snapshot:
     versions: Ints
     rewards: Floats
     advantages: Floats
+    worked: Worked | None = None
+    """The loss of the token at `worst`, worked out by the training process."""
+
+    @property
+    def worst(self) -> tuple[int, int]:
+        """Sequence and position of the token that skew moved most."""
+        row, t = np.unravel_index(int(np.abs(self.skew).argmax()), self.skew.shape)
+        return int(row), int(t)
 
     @property
     def skew(self) -> Floats:
@@ -88,7 +115,8 @@ class Snapshot:
         return {
             "step": self.step,
             "scenario": self.scenario.model_dump(mode="json"),
-            "loss": [self.loss.name, self.loss.where, self.loss.code],
+            "loss": asdict(self.loss),
+            "worked": None if self.worked is None else asdict(self.worked),
             "arrays": base64.b64encode(arrays).decode(),
         }
 
@@ -97,5 +125,11 @@ class Snapshot:
         """The inverse of to_json."""
         from safetensors.numpy import load
 
-        scenario, loss = Scenario.model_validate(data["scenario"]), LossSource(*data["loss"])
-        return cls(step=data["step"], scenario=scenario, loss=loss, **load(base64.b64decode(data["arrays"])))
+        arrays = load(base64.b64decode(data["arrays"]))
+        return cls(
+            step=data["step"],
+            scenario=Scenario.model_validate(data["scenario"]),
+            loss=LossSource(**data["loss"]),
+            worked=None if data["worked"] is None else Worked(**data["worked"]),
+            **arrays,
+        )

@@ -17,22 +17,25 @@ import sys
 import threading
 import time
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from skewsim.catalogue import find_form
 from skewsim.engine.rollouts import RolloutRequest, Rollouts
 from skewsim.engine.simulated import SimEngine
 from skewsim.errors import SkewsimError, UserError
-from skewsim.learn.objectives import compute_advantages, find_objective
+from skewsim.learn.losses import LossInputs
+from skewsim.learn.objectives import compute_advantages, find_objective, objective_terms
 from skewsim.learn.scoring import score
 from skewsim.learn.trainer import Trainer
 from skewsim.records import StepRecord
 from skewsim.runs.recording import RunFolder, record
 from skewsim.settings import Scenario
-from tui.snapshot import LossSource, Snapshot
+from tui.snapshot import LossSource, Snapshot, Worked
 
 if TYPE_CHECKING:
     from skewsim.diagnose.causes import Diagnosis
@@ -126,7 +129,7 @@ def take(trainer: Trainer, rollouts: Rollouts, step: int) -> Snapshot:
     def first(tensor: Any, dtype: Any = np.float64) -> Any:
         return tensor[0].detach().cpu().numpy().astype(dtype)
 
-    return Snapshot(
+    seen = Snapshot(
         step=step,
         scenario=scenario,
         loss=loss_source(scenario),
@@ -139,14 +142,48 @@ def take(trainer: Trainer, rollouts: Rollouts, step: int) -> Snapshot:
         rewards=first(reward),
         advantages=first(advantages),
     )
+    return work_out(seen)
 
 
 def loss_source(scenario: Scenario) -> LossSource:
     """The loss function of a scenario's objective, with its source."""
     function = find_objective(scenario.trainer).loss
     lines, start = inspect.getsourcelines(function)
-    path = Path(inspect.getsourcefile(function) or "")
-    return LossSource(function.__name__, f"skewsim/{path.name}:{start}", "".join(lines))
+    where = function.__module__.replace(".", "/")
+    return LossSource(f"{where}.py:{start}", "".join(lines))
+
+
+def work_out(seen: Snapshot) -> Snapshot:
+    """The same with the loss of the token that skew moved most, by the objective's own function in float64."""
+    settings, (row, t) = seen.scenario.trainer, seen.worst
+
+    def one(values: Any) -> torch.Tensor:
+        return torch.as_tensor(values[row : row + 1], dtype=torch.float64)
+
+    inputs = LossInputs(
+        trainer_logprobs=one(seen.trainer_logprobs),
+        old_logprobs=one(seen.old_logprobs),
+        engine_logprobs=one(seen.engine_logprobs),
+        mask=one(seen.mask),
+        advantages=one(seen.advantages),
+        group_ids=torch.zeros(1, dtype=torch.int64),
+    )
+    terms = objective_terms(inputs, settings)
+    loss = terms.loss if terms.penalty is None else terms.loss + terms.penalty
+
+    def at(values: torch.Tensor) -> float:
+        return float(values.expand_as(inputs.mask)[0, t])
+
+    whole = find_form(settings).clip == "sequence_sum"  # each token carries a share of its sequence's loss
+    return replace(
+        seen,
+        worked=Worked(
+            loss=float((loss * inputs.mask).sum()) if whole else at(loss),
+            clipped=None if terms.clipped is None else at(terms.clipped),
+            low=terms.low,
+            high=terms.high,
+        ),
+    )
 
 
 def next_folder(out: Path, prefix: str) -> Path:

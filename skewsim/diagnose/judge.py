@@ -14,6 +14,7 @@ import numpy as np
 from skewsim.diagnose import signatures as sign
 from skewsim.diagnose.causes import Cause, found
 from skewsim.diagnose.rows import Floats, Rows, within
+from skewsim.settings import truncates
 
 FLOOR = 0.01  # rms of float16 and float32 engines: 0.0057 and 0.0024 (AknA13/train-infer-mismatch)
 FLOORS = {"float32": 0.01, "float16": 0.02, "bfloat16": 0.12}  # rms up to which a declared dtype is healthy
@@ -224,7 +225,7 @@ def _truncates(rows: Rows) -> bool | None:
     top_p, top_k, min_p = (
         np.nan_to_num(column, nan=off) for column, off in zip(values.values(), (1.0, 0.0, 0.0), strict=True)
     )
-    return bool(((top_p < 1) | (top_k > 0) | (min_p > 0)).any())
+    return bool(truncates(top_p, top_k, min_p).any())
 
 
 def _settings_text(rows: Rows) -> str:

@@ -15,6 +15,7 @@ from scipy import optimize
 from skewsim.diagnose import signatures as sign
 from skewsim.diagnose.predict import LOGGED, Config, Models, model_of_version, temperatures
 from skewsim.diagnose.rows import Floats, Ints, Rows, mean, sequence_means
+from skewsim.settings import truncates
 
 Prefix = tuple[int, int]
 LEAST_GAIN = 0.25
@@ -180,7 +181,7 @@ def _truncation_moves(rows: Rows, at: Config) -> Iterator[tuple[str, Config]]:
             yield from (("truncation", replace(at, truncation=(1.0, k, 0.0))) for k in TRY_TOP_K)
         return
     top_p, top_k, min_p = (off if value is None else value for value, off in zip(values, (1.0, 0.0, 0.0), strict=True))
-    if top_p < 1 or top_k > 0 or min_p > 0:
+    if truncates(top_p, top_k, min_p):
         yield "truncation", replace(at, truncation=(top_p, int(top_k), min_p))
         if at.temperature is not None:  # a flatter temperature and lost mass may cancel, and neither alone be a gain
             yield "temperature+truncation", replace(at, truncation=(top_p, int(top_k), min_p), temperature=None)

@@ -51,7 +51,7 @@ class Processed:
 def process(logits: Tensor, settings: EngineSettings) -> Processed:
     """Temperature, min-p, top-k, top-p on logits (..., V), in vLLM's order."""
     scaled = logits / settings.temperature
-    if settings.top_p == 1 and settings.top_k == 0 and settings.min_p == 0:
+    if not settings.truncates:
         return Processed(scaled.log_softmax(-1), None, None)
     support = torch.ones_like(scaled, dtype=torch.bool)
     if settings.min_p > 0:

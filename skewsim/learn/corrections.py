@@ -12,7 +12,7 @@ multiplying by a weight would square it. As in verl's bypass mode, such an objec
 is kept (MIS and every rejection), never the size of a weight: TIS changes nothing there. REINFORCE and RLOO have no
 ratio and take the weight as well. DPPO's ratio is to the engine in either mode, so it never takes a size.
 
-``masking="remove"`` takes a rejected token out of numerator and denominator (verl, slime), ``"zero"`` only zeroes its
+Default bounds are in `skewsim.catalogue`. ``masking="remove"`` takes a rejected token out of numerator and denominator (verl, slime), ``"zero"`` only zeroes its
 weight (TRL). ``keep_sampling_mask`` acts on the trainer's softmax, before there are logprobs: not here.
 """
 
@@ -24,13 +24,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from skewsim.learn.clipping import has_update_ratio
+from skewsim.catalogue import CORRECTIONS, SEQUENCE_EXPONENT, find_form
 from skewsim.settings import CorrectionSettings, TrainerSettings
 
 if TYPE_CHECKING:
     from skewsim.learn.losses import LossInputs
-
-SEQUENCE_EXPONENT = 20.0  # verl's bound on the exponent of a sequence ratio: e^20 is beyond any use of it
 
 
 def compute_weights(inputs: LossInputs, settings: CorrectionSettings | TrainerSettings) -> tuple[Tensor, Tensor]:
@@ -42,7 +40,7 @@ def compute_weights(inputs: LossInputs, settings: CorrectionSettings | TrainerSe
     correction = settings if isinstance(settings, CorrectionSettings) else settings.correction
     with torch.no_grad():
         mask = inputs.mask > 0
-        if not is_active(correction):
+        if not correction.active:
             dense = mask.to(inputs.trainer_logprobs.dtype)
             return dense, dense
         bypass = isinstance(settings, TrainerSettings) and is_bypass(inputs, settings)
@@ -58,16 +56,6 @@ def compute_weights(inputs: LossInputs, settings: CorrectionSettings | TrainerSe
         return weights, counted.to(d.dtype)
 
 
-def is_active(correction: CorrectionSettings) -> bool:
-    """Whether any weight or rejection is asked for."""
-    return (correction.weight, correction.reject, correction.veto, correction.off_policy_mask) != (
-        "none",
-        "none",
-        None,
-        None,
-    )
-
-
 def is_bypass(inputs: LossInputs, settings: TrainerSettings) -> bool:
     """Bypass is asked for and is what the inputs are; other old logprobs make the loss decoupled whatever is asked."""
     if settings.old_logprobs != "rollout" or inputs.old_logprobs is inputs.engine_logprobs:
@@ -80,7 +68,9 @@ def is_bypass(inputs: LossInputs, settings: TrainerSettings) -> bool:
 
 
 def _ratio_carries_skew(settings: TrainerSettings, *, bypass: bool) -> bool:
-    return settings.objective == "dppo" or (bypass and has_update_ratio(settings))
+    """Whether the objective's own ratio is already to the engine, so that a weight would count the skew twice."""
+    ratio = find_form(settings).ratio
+    return ratio == "engine" or (bypass and ratio == "old")
 
 
 # Weights: (d, mask, settings) -> (..., N, T)
@@ -91,23 +81,23 @@ def no_weight(d: Tensor, mask: Tensor, settings: CorrectionSettings) -> Tensor:
 
 
 def token_tis(d: Tensor, mask: Tensor, settings: CorrectionSettings) -> Tensor:
-    """``clamp(rho, low, C)``; C 2 in verl, slime and SkyRL, [0.5, 5] in OpenRLHF."""
-    return _truncate(d.exp(), settings, high=2.0)
+    """``clamp(rho, low, C)``."""
+    return _truncate(d.exp(), settings)
 
 
 def token_mis(d: Tensor, mask: Tensor, settings: CorrectionSettings) -> Tensor:
-    """``rho`` inside [0.5, 5], else 0: IcePop."""
-    return _keep_inside(d.exp(), settings, low=0.5, high=5.0)
+    """``rho`` inside its bounds, else 0: IcePop."""
+    return _keep_inside(d.exp(), settings)
 
 
 def sequence_tis(d: Tensor, mask: Tensor, settings: CorrectionSettings) -> Tensor:
-    """The sequence's ratio, truncated at 2 (verl; SkyRL 5)."""
-    return _truncate(sequence_ratio(d).expand_as(d), settings, high=2.0)
+    """The sequence's ratio, truncated at C."""
+    return _truncate(sequence_ratio(d).expand_as(d), settings)
 
 
 def sequence_mis(d: Tensor, mask: Tensor, settings: CorrectionSettings) -> Tensor:
-    """The sequence's ratio up to 2, else 0 (TRL's ``sequence_mask``: 3)."""
-    return _keep_inside(sequence_ratio(d).expand_as(d), settings, low=0.0, high=2.0)
+    """The sequence's ratio up to C, else 0."""
+    return _keep_inside(sequence_ratio(d).expand_as(d), settings)
 
 
 WEIGHTS: dict[str, Callable[[Tensor, Tensor, CorrectionSettings], Tensor]] = {
@@ -124,38 +114,45 @@ def sequence_ratio(d: Tensor) -> Tensor:
     return d.sum(-1, keepdim=True).clamp(-SEQUENCE_EXPONENT, SEQUENCE_EXPONENT).exp()
 
 
-def _truncate(ratio: Tensor, settings: CorrectionSettings, *, high: float) -> Tensor:
-    return ratio.clamp(settings.weight_low, high if settings.weight_high is None else settings.weight_high)
+def _truncate(ratio: Tensor, settings: CorrectionSettings) -> Tensor:
+    low, high = _bounds(settings.weight, settings.weight_low, settings.weight_high)
+    return ratio.clamp(low, high)
 
 
-def _keep_inside(ratio: Tensor, settings: CorrectionSettings, *, low: float, high: float) -> Tensor:
-    low = low if settings.weight_low is None else settings.weight_low
-    high = high if settings.weight_high is None else settings.weight_high
-    return torch.where((ratio >= low) & (ratio <= high), ratio, 0.0)
+def _keep_inside(ratio: Tensor, settings: CorrectionSettings) -> Tensor:
+    low, high = _bounds(settings.weight, settings.weight_low, settings.weight_high)
+    return torch.where(_inside(ratio, low, high), ratio, 0.0)
+
+
+def _bounds(name: str, low: float | None, high: float | None) -> tuple[float | None, float | None]:
+    """The bounds that are set, and the method's own default where one is not."""
+    default = CORRECTIONS[name].bounds
+    return default.low if low is None else low, default.high if high is None else high
+
+
+def _inside(ratio: Tensor, low: float | None, high: float | None) -> Tensor:
+    return (ratio >= (-torch.inf if low is None else low)) & (ratio <= (torch.inf if high is None else high))
 
 
 # Rejection: which sequences stay, (..., N, 1)
 
 
 def geometric(d: Tensor, mask: Tensor, settings: CorrectionSettings) -> Tensor:
-    """Keep while the geometric mean ratio is inside its bounds (verl [0.999, 1.001])."""
-    ratio = _sequence_mean(d, mask).exp()
-    low = 0.999 if settings.reject_low is None else settings.reject_low
-    high = 1.001 if settings.reject_high is None else settings.reject_high
-    return (ratio >= low) & (ratio <= high)
+    """Keep while the geometric mean ratio is inside its bounds."""
+    return _inside(_sequence_mean(d, mask).exp(), *_bounds("geometric", settings.reject_low, settings.reject_high))
 
 
 def k3(d: Tensor, mask: Tensor, settings: CorrectionSettings) -> Tensor:
-    """Keep while the mean of ``exp(d) - d - 1`` is at most its bound (verl 0.01)."""
-    high = 0.01 if settings.reject_high is None else settings.reject_high
-    return _sequence_mean(torch.expm1(d) - d, mask) <= high
+    """Keep while the mean of ``exp(d) - d - 1`` is at most its bound."""
+    _, high = _bounds("k3", None, settings.reject_high)
+    return _inside(_sequence_mean(torch.expm1(d) - d, mask), None, high)
 
 
 REJECTIONS: dict[str, Callable[[Tensor, Tensor, CorrectionSettings], Tensor]] = {"geometric": geometric, "k3": k3}
 
 
 def veto(d: Tensor, threshold: float) -> Tensor:
-    """Keep unless one token's ratio is below the threshold (slime 1e-4)."""
+    """Keep unless one token's ratio is below the threshold."""
     return ~(d.exp() < threshold).any(-1, keepdim=True)
 
 

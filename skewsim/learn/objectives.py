@@ -1,33 +1,18 @@
 """The objectives: rewards to advantages, and logprobs to one loss per ensemble member.
 
 With ``r = exp(trainer - old)``, advantage ``A`` and correction weight ``w`` (see ``corrections``), an objective is a
-loss per token, times ``w``, and a normaliser:
+loss per token, times ``w``, and a normaliser. ``OBJECTIVES`` at the end says which function, normaliser and advantage
+each of them has; what else there is to know of one (formula, default bounds, source, names elsewhere) is its row in
+`skewsim.catalogue`. To add one: its function and its line in ``OBJECTIVES`` here, its row there.
 
-================  =============================================================  =======================  =============
-objective         loss of a token (GSPO, RLOO: of a sequence)                    normaliser               source
-================  =============================================================  =======================  =============
-reinforce, rloo   ``-A logprob``; RLOO with epsilon: clipped, r of the sequence  sum; mean of sequences   2402.14740
-reinforce_pp      ``-min(r A, clip(r, 1-.2, 1+.2) A)``                           mean of tokens           2501.03262
-ppo               the same; delta: r at most that where A < 0 (dual clip, 3)     mean of tokens           1707.06347
-grpo              the same                                                       tokens, then sequences   2402.03300
-dr_grpo           the same                                                       sequences x T, constant  2503.20783
-dapo              the same, high .28; groups without reward spread are dropped   mean of tokens           2503.14476
-gspo, paper       the same, s = exp(mean(trainer - old)), 3e-4 / 4e-4            sequences                2507.18071
-gspo, pipelinerl  the same, 2e-2 / 2e-2, weighted by the sequence's length       sequences                PipelineRL
-cispo             ``-detach(min(r, 5)) A logprob``                               mean of tokens           2506.13585
-dppo              ``-r A`` within .2 of the engine's probability, + 1e-3 d^2     mean of tokens           2602.04879
-================  =============================================================  =======================  =============
-
-PipelineRL's GSPO is TRL's ``luspo`` at sequence level; PPO's normaliser is TRL's ``bnpo``. DPPO's ratio is
-``exp(trainer - engine)``, as in prime-rl. ``epsilon_high`` follows ``epsilon`` where both defaults are equal (as in TRL);
-CISPO's is the cap itself, and DPPO's bounds are on probabilities. There is no critic: PPO whitens rewards over the batch.
-Every reduction is over the last two axes, so members of an ensemble are independent.
+There is no critic: PPO whitens rewards over the batch. Every reduction is over the last two axes, so members of an
+ensemble are independent.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -43,12 +28,10 @@ from skewsim.learn.advantages import (
     leave_one_out,
     without_spread,
 )
-from skewsim.learn.clipping import epsilons, form
-from skewsim.learn.corrections import compute_weights, is_active
+from skewsim.learn.clipping import clip_bounds, epsilons, form
+from skewsim.learn.corrections import compute_weights
 from skewsim.learn.losses import LossInputs, LossOutputs
 from skewsim.settings import TrainerSettings
-
-DPPO_PENALTY = 1e-3  # prime-rl's `kl_tau`
 
 Normaliser = Literal["token", "sequence", "sequence_sum", "constant"]
 
@@ -60,9 +43,6 @@ class Batch:
     inputs: LossInputs
     mask: Tensor  # (..., N, T) bool: the tokens that count
     advantages: Tensor  # (..., N, 1)
-    low: float | None
-    high: float | None
-    delta: float | None
 
     @property
     def logprobs(self) -> Tensor:
@@ -95,14 +75,13 @@ def compute_loss(inputs: LossInputs, settings: TrainerSettings) -> LossOutputs:
     metrics that are NaN, for there is nothing to measure.
     """
     objective = find_objective(settings)
-    corrected = is_active(settings.correction)
+    corrected = settings.correction.active
     weights, counted = compute_weights(inputs, settings)
     sampled = inputs.mask > 0
     mask = counted > 0 if corrected else sampled
-    if settings.objective == "dapo":
+    if objective.drops_equal_groups:
         mask = mask & ~without_spread(inputs.advantages, inputs.group_ids).unsqueeze(-1)
-    batch = _batch(inputs, mask, settings)
-    terms = objective.loss(batch)
+    terms = objective.loss(Batch(inputs, mask, inputs.advantages.unsqueeze(-1)), settings)
     per_token = terms.loss * weights if corrected else terms.loss
     if terms.penalty is not None:
         per_token = per_token + terms.penalty
@@ -111,6 +90,12 @@ def compute_loss(inputs: LossInputs, settings: TrainerSettings) -> LossOutputs:
         per_token = per_token + settings.beta * kl
     loss = _normalise(torch.where(mask, per_token, 0.0), mask, sampled, objective.normaliser)
     return LossOutputs(loss, _metrics(inputs, terms, weights, sampled, kl, corrected=corrected))
+
+
+def objective_terms(inputs: LossInputs, settings: TrainerSettings) -> Terms:
+    """The objective's own terms on every sampled token, before corrections and the normaliser."""
+    batch = Batch(inputs, inputs.mask > 0, inputs.advantages.unsqueeze(-1))
+    return find_objective(settings).loss(batch, settings)
 
 
 def compute_advantages(rewards: Tensor, group_ids: Tensor, settings: TrainerSettings) -> Tensor:
@@ -126,63 +111,70 @@ def _kl_to_reference(inputs: LossInputs, sampled: Tensor) -> Tensor:
     return gap.exp() - gap - 1
 
 
-def _batch(inputs: LossInputs, mask: Tensor, settings: TrainerSettings) -> Batch:
-    low, high = epsilons(settings)
-    return Batch(inputs, mask, inputs.advantages.unsqueeze(-1), low, high, settings.delta)
+# Objectives: (Batch, settings) -> Terms
 
 
-# Objectives: Batch -> Terms
-
-
-def score(batch: Batch) -> Terms:
+def score(batch: Batch, settings: TrainerSettings) -> Terms:
     """REINFORCE: ``-A logprob``."""
     return Terms(-batch.advantages * batch.logprobs)
 
 
-def clipped_ratio(batch: Batch) -> Terms:
+def clipped_ratio(batch: Batch, settings: TrainerSettings) -> Terms:
     """PPO's clip on each token's ratio."""
-    return _clip(batch.log_ratio.exp(), batch)
+    return _clip(batch.log_ratio.exp(), batch, settings)
 
 
-def sequence_mean_ratio(batch: Batch) -> Terms:
+def sequence_mean_ratio(batch: Batch, settings: TrainerSettings) -> Terms:
     """GSPO: PPO's clip on the geometric mean of a sequence's ratios."""
     tokens = batch.mask.sum(-1, keepdim=True).clamp(min=1)
-    return _clip((batch.log_ratio.sum(-1, keepdim=True) / tokens).exp(), batch)
+    return _clip((batch.log_ratio.sum(-1, keepdim=True) / tokens).exp(), batch, settings)
 
 
-def sequence_sum_ratio(batch: Batch) -> Terms:
+def sequence_sum_ratio(batch: Batch, settings: TrainerSettings) -> Terms:
     """RLOO as TRL clips it: PPO's clip on the ratio of whole sequences."""
-    terms = _clip(batch.log_ratio.sum(-1, keepdim=True).exp(), batch)
+    terms = _clip(batch.log_ratio.sum(-1, keepdim=True).exp(), batch, settings)
     # spread over the sequence's tokens, which the normaliser sums up again
     tokens = batch.mask.sum(-1, keepdim=True).clamp(min=1)
-    return Terms(terms.loss / tokens, terms.clipped, terms.low, terms.high)
+    return replace(terms, loss=terms.loss / tokens)
 
 
-def _clip(ratio: Tensor, batch: Batch) -> Terms:
-    assert batch.low is not None
-    assert batch.high is not None
-    low, high = 1 - batch.low, 1 + batch.high
-    bounded = ratio if batch.delta is None else ratio.clamp(max=batch.delta)  # bites only where A < 0: delta > high
+def _clip(ratio: Tensor, batch: Batch, settings: TrainerSettings) -> Terms:
+    low, high = clip_bounds(settings)
+    delta = settings.delta
+    bounded = ratio if delta is None else ratio.clamp(max=delta)  # bites only where A < 0: delta > high
     loss = -torch.min(bounded * batch.advantages, ratio.clamp(low, high) * batch.advantages)
     return Terms(loss, ratio, low, high)
 
 
-def capped_weight(batch: Batch) -> Terms:
+def capped_weight(batch: Batch, settings: TrainerSettings) -> Terms:
     """CISPO: the ratio, capped and detached, weighs the score."""
+    _, cap = clip_bounds(settings)
     ratio = batch.log_ratio.detach().exp()
-    return Terms(-ratio.clamp(max=batch.high) * batch.advantages * batch.logprobs, ratio, None, batch.high)
+    return Terms(-ratio.clamp(max=cap) * batch.advantages * batch.logprobs, ratio, None, cap)
 
 
-def trust_region(batch: Batch) -> Terms:
-    """DPPO: a token counts until its probability has moved beyond the bound in the advantage's direction."""
-    assert batch.low is not None
-    assert batch.high is not None
+def soft_gate(batch: Batch, settings: TrainerSettings) -> Terms:
+    """SAPO: a sigmoid around ratio 1 in place of the clip, with slope 1 there and a temperature for each sign of A."""
+    positive = torch.full_like(batch.advantages, settings.sapo_temperature_pos)
+    temperature = torch.where(batch.advantages > 0, positive, settings.sapo_temperature_neg)
+    gate = (temperature * (batch.log_ratio.exp() - 1)).sigmoid() * 4 / temperature
+    return Terms(-gate * batch.advantages)
+
+
+def trust_region(batch: Batch, settings: TrainerSettings, penalty: float = 1e-3) -> Terms:
+    """DPPO: a token counts until its probability has moved beyond the bound in the advantage's direction.
+
+    The penalty on the squared log-ratio is prime-rl's `kl_tau`.
+    """
+    low, high = epsilons(settings)
+    assert low is not None
+    assert high is not None
     logprobs, engine = batch.logprobs, batch.engine
     moved = logprobs.detach().exp() - engine.exp()
-    dropped = ((moved < -batch.low) & (batch.advantages < 0)) | ((moved > batch.high) & (batch.advantages > 0))
+    dropped = ((moved < -low) & (batch.advantages < 0)) | ((moved > high) & (batch.advantages > 0))
     log_ratio = logprobs - engine
     loss = torch.where(dropped, 0.0, -log_ratio.exp() * batch.advantages)
-    return Terms(loss, moved, -batch.low, batch.high, penalty=DPPO_PENALTY * log_ratio.square())
+    return Terms(loss, moved, -low, high, penalty=penalty * log_ratio.square())
 
 
 # The registry
@@ -190,11 +182,13 @@ def trust_region(batch: Batch) -> Terms:
 
 @dataclass(frozen=True)
 class Objective:
-    """An objective: its loss, normaliser and advantage; where it clips by default is in `skewsim.learn.clipping`."""
+    """How an objective is computed; what else there is to know of it is in `skewsim.catalogue`."""
 
-    loss: Callable[[Batch], Terms]
+    loss: Callable[[Batch, TrainerSettings], Terms]
     normaliser: Normaliser
     advantage: Callable[[Tensor, Tensor], Tensor]
+    drops_equal_groups: bool = False
+    """Whether groups whose rewards are all equal leave the batch."""
 
 
 OBJECTIVES: dict[str, Objective] = {
@@ -205,10 +199,11 @@ OBJECTIVES: dict[str, Objective] = {
     "ppo": Objective(clipped_ratio, "token", batch_normalised),
     "grpo": Objective(clipped_ratio, "sequence", group_normalised),
     "dr_grpo": Objective(clipped_ratio, "constant", group_centered),
-    "dapo": Objective(clipped_ratio, "token", group_normalised),
+    "dapo": Objective(clipped_ratio, "token", group_normalised, drops_equal_groups=True),
     "gspo/paper": Objective(sequence_mean_ratio, "sequence", group_normalised),
     "gspo/pipelinerl": Objective(sequence_mean_ratio, "sequence_sum", leave_one_out),
     "cispo": Objective(capped_weight, "token", group_normalised),
+    "sapo": Objective(soft_gate, "sequence", group_normalised),
     "dppo": Objective(trust_region, "token", group_centered),
 }
 

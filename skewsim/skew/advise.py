@@ -25,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import special, stats
 
+from skewsim.catalogue import CORRECTIONS, OBJECTIVES, SEQUENCE_EXPONENT
 from skewsim.errors import UserError
 
 if TYPE_CHECKING:
@@ -33,8 +34,6 @@ if TYPE_CHECKING:
 Array = npt.NDArray[np.float64]
 Draw = Callable[[np.random.Generator, int, int], Array]
 """(generator, sequences, tokens) -> skew of that shape, nats."""
-
-EXPONENT_BOUND = 20.0  # verl clamps the summed log-ratio before exponentiating
 
 Statistic = Literal["token", "mean", "sum", "k3", "min"]
 Action = Literal["truncate", "mask", "reject", "clip"]
@@ -121,113 +120,79 @@ class AdviseReport:
         return {"sigma": self.sigma, "length": self.length, "rows": [row.to_json() for row in self.rows]}
 
 
+def _weight(framework: str, setting: str, method: str) -> Rule:
+    """The rule of an importance weight: truncated (TIS) or masked (MIS), per token or per sequence."""
+    bounds = CORRECTIONS[method].defaults[framework]
+    per, kind = method.split("_")
+    action: Action = "truncate" if kind == "tis" else "mask"
+    statistic: Statistic = "sum" if per == "sequence" else "token"
+    return Rule(framework, f"{per} {kind.upper()}", setting, statistic, action, bounds.low, bounds.high)
+
+
+def _geometric(framework: str, setting: str) -> Rule:
+    bounds = CORRECTIONS["geometric"].defaults[framework]
+    return Rule(framework, "geometric rejection", setting, "mean", "reject", bounds.low, bounds.high)
+
+
+def _off_policy(framework: str, setting: str) -> Rule:
+    """The framework's argument is a distance in nats; it bounds the mean log-ratio from below."""
+    distance = CORRECTIONS["off_policy_mask"].defaults[framework].high or 0.0
+    name = "off-policy sequence mask (of negative advantages)"
+    return Rule(framework, name, setting, "mean", "reject", math.exp(-distance), units="log")
+
+
+def _clip(framework: str, name: str, setting: str, form: str) -> Rule:
+    """The rule of an objective's own clip; of a probability's, whose change is at most the ratio's distance from one."""
+    objective = OBJECTIVES[form]
+    high = objective.epsilon_high
+    if objective.clip == "cap":
+        return Rule(framework, name, setting, "token", "truncate", high=high)
+    bounds = (None if objective.epsilon is None else 1 - objective.epsilon, None if high is None else 1 + high)
+    statistic: Statistic = "mean" if objective.clip == "sequence_mean" else "token"
+    return Rule(framework, name, setting, statistic, "clip", *bounds, units="distance")
+
+
 RULES: tuple[Rule, ...] = (
     Rule("any", "sequence weight, unbounded", "no correction bound", "sum", "truncate"),
-    Rule("verl", "token TIS", "rollout_is=token rollout_is_threshold={high}", "token", "truncate", high=2.0),
-    Rule("verl", "sequence TIS", "rollout_is=sequence rollout_is_threshold={high}", "sum", "truncate", high=2.0),
+    _weight("verl", "rollout_is=token rollout_is_threshold={high}", "token_tis"),
+    _weight("verl", "rollout_is=sequence rollout_is_threshold={high}", "sequence_tis"),
+    _weight("verl", "sequence ratio masked above {high}", "sequence_mis"),
+    _geometric("verl", "rollout_rs=seq_mean_k1 rollout_rs_threshold={low}_{high}"),
     Rule(
         "verl",
-        "sequence MIS",
-        "sequence ratio masked above {high}",
-        "sum",
-        "mask",
-        high=2.0,
-    ),
-    Rule(
-        "verl",
-        "geometric rejection",
-        "rollout_rs=seq_mean_k1 rollout_rs_threshold={low}_{high}",
-        "mean",
+        "k3 rejection",
+        "rollout_rs=seq_mean_k3 rollout_rs_threshold={high}",
+        "k3",
         "reject",
-        low=0.999,
-        high=1.001,
+        high=CORRECTIONS["k3"].defaults["verl"].high,
     ),
-    Rule("verl", "k3 rejection", "rollout_rs=seq_mean_k3 rollout_rs_threshold={high}", "k3", "reject", high=0.01),
-    Rule("slime", "token TIS", "--use-tis --tis-clip {high}", "token", "truncate", high=2.0),
+    _weight("slime", "--use-tis --tis-clip {high}", "token_tis"),
+    _geometric("slime", "rs_level=geometric rs_lower_bound={low} rs_upper_bound={high}"),
     Rule(
         "slime",
-        "geometric rejection",
-        "rs_level=geometric rs_lower_bound={low} rs_upper_bound={high}",
-        "mean",
+        "token veto",
+        "rs_veto_threshold={low}",
+        "min",
         "reject",
-        low=0.9999,
-        high=1.0001,
+        low=CORRECTIONS["veto"].defaults["slime"].low,
     ),
-    Rule("slime", "token veto", "rs_veto_threshold={low}", "min", "reject", low=1e-4),
-    Rule(
-        "slime",
-        "off-policy sequence mask (of negative advantages)",
-        "--use-opsm --opsm-delta {low}",
-        "mean",
-        "reject",
-        low=math.exp(-1e-4),
-        units="log",
+    _off_policy("slime", "--use-opsm --opsm-delta {low}"),
+    _weight("SkyRL", "token weight cap {high}", "token_tis"),
+    _weight("SkyRL", "sequence weight cap {high}", "sequence_tis"),
+    _geometric("SkyRL", "geometric bounds {low} to {high}"),
+    _geometric("NeMo-RL", "geometric bounds {low} to {high}"),
+    _weight("OpenRLHF", "token weight clamped to {low} to {high}", "token_tis"),
+    _weight("IcePop", "token ratio kept in {low} to {high}", "token_mis"),
+    _weight(
+        "TRL", "vllm_importance_sampling_mode=sequence_mask vllm_importance_sampling_clip_max={high}", "sequence_mis"
     ),
-    Rule("SkyRL", "token TIS", "token weight cap {high}", "token", "truncate", high=2.0),
-    Rule("SkyRL", "sequence TIS", "sequence weight cap {high}", "sum", "truncate", high=5.0),
-    Rule("SkyRL", "geometric rejection", "geometric bounds {low} to {high}", "mean", "reject", low=0.99, high=1.01),
-    Rule("NeMo-RL", "geometric rejection", "geometric bounds {low} to {high}", "mean", "reject", low=0.999, high=1.002),
-    Rule("OpenRLHF", "token TIS", "token weight clamped to {low} to {high}", "token", "truncate", low=0.5, high=5.0),
-    Rule("IcePop", "token MIS", "token ratio kept in {low} to {high}", "token", "mask", low=0.5, high=5.0),
-    Rule(
-        "TRL",
-        "sequence MIS",
-        "vllm_importance_sampling_mode=sequence_mask vllm_importance_sampling_clip_max={high}",
-        "sum",
-        "mask",
-        high=3.0,
-    ),
-    Rule(
-        "TRL",
-        "off-policy sequence mask (of negative advantages)",
-        "off_policy_mask_threshold={low}",
-        "mean",
-        "reject",
-        low=math.exp(-0.5),
-        units="log",
-    ),
-    Rule("TRL", "GRPO clip", "epsilon={low} epsilon_high={high}", "token", "clip", low=0.8, high=1.2, units="distance"),
-    Rule("TRL", "CISPO cap", "epsilon_high={high}", "token", "truncate", high=5.0),
-    Rule(
-        "DAPO",
-        "clip-higher",
-        "epsilon={low} epsilon_high={high}",
-        "token",
-        "clip",
-        low=0.8,
-        high=1.28,
-        units="distance",
-    ),
-    Rule(
-        "GSPO",
-        "paper clip",
-        "epsilon={low} epsilon_high={high}",
-        "mean",
-        "clip",
-        low=1 - 3e-4,
-        high=1 + 4e-4,
-        units="distance",
-    ),
-    Rule(
-        "PipelineRL",
-        "GSPO clip",
-        "epsilon_low={low} epsilon_high={high}",
-        "mean",
-        "clip",
-        low=0.98,
-        high=1.02,
-        units="distance",
-    ),
-    Rule(
-        "prime-rl",
-        "DPPO total variation (at most)",
-        "total variation threshold {high}",
-        "token",
-        "clip",
-        low=0.8,
-        high=1.2,
-        units="distance",
-    ),
+    _off_policy("TRL", "off_policy_mask_threshold={low}"),
+    _clip("TRL", "GRPO clip", "epsilon={low} epsilon_high={high}", "grpo"),
+    _clip("TRL", "CISPO cap", "epsilon_high={high}", "cispo"),
+    _clip("DAPO", "clip-higher", "epsilon={low} epsilon_high={high}", "dapo"),
+    _clip("GSPO", "paper clip", "epsilon={low} epsilon_high={high}", "gspo/paper"),
+    _clip("PipelineRL", "GSPO clip", "epsilon_low={low} epsilon_high={high}", "gspo/pipelinerl"),
+    _clip("prime-rl", "DPPO total variation (at most)", "total variation threshold {high}", "dppo"),
 )
 
 
@@ -321,7 +286,7 @@ def _weight_moment(action: Action, power: int, mean: float, scale: float, bounds
     low, high = bounds
     if action == "reject":
         return float(stats.norm.cdf(high, mean, scale) - stats.norm.cdf(low, mean, scale))
-    inner_low, inner_high = max(low, -EXPONENT_BOUND), min(high, EXPONENT_BOUND)
+    inner_low, inner_high = max(low, -SEQUENCE_EXPONENT), min(high, SEQUENCE_EXPONENT)
     shifted = mean + power * scale**2
     inside = stats.norm.cdf(inner_high, shifted, scale) - stats.norm.cdf(inner_low, shifted, scale)
     moment = math.exp(power * mean + power**2 * scale**2 / 2) * float(inside)
@@ -390,7 +355,7 @@ def _sampled_row(rule: Rule, sample: Sample, tolerance: float) -> AdviseRow:
         weights = inside.astype(float)
     else:
         bounds = (low, high) if rule.action == "truncate" else (-math.inf, math.inf)
-        bounded = np.clip(np.clip(values, -EXPONENT_BOUND, EXPONENT_BOUND), *bounds)
+        bounded = np.clip(np.clip(values, -SEQUENCE_EXPONENT, SEQUENCE_EXPONENT), *bounds)
         weights = np.exp(bounded) * (1.0 if rule.action == "truncate" else inside)
     square = float((weights**2).mean())
     ess = float(weights.mean()) ** 2 / square if square > 0 else 0.0

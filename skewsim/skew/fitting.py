@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import optimize, special, stats
 
+from skewsim.catalogue import SEQUENCE_EXPONENT
 from skewsim.errors import UserError
 from skewsim.skew.profile import Estimate, Fit, Kind, ProbabilityBin, Provenance, SkewProfile
 from skewsim.skew.tokens import TokenTable
@@ -327,8 +328,6 @@ def resampled_metrics(trainer: Floats, engine: Floats, rows: Rows, weights: Floa
 
     From sums per group: a replicate costs a product of small matrices, not another pass over the tokens.
     """
-    from skewsim.skew.metrics import SEQUENCE_EXPONENT
-
     d, size, group = rows.d, np.abs(rows.d), np.zeros(int(rows.sequence.max()) + 1, dtype=np.int64)
     group[rows.sequence] = rows.group
     total, length = np.bincount(rows.sequence, weights=d), np.bincount(rows.sequence)

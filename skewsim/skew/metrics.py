@@ -19,7 +19,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-SEQUENCE_EXPONENT = 20.0
+from skewsim.catalogue import SEQUENCE_EXPONENT
+
 TOKENS = (-2, -1)
 SEQUENCES = (-1,)
 

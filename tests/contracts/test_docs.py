@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import fields
 from functools import reduce
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from skewsim import catalogue
 from skewsim.learn.objectives import OBJECTIVES
 from skewsim.runs.ladder import Rung
 from skewsim.scenarios import SCENARIOS, Named
@@ -66,6 +68,26 @@ def test_every_metric_has_its_row_as_the_code_has_it(key: str) -> None:
 @pytest.mark.parametrize("name", sorted({name.partition("/")[0] for name in OBJECTIVES}))
 def test_every_objective_is_explained(name: str) -> None:
     assert f"| `{name}`" in SCIENCE
+
+
+@pytest.mark.parametrize("key", catalogue.OBJECTIVES)
+def test_every_objective_has_its_default_clip_as_the_table_has_it(key: str) -> None:
+    """The fifth column: ``0.2 / 0.28``, a dash for no bound, remarks in brackets."""
+    name, _, form = key.partition("/")
+    rows = [row for row in SCIENCE.splitlines() if row.startswith(f"| `{name}`")]
+    row = next((row for row in rows if f"form `{form}`" in row), rows[0])
+    objective, cell = catalogue.OBJECTIVES[key], row.split(" | ")[4].partition(" (")[0]
+    shown = [math.nan if text == "-" else float(text) for text in cell.split(" / ")]
+    defaults = [math.nan if x is None else x for x in (objective.epsilon, objective.epsilon_high)]
+    assert shown == pytest.approx(defaults[: len(shown)], nan_ok=True)
+
+
+@pytest.mark.parametrize("name", catalogue.CORRECTIONS)
+def test_every_correction_is_explained_with_the_default_bounds_of_the_table(name: str) -> None:
+    (row,) = (row for row in SCIENCE.splitlines() if re.match(rf'\| `(\w+ = "{name}"|{name})`', row))
+    for bounds in catalogue.CORRECTIONS[name].defaults.values():
+        for value in (bounds.low, bounds.high):
+            assert value is None or catalogue.short(value) in row
 
 
 @pytest.mark.parametrize("name", CorrectionSettings.model_fields)

@@ -99,6 +99,10 @@ def loss(name, p, weights=None, mask=None, delta=None):
             return 0.0
         return -math.exp(p.trainer[i, t] - p.engine[i, t]) * a[i]
 
+    def sapo(i, t):
+        temperature = 1.0 if a[i] > 0 else 1.05
+        return -4 / temperature / (1 + math.exp(-temperature * (ratio(i, t) - 1))) * a[i]
+
     if name == "dapo":
         mask = mask.copy()
         for g in set(p.group_ids):
@@ -118,6 +122,7 @@ def loss(name, p, weights=None, mask=None, delta=None):
         "dapo": ("token", clipped(0.2, 0.28)),
         "gspo/paper": ("sequence", gspo(3e-4, 4e-4)),
         "gspo/pipelinerl": ("sum", gspo(2e-2, 2e-2)),
+        "sapo": ("sequence", sapo),
         "cispo": ("token", lambda i, t: -min(ratio(i, t), 5.0) * a[i] * p.trainer[i, t]),
     }[name]
     return tokenwise(p, mask, how, token, weights)

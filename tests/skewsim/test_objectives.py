@@ -8,29 +8,19 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
+from skewsim import catalogue
 from skewsim.errors import UserError
 from skewsim.learn.losses import LossInputs
-from skewsim.learn.objectives import compute_advantages, compute_loss
+from skewsim.learn.objectives import OBJECTIVES, compute_advantages, compute_loss
 from skewsim.settings import CorrectionSettings, TrainerSettings
 
 from . import oracles
 
 torch.set_num_threads(1)
 SEEDS = range(5)
-NAMES = [
-    "reinforce",
-    "rloo",
-    "reinforce_pp",
-    "ppo",
-    "grpo",
-    "dr_grpo",
-    "dapo",
-    "gspo/paper",
-    "gspo/pipelinerl",
-    "cispo",
-    "dppo",
-]
+NAMES = [name for name in OBJECTIVES if name != "rloo/clipped"]  # which has no epsilon by default: tested against TRL
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +76,12 @@ TRL_VARIANTS = {
     "dapo": ("dapo", {}, {"loss_type": "dapo", "epsilon_high": 0.28}),
     "cispo": ("cispo", {}, {"loss_type": "cispo", "epsilon_high": 5.0}),
     "cispo, own cap": ("cispo", {"epsilon_high": 1.1}, {"loss_type": "cispo", "epsilon_high": 1.1}),
+    "sapo": ("sapo", {}, {"loss_type": "sapo"}),
+    "sapo, own temperatures": (
+        "sapo",
+        {"sapo_temperature_pos": 0.5, "sapo_temperature_neg": 3.0},
+        {"loss_type": "sapo", "sapo_temperature_pos": 0.5, "sapo_temperature_neg": 3.0},
+    ),
     "gspo": ("gspo/paper", {}, {"importance_sampling_level": "sequence", "epsilon_low": 3e-4, "epsilon_high": 4e-4}),
     "luspo": (
         "gspo/pipelinerl",
@@ -143,7 +139,9 @@ def test_clip_rates_by_side_equal_trl(trl, variant, seed):
     inputs = loss_inputs(oracles.problem(seed, drift=0.5, empty_rows=False))
     expected = trl.grpo_loss(inputs, **theirs).metrics
     found = compute_loss(inputs, trainer_settings(name, **ours)).metrics
-    if name == "cispo":
+    if catalogue.OBJECTIVES[name].clip == "none":
+        assert found["update/clip_rate"] == 0
+    elif name == "cispo":
         assert found["update/clip_rate_high"] == pytest.approx(expected["cispo_clip_ratio"][0])
         assert found["update/clip_rate_low"] == 0
     else:
@@ -369,6 +367,20 @@ def test_a_constant_added_to_every_reward_changes_no_advantage(rewards, name):
     found = compute_advantages(reward + 2, groups, trainer_settings(name))
     torch.testing.assert_close(found, compute_advantages(reward, groups, trainer_settings(name)))
     assert found.sum().abs() < 1e-9
+
+
+def test_every_objective_of_the_table_has_a_loss_and_every_loss_a_row():
+    assert set(OBJECTIVES) == set(catalogue.OBJECTIVES)
+
+
+@pytest.mark.parametrize("name", catalogue.objective_names())
+def test_a_group_of_one_is_refused_where_the_table_says_that_groups_are_needed(name):
+    form = catalogue.find_form(trainer_settings(name))
+    if form.needs_groups:
+        with pytest.raises(ValidationError, match=f"num_generations=1 leaves {name} without a group"):
+            trainer_settings(name, num_generations=1)
+    else:
+        assert trainer_settings(name, num_generations=1).num_generations == 1
 
 
 def test_without_groups_the_batch_is_the_baseline():

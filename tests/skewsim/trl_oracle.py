@@ -6,7 +6,7 @@ read. What they would compute from a model or an engine (logprobs, entropies, co
 
 import warnings
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from types import SimpleNamespace
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # an import of TRL warns about optional packages
-    from trl import GRPOTrainer, RLOOTrainer
+    from trl import GRPOConfig, GRPOTrainer, RLOOTrainer
 
 
 @dataclass
@@ -34,16 +34,13 @@ def _accelerator():
     )
 
 
-def _trainer(logprobs: Tensor, *, delta=None, **settings):
+def _trainer(logprobs: Tensor, **settings):
     """A namespace with TRL's defaults, whose model answers with these logprobs; in evaluation, so that no gradient
     accumulation divides the loss."""
+    config = {field.name: field.default for field in fields(GRPOConfig)}
+    own = {"per_device_eval_batch_size": len(logprobs), "use_bias_correction_kl": False}
     defaults = {
-        "args": SimpleNamespace(
-            delta=delta,
-            per_device_eval_batch_size=len(logprobs),
-            gradient_checkpointing_kwargs=None,
-            use_bias_correction_kl=False,
-        ),
+        "args": SimpleNamespace(**(config | own | {k: v for k, v in settings.items() if k in config})),
         "model": SimpleNamespace(training=False, is_gradient_checkpointing=False),
         "accelerator": _accelerator(),
         "_get_per_token_logps_and_entropies": lambda *_, **__: (logprobs, torch.zeros_like(logprobs), None),
@@ -65,7 +62,7 @@ def _trainer(logprobs: Tensor, *, delta=None, **settings):
     return SimpleNamespace(**(defaults | settings))
 
 
-def grpo_loss(inputs, *, ratio: Tensor | None = None, delta=None, **settings) -> TRLAnswer:
+def grpo_loss(inputs, *, ratio: Tensor | None = None, **settings) -> TRLAnswer:
     """``GRPOTrainer._compute_loss`` on LossInputs; ratio is TRL's importance sampling ratio, from ``generation``."""
     mask = inputs.mask
     batch = {
@@ -83,7 +80,7 @@ def grpo_loss(inputs, *, ratio: Tensor | None = None, delta=None, **settings) ->
     if ratio is not None:
         batch["importance_sampling_ratio"] = ratio
         settings |= {"use_vllm": True, "vllm_importance_sampling_correction": True}
-    trainer = _trainer(inputs.trainer_logprobs, delta=delta, **settings)
+    trainer = _trainer(inputs.trainer_logprobs, **settings)
     return TRLAnswer(GRPOTrainer._compute_loss(trainer, None, batch), trainer._metrics["eval"])
 
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from skewsim.settings import Scenario
 from tui.snapshot import Snapshot
-from tui.worker import loss_source
+from tui.worker import loss_source, work_out
 
 
 def snapshot(
@@ -20,7 +20,7 @@ def snapshot(
     mask = np.ones((sequences, tokens), bool)
     mask[3, 8:] = False
     rewards = (rng.uniform(size=sequences) > 0.4).astype(float)
-    return Snapshot(
+    seen = Snapshot(
         step=41,
         scenario=scenario,
         loss=loss_source(scenario),
@@ -33,3 +33,4 @@ def snapshot(
         rewards=rewards,
         advantages=(rewards - rewards.mean()) / rewards.std(),
     )
+    return work_out(seen)

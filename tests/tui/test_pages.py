@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import math
+import subprocess
 import sys
 from itertools import islice
 from pathlib import Path
@@ -15,9 +17,9 @@ from textual import events
 from textual.geometry import Size
 from textual.widgets import OptionList
 
+from skewsim.catalogue import OBJECTIVES
 from skewsim.diagnose.causes import Diagnosis, found
 from skewsim.errors import UserError
-from skewsim.learn.clipping import clip_bounds
 from skewsim.learn.losses import LossInputs
 from skewsim.learn.objectives import compute_loss
 from skewsim.runs.recording import RunFolder
@@ -30,12 +32,12 @@ from tui.measuring import Measuring
 from tui.process import Watch
 from tui.screens.advise import share_outside
 from tui.screens.diagnose import here, report
-from tui.screens.formula import worked
+from tui.screens.formula import explain
 from tui.screens.runs import find_runs, open_run, summary_line
 from tui.screens.tokens import histogram
 from tui.snapshot import Snapshot
 from tui.views import Look
-from tui.worker import loss_source
+from tui.worker import loss_source, work_out
 
 from .conftest import StageMaker
 from .profiles import make_profile
@@ -43,32 +45,112 @@ from .scripted import scripted
 from .snapshots import snapshot
 from .stagecraft import on_stage
 
-OBJECTIVES = ["reinforce", "rloo", "reinforce_pp", "ppo", "grpo", "dr_grpo", "dapo", "cispo", "dppo"]
+ROOT = Path(__file__).parents[2]
+OF_FORM = {"gspo/paper": {"trainer.gspo_form": "paper"}, "rloo/clipped": {"trainer.epsilon": 0.2}}
+"""What chooses a form, beside its objective's name."""
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
+def of_form(key: str) -> Scenario:
+    return Scenario().with_values({"trainer.objective": key.partition("/")[0], **OF_FORM.get(key, {})})
+
+
+def rollout(scenario: Scenario, trainer: list[float], *, engine: float, advantage: float) -> Snapshot:
+    """One sequence, worked out."""
+    shape = (1, len(trainer))
+    shot = Snapshot(
+        step=0,
+        scenario=scenario,
+        loss=loss_source(scenario),
+        prompts=np.zeros((1, 1), np.int64),
+        tokens=np.zeros(shape, np.int64),
+        mask=np.ones(shape, bool),
+        engine_logprobs=np.full(shape, engine),
+        trainer_logprobs=np.array([trainer]),
+        versions=np.zeros(shape, np.int64),
+        rewards=np.ones(1),
+        advantages=np.array([advantage]),
+    )
+    return work_out(shot)
+
+
+def trained_on(shot: Snapshot) -> float:
+    """The loss that the trainer takes on a snapshot."""
+    inputs = LossInputs(
+        trainer_logprobs=torch.tensor(shot.trainer_logprobs),
+        old_logprobs=torch.tensor(shot.old_logprobs),
+        engine_logprobs=torch.tensor(shot.engine_logprobs),
+        mask=torch.tensor(shot.mask).double(),
+        advantages=torch.tensor(shot.advantages),
+        group_ids=torch.zeros(1, dtype=torch.int64),
+    )
+    return float(compute_loss(inputs, shot.scenario.trainer).loss)
+
+
+@pytest.mark.parametrize("key", OBJECTIVES)
 @pytest.mark.parametrize("advantage", [1.0, -1.0])
 @pytest.mark.parametrize("ratio", [0.5, 1.0, 1.1, 6.0])
-def test_the_formula_screen_works_out_the_loss_that_the_trainer_takes(
-    objective: str, advantage: float, ratio: float
-) -> None:
-    scenario = Scenario().with_values({"trainer.objective": objective})
-    engine = -2.5
-    trainer = engine + math.log(ratio)
-    inputs = LossInputs(
-        trainer_logprobs=torch.tensor([[trainer], [trainer]], dtype=torch.float64),
-        old_logprobs=torch.tensor([[engine], [engine]], dtype=torch.float64),
-        engine_logprobs=torch.tensor([[engine], [engine]], dtype=torch.float64),
-        mask=torch.ones(2, 1, dtype=torch.float64),
-        advantages=torch.tensor([advantage, advantage + 1e-9], dtype=torch.float64),
-        group_ids=torch.tensor([0, 0]),
-    )
-    source = loss_source(scenario)
-    low, high = clip_bounds(scenario.trainer)
-    numbers = worked(source.name, trainer=trainer, old=engine, engine=engine, advantage=advantage, low=low, high=high)
-    assert numbers.loss == pytest.approx(float(compute_loss(inputs, scenario.trainer).loss), abs=1e-6)
-    assert source.where.startswith("skewsim/objectives.py:")
-    assert f"def {source.name}" in source.code
+def test_the_formula_screen_works_out_the_loss_that_the_trainer_takes(key: str, advantage: float, ratio: float) -> None:
+    shot = rollout(of_form(key), [-2.5 + math.log(ratio)], engine=-2.5, advantage=advantage)
+    assert shot.worked is not None
+    assert shot.worked.loss == pytest.approx(trained_on(shot), abs=1e-9)
+    text = explain(shot, shot.worked, Look()).plain
+    assert OBJECTIVES[key].formula in text
+    assert f"loss                              {shot.worked.loss:+.4f}" in text
+    assert (f"ratio                             {ratio:.4f}" in text) == (OBJECTIVES[key].ratio != "none")
+    assert Snapshot.from_json(json.loads(json.dumps(shot.to_json()))).worked == shot.worked
+
+
+@pytest.mark.parametrize(("key", "ratio"), [("gspo/paper", math.exp(0.2)), ("rloo/clipped", math.exp(0.6))])
+def test_where_the_clip_looks_at_sequences_the_formula_screen_does_too(key: str, ratio: float) -> None:
+    shot = rollout(of_form(key), [-1.0, -1.9, -2.0], engine=-1.8333333333333333, advantage=-1.0)
+    assert shot.worked is not None
+    assert shot.worked.clipped == pytest.approx(ratio)
+    assert shot.worked.loss == pytest.approx(ratio) == trained_on(shot)
+    assert "its whole sequence enters" in explain(shot, shot.worked, Look()).plain
+    assert "Histogram of sequence ratios" in histogram(shot, Look(), width=80).plain
+
+
+@pytest.mark.parametrize("key", OBJECTIVES)
+def test_the_formula_screen_shows_the_source_of_the_loss(key: str) -> None:
+    source = loss_source(of_form(key))
+    file, _, line = source.where.partition(":")
+    lines = (ROOT / file).read_text().splitlines()
+    assert lines[int(line) - 1] == source.code.splitlines()[0]
+    assert source.code.startswith("def ")
+
+
+_NEW_OBJECTIVE = """
+from skewsim import catalogue
+catalogue.OBJECTIVES["mine"] = catalogue.ObjectiveForm("loss = -2 A lp_t", "nowhere", ratio="none", clip="none")
+from skewsim.learn import objectives
+from skewsim.learn.advantages import batch_centered
+def mine(batch, settings):
+    return objectives.Terms(-2 * batch.advantages * batch.logprobs)
+objectives.OBJECTIVES["mine"] = objectives.Objective(mine, "token", batch_centered)
+import inspect, sys
+import tui.worker
+tui.worker.inspect.getsourcelines = lambda function: (["def mine"], 1)
+from skewsim.settings import Scenario
+from tests.tui.snapshots import snapshot
+from tui.controls import selectors
+from tui.screens.advise import share_outside
+from tui.screens.formula import explain
+from tui.screens.tokens import histogram
+from tui.views import Look
+(control,) = (c for c in selectors() if c.id == "objective")
+scenario = Scenario()
+while scenario.trainer.objective != "mine":
+    scenario = control.moved(scenario, 1)
+shot = snapshot(scenario)
+print(explain(shot, shot.worked, Look()).plain, histogram(shot, Look(), width=80).plain, share_outside(scenario, .1, 9))
+"""
+
+
+def test_an_objective_that_only_the_table_and_the_trainer_know_is_on_explore_and_on_every_page() -> None:
+    done = subprocess.run([sys.executable, "-c", _NEW_OBJECTIVE], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "mine   loss = -2 A lp_t" in done.stdout
+    assert "this objective has no clip" in done.stdout
 
 
 def test_the_histogram_counts_what_the_clip_would_change() -> None:

@@ -8,6 +8,7 @@ from typing import ClassVar
 from rich.text import Text
 from textual.binding import BindingType
 
+from skewsim.catalogue import find_form
 from skewsim.learn.clipping import clip_bounds
 from skewsim.settings import Scenario
 from tui.actions import bindings
@@ -22,12 +23,16 @@ _DRAWS = 300_000
 
 
 def share_outside(scenario: Scenario, sigma: float, length: int) -> float:
-    """Share of healthy tokens (GSPO: sequences) that this scenario's own clip would touch: a lognormal's two tails."""
+    """Share of healthy tokens (or sequences, by what the clip looks at) that this scenario's own clip would touch.
+
+    A lognormal's two tails: the log-ratio of a token is normal, and so are a sequence's mean and sum of them.
+    """
     from scipy.stats import norm
 
     low, high = clip_bounds(scenario.trainer)
-    spread = sigma / math.sqrt(length) if scenario.trainer.objective == "gspo" else sigma
-    middle = -(sigma**2) / 2
+    clip = find_form(scenario.trainer).clip
+    spread = {"sequence_mean": sigma / math.sqrt(length), "sequence_sum": sigma * math.sqrt(length)}.get(clip, sigma)
+    middle = -(sigma**2) / 2 * (length if clip == "sequence_sum" else 1)
     below = norm.cdf((math.log(low) - middle) / spread) if low > 0 else 0.0
     above = norm.sf((math.log(high) - middle) / spread) if math.isfinite(high) else 0.0
     return float(below + above)

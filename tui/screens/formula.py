@@ -3,107 +3,80 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
-import numpy as np
 from rich.text import Text
 
-from skewsim.learn.clipping import clip_bounds
+from skewsim.catalogue import ObjectiveForm, find_form
 from tui.screens.page import LensPage
-from tui.snapshot import Snapshot
+from tui.snapshot import Floats, Snapshot, Worked
 from tui.views import Look
 
-FORMULAS = {
-    "score": "loss = -A * lp_t",
-    "clipped_ratio": "loss = -min(r A, clip(r, lo, hi) A)     r = exp(lp_t - lp_o)",
-    "sequence_mean_ratio": "loss = -min(s A, clip(s, lo, hi) A)     s = exp(mean_t(lp_t - lp_o))",
-    "sequence_sum_ratio": "loss = -min(s A, clip(s, lo, hi) A)     s = exp(sum_t(lp_t - lp_o))",
-    "capped_weight": "loss = -stop_gradient(min(r, hi)) A lp_t     r = exp(lp_t - lp_o)",
-    "trust_region": "loss = -r A unless A (p_t - p_r) has left the bound, + 1e-3 d^2     r = exp(lp_t - lp_r)",
-}
 
-
-@dataclass(frozen=True)
-class Worked:
-    """The formula's numbers for one token (or, for sequence objectives, its sequence)."""
-
-    ratio: float
-    low: float
-    high: float
-    advantage: float
-    loss: float
-    bound: bool
-
-
-def worked(
-    family: str, *, trainer: float, old: float, engine: float, advantage: float, low: float, high: float
-) -> Worked:
-    """One token's loss, written out; for a sequence objective the log-probabilities are the sequence's means or sums."""
-    if family == "score":
-        return Worked(math.exp(trainer - old), low, high, advantage, -advantage * trainer, False)
-    if family == "trust_region":
-        moved, r = math.exp(trainer) - math.exp(engine), math.exp(trainer - engine)
-        bound = (moved < low - 1 and advantage < 0) or (moved > high - 1 and advantage > 0)
-        loss = (0.0 if bound else -r * advantage) + 1e-3 * (trainer - engine) ** 2
-        return Worked(r, low, high, advantage, loss, bound)
-    r = math.exp(trainer - old)
-    if family == "capped_weight":
-        return Worked(r, 0.0, high, advantage, -min(r, high) * advantage * trainer, r > high)
-    clipped = min(max(r, low), high)
-    return Worked(r, low, high, advantage, -min(r * advantage, clipped * advantage), clipped != r)
-
-
-def explain(snapshot: Snapshot, look: Look) -> Text:
-    """The page's text."""
-    scenario = snapshot.scenario
-    family = snapshot.loss.name
-    row, t = np.unravel_index(int(np.abs(snapshot.skew).argmax()), snapshot.skew.shape)
-    whole = family.startswith("sequence")
+def pick(values: Floats, snapshot: Snapshot, form: ObjectiveForm) -> float:
+    """The worst token's value; where the clip looks at sequences, its sequence's mean or sum."""
+    row, t = snapshot.worst
+    if form.clip not in ("sequence_mean", "sequence_sum"):
+        return float(values[row, t])
     mask = snapshot.mask[row]
+    total = float(values[row][mask].sum())
+    return total / max(int(mask.sum()), 1) if form.clip == "sequence_mean" else total
 
-    def pick(values: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> float:
-        if not whole:
-            return float(values[row, t])
-        total = float(values[row][mask].sum())
-        return total / max(int(mask.sum()), 1) if family == "sequence_mean_ratio" else total
 
-    lp_t, lp_r, lp_o = (pick(v) for v in (snapshot.trainer_logprobs, snapshot.engine_logprobs, snapshot.old_logprobs))
-    low, high = clip_bounds(scenario.trainer)
-    numbers = worked(
-        family, trainer=lp_t, old=lp_o, engine=lp_r, advantage=float(snapshot.advantages[row]), low=low, high=high
+def explain(snapshot: Snapshot, worked: Worked, look: Look) -> Text:
+    """The page's text."""
+    trainer = snapshot.scenario.trainer
+    form, bypass, (row, t) = find_form(trainer), trainer.old_logprobs == "rollout", snapshot.worst
+    lp_t, lp_r, lp_o = (
+        pick(v, snapshot, form) for v in (snapshot.trainer_logprobs, snapshot.engine_logprobs, snapshot.old_logprobs)
     )
-    bypass = scenario.trainer.old_logprobs == "rollout"
     text = Text()
-    text.append(f"{scenario.trainer.objective}   {FORMULAS[family]}\n\n", style="bold")
+    text.append(f"{trainer.objective}   {form.formula}\n\n", style="bold")
     text.append(f"The token with the largest skew of this step: sequence {row}, position {t}")
-    text.append(" (its whole sequence enters)\n" if whole else "\n")
+    text.append(" (its whole sequence enters)\n" if form.clip.startswith("sequence") else "\n")
     text.append(f"  lp_t  the trainer now             {lp_t:+.4f}\n")
     text.append(f"  lp_r  the engine reported         {lp_r:+.4f}\n")
     text.append(f"  lp_o  old: {'the engine (bypass)   ' if bypass else 'recomputed by trainer '} {lp_o:+.4f}\n")
     text.append(f"  d     skew = lp_t - lp_r          {lp_t - lp_r:+.4f}\n", style=look.strong)
-    text.append(f"  A     advantage                   {numbers.advantage:+.4f}\n")
-    if family != "score":
-        text.append(
-            f"  ratio                             {numbers.ratio:.4f}   bounds {numbers.low:g} to {numbers.high:g}   "
-        )
-        text.append(
-            "clipped\n" if numbers.bound else "inside\n",
-            style=f"bold {look.colour('v' if numbers.bound else 'r')}",
-        )
-    text.append(f"  loss                              {numbers.loss:+.4f}\n\n", style="bold")
-    if family == "score":
-        text.append(
-            "No ratio and no clip enter this loss: skew acts through the samples, and a correction through its weight.\n"
-        )
-    elif bypass:
-        text.append(
-            "Before any update the ratio should be 1: all of its distance from 1 is skew, and the clip spends itself on it.\n"
-        )
-    else:
-        text.append("Old is recomputed: the ratio starts at 1, and skew is left to the correction's weight.\n")
+    text.append(f"  A     advantage                   {snapshot.advantages[row]:+.4f}\n")
+    if form.ratio != "none":
+        text.append(_ratio_line(math.exp(lp_t - (lp_r if form.ratio == "engine" else lp_o)), form, worked, look))
+    text.append(f"  loss                              {worked.loss:+.4f}\n\n", style="bold")
+    text.append(_where_skew_acts(form, bypass=bypass) + "\n")
+    if form.names:
+        text.append("\nElsewhere: " + "; ".join(f"{who} {name}" for who, name in form.names.items()) + "\n")
     text.append(f"\nWhere it stands: {snapshot.loss.where}\n", style="bold")
     text.append(snapshot.loss.code, style=look.muted)
     return text
+
+
+def _ratio_line(ratio: float, form: ObjectiveForm, worked: Worked, look: Look) -> Text:
+    """The ratio, the clip's bounds, and whether what the clip looks at is inside them."""
+    text = Text(f"  ratio                             {ratio:.4f}")
+    if worked.clipped is None:
+        text.append("   no clip\n")
+        return text
+    if form.clip == "probability":
+        text.append(f"   p_t - p_r {worked.clipped:+.4f}")
+    low, high = 0.0 if worked.low is None else worked.low, math.inf if worked.high is None else worked.high
+    text.append(f"   bounds {low:g} to {high:g}   ")
+    text.append(
+        "clipped\n" if worked.outside else "inside\n", style=f"bold {look.colour('v' if worked.outside else 'r')}"
+    )
+    return text
+
+
+def _where_skew_acts(form: ObjectiveForm, *, bypass: bool) -> str:
+    if form.ratio == "none":
+        return (
+            "No ratio and no clip enter this loss: skew acts through the samples, and a correction through its weight."
+        )
+    if not bypass and form.ratio == "old":
+        return "Old is recomputed: the ratio starts at 1, and skew is left to the correction's weight."
+    if form.clip == "none":
+        return "Before any update the ratio should be 1: all of its distance from 1 is skew."
+    return (
+        "Before any update the ratio should be 1: all of its distance from 1 is skew, and the clip spends itself on it."
+    )
 
 
 class FormulaScreen(LensPage):
@@ -114,6 +87,6 @@ class FormulaScreen(LensPage):
 
     def content(self, width: int, look: Look) -> Text:
         snapshot = self.snapshot
-        if snapshot is None or not snapshot.mask.any():
+        if snapshot is None or snapshot.worked is None or not snapshot.mask.any():
             return self.waiting()
-        return explain(snapshot, look)
+        return explain(snapshot, snapshot.worked, look)

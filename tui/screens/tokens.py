@@ -7,16 +7,18 @@ from itertools import pairwise
 import numpy as np
 from rich.text import Text
 
+from skewsim.catalogue import find_form
 from skewsim.learn.clipping import clip_bounds
 from skewsim.skew.published import MEAN_ABS_BY_PROBABILITY
 from tui.chart import bars
 from tui.screens.page import LensPage
-from tui.snapshot import Snapshot
+from tui.snapshot import Floats, Snapshot
 from tui.views import Look
 
 _EDGES = (0.0, 0.01, 0.1, 0.5, 0.9, 1.0001)
 _MARKS = ((0.02, "·", "."), (0.1, "░", ":"), (0.3, "▒", "+"), (1.0, "▓", "*"), (np.inf, "█", "#"))
 _FIRST_ANSWER, _SYNONYMS = 14, 4
+_OF_SEQUENCES = ("sequence_mean", "sequence_sum")
 
 
 def strips(snapshot: Snapshot, look: Look, *, rows: int, width: int) -> Text:
@@ -75,7 +77,8 @@ def histogram(snapshot: Snapshot, look: Look, *, width: int, height: int = 6) ->
     counts, grid = np.histogram(logs, bins=bins, range=(-reach, reach))
     text = Text()
     outside = float(((ratios < low) | (ratios > high)).mean()) if ratios.size else 0.0
-    what = "sequence ratios" if snapshot.scenario.trainer.objective == "gspo" else "token ratios"
+    of_sequences = find_form(snapshot.scenario.trainer).clip in _OF_SEQUENCES
+    what = "sequence ratios" if of_sequences else "token ratios"
     text.append(f"Histogram of {what}, log axis; outside the clip bounds: {outside:.1%}\n", style="bold")
     columns = {int(np.clip(np.searchsorted(grid, e) - 1, 0, bins - 1)) for e in edges}
     for line in bars(counts.astype(np.float64), height, ascii_only=look.ascii_only):
@@ -97,12 +100,14 @@ def histogram(snapshot: Snapshot, look: Look, *, width: int, height: int = 6) ->
     return text
 
 
-def _clipped_quantity(snapshot: Snapshot) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
-    """What the clip looks at: the ratio of each token, or the geometric mean of each sequence (GSPO)."""
-    if snapshot.scenario.trainer.objective != "gspo":
+def _clipped_quantity(snapshot: Snapshot) -> Floats:
+    """What the clip looks at: the ratio of each token, or the geometric mean or the product of each sequence's."""
+    clip = find_form(snapshot.scenario.trainer).clip
+    if clip not in _OF_SEQUENCES:
         return snapshot.ratios[snapshot.mask]
-    count = np.maximum(snapshot.mask.sum(axis=1), 1)
-    return np.asarray(np.exp(np.where(snapshot.mask, np.log(snapshot.ratios), 0.0).sum(axis=1) / count))
+    total = np.where(snapshot.mask, np.log(snapshot.ratios), 0.0).sum(axis=1)
+    count = np.maximum(snapshot.mask.sum(axis=1), 1) if clip == "sequence_mean" else 1
+    return np.asarray(np.exp(total / count))
 
 
 def by_probability(snapshot: Snapshot, look: Look) -> Text:
