@@ -45,10 +45,7 @@ def serve(*, host: str = "127.0.0.1", port: int = 8000, visitors: int = 8, lesso
     hidden = check_hidden({*HIDDEN, *(find_preset(preset).hide if preset else ())})
     if lesson:
         load_lesson(lesson).check_visible(hidden)
-    try:
-        import textual_serve  # noqa: F401
-    except ModuleNotFoundError:
-        raise UserError("skewsim serve needs textual-serve: pip install 'skewsim[serve]'") from None
+    import textual_serve  # noqa: F401  (before aiohttp, which comes with it)
     make_server(app_command(lesson=lesson, preset=preset), host=host, port=port, visitors=visitors).serve()
     return 0
 
