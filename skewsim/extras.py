@@ -23,7 +23,13 @@ EXTRA_OF = {
     "textual_serve": "serve",
 }
 """Top-level module -> the extra that installs it."""
-EXTRA_OF_COMMAND = {"diagnose": "models", "measure": "engines", "replay": "engines", "engines": "engines"}
+EXTRA_OF_COMMAND = {
+    "diagnose": "models",
+    "measure": "engines",
+    "replay": "engines",
+    "engines": "engines",
+    "serve": "serve",
+}
 """Commands that need more than the first package they miss: the extra that has all of it."""
 
 

@@ -6,6 +6,7 @@ The script is text with every command and option in it, so pressing Tab starts n
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Literal
 
 from cyclopts.completion.detect import ShellDetectionError, detect_shell
@@ -15,7 +16,7 @@ from skewsim.cli.main import COMMANDS, SWITCHES, parser
 from skewsim.errors import UserError
 
 Shell = Literal["bash", "zsh", "fish"]
-SHELLS = ("bash", "zsh", "fish")
+SHELLS: tuple[Shell, ...] = ("bash", "zsh", "fish")
 
 
 def install(shell: Shell | None = None, /) -> None:
@@ -26,9 +27,10 @@ def install(shell: Shell | None = None, /) -> None:
     shell
         bash, zsh or fish; by default the one that you are in.
     """
-    path = parser([*COMMANDS, *SWITCHES]).install_completion(shell=_chosen(shell))
-    print(path)
-    say("It works in every new shell.")
+    chosen = _chosen(shell)
+    print(parser([*COMMANDS, *SWITCHES]).install_completion(shell=chosen))
+    below = " whose ~/.zshrc runs `autoload -Uz compinit && compinit` below the new line" if chosen == "zsh" else ""
+    say(f"It works in every new shell{below}.")
 
 
 def show(shell: Shell | None = None, /) -> None:
@@ -48,11 +50,11 @@ def script(shell: Shell) -> str:
 
 
 def _chosen(shell: Shell | None) -> Shell:
-    try:
-        found = shell or detect_shell()
-    except ShellDetectionError:
-        found = "none"
-    for known in SHELLS:
-        if found == known:
-            return known
-    raise UserError(f"shell={found}: allowed are {', '.join(SHELLS)}, as in skewsim --install-completion bash")
+    """The shell asked for, or the one that this process was started from. UserError if that is another."""
+    if shell is not None:
+        return shell
+    with suppress(ShellDetectionError):
+        found = detect_shell()
+        if found != "powershell":
+            return found
+    raise UserError(f"this shell is not known; allowed: {', '.join(SHELLS)}, as in skewsim --install-completion bash")

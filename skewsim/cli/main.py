@@ -116,6 +116,8 @@ def _dispatch(arguments: list[str]) -> int:
     if arguments == ["--version"]:
         print(__version__)
         return 0
+    if first.startswith("-") and "--version" in arguments:
+        return _call("--version", [word for word in arguments if word != "--version"])
     if first in SWITCHES:
         return _call(first, arguments[1:])
     if first.startswith("-") or arguments in ([], ["tui"]):  # nothing to parse: the first frame waits for no parser
