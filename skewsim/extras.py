@@ -8,8 +8,6 @@ command line, and by ``skewsim.NAME`` in a program.
 
 from __future__ import annotations
 
-import importlib.util
-
 from skewsim.errors import UserError
 
 EXTRA_OF = {
@@ -41,12 +39,11 @@ def explain(error: ModuleNotFoundError, user: str) -> NotInstalled | None:
     """The one line for a missing package of an extra, or None if the error is of another kind.
 
     `user` is what needs the package: a command's name, or a name of the library. A module that no extra has, or one
-    missing inside a package that is installed, is a mistake of ours or a broken installation: None.
+    missing inside a package that is there, is a mistake of ours or a broken installation: None.
     """
-    module = (error.name or "").partition(".")[0]
-    if module not in EXTRA_OF or importlib.util.find_spec(module) is not None:
+    if error.name not in EXTRA_OF:
         return None
-    extra = EXTRA_OF_COMMAND.get(user, EXTRA_OF[module])
-    package = module.replace("_", "-")
+    extra = EXTRA_OF_COMMAND.get(user, EXTRA_OF[error.name])
+    package = error.name.replace("_", "-")
     line = f"{user} needs {package}, which is not installed; install it with: pip install 'skewsim[{extra}]'"
-    return NotInstalled(line, name=module)
+    return NotInstalled(line, name=error.name)

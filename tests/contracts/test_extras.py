@@ -102,7 +102,7 @@ def test_a_name_of_the_library_without_its_package_is_the_same_line_and_an_impor
     code = """
 import skewsim
 from skewsim.errors import UserError
-for attempt in (lambda: skewsim.train, lambda: __import__("skewsim", fromlist=["Ladder"]).Ladder):
+for attempt in (lambda: skewsim.train, lambda: __import__("skewsim", fromlist=["Trainer"]).Trainer):
     try:
         attempt()
     except ImportError as error:
@@ -113,7 +113,7 @@ print(skewsim.advise(0.0449, 1506).length, skewsim.Scenario().name)
     done = run_without(["torch"], code)
     first, second, third = done.stdout.splitlines()
     assert first == "skewsim.train needs torch, which is not installed; install it with: pip install 'skewsim[sim]'"
-    assert second.startswith("skewsim.Ladder needs torch")
+    assert second.startswith("skewsim.Trainer needs torch")
     assert third.startswith("1506 ")
 
 

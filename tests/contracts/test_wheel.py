@@ -18,7 +18,7 @@ from skewsim import __version__
 from skewsim.cli.main import COMMANDS
 from skewsim.extras import EXTRA_OF
 
-pytestmark = [pytest.mark.wheel, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.wheel, pytest.mark.timeout(1200), pytest.mark.xdist_group("wheel")]
 ROOT = Path(__file__).resolve().parents[2]
 PYTHON_FILES = ("*.py", "*.pyi", "py.typed")
 DATA = ("skewsim/data/**/*.*", "tui/*.tcss", "tui/*.toml", "tui/lessons/*.toml", "harness/plugin/**/*.*")
