@@ -24,7 +24,7 @@ install: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,oracle,serve]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[all,dev,oracle]'
 	touch $@
 
 demo: $(STAMP)

@@ -13,8 +13,6 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from skewsim.errors import UserError
-from tui.lesson import load_lesson
-from tui.presets import check_hidden, find_preset
 
 HIDDEN = ("measure", "screenshot", "export", "runs", "paste", "restore", "open")
 _FULL = """<!DOCTYPE html><html lang="en"><meta charset="utf-8"><title>skewsim</title>
@@ -38,6 +36,9 @@ def serve(*, host: str = "127.0.0.1", port: int = 8000, visitors: int = 8, lesso
     preset
         The classroom preset that everybody starts with.
     """
+    from tui.lesson import load_lesson
+    from tui.presets import check_hidden, find_preset
+
     if not 0 < port < 65536:
         raise UserError(f"port={port}: allowed are 1 to 65535")
     if visitors < 1:
@@ -45,10 +46,8 @@ def serve(*, host: str = "127.0.0.1", port: int = 8000, visitors: int = 8, lesso
     hidden = check_hidden({*HIDDEN, *(find_preset(preset).hide if preset else ())})
     if lesson:
         load_lesson(lesson).check_visible(hidden)
-    try:
-        import textual_serve  # noqa: F401
-    except ModuleNotFoundError:
-        raise UserError("skewsim serve needs textual-serve: pip install 'skewsim[serve]'") from None
+    import textual_serve  # noqa: F401  (before aiohttp, which comes with it)
+
     make_server(app_command(lesson=lesson, preset=preset), host=host, port=port, visitors=visitors).serve()
     return 0
 

@@ -3,7 +3,8 @@
 A command is a line in ``COMMANDS``: its name, where its code is (an import string, resolved when it runs) and a
 sentence of help. So ``skewsim --help`` loads neither torch nor pydantic nor the parser, and this package never
 imports the rooms next door. Results go to stdout, words to stderr. Exit codes: 0 done, 1 the engine or the
-machine failed, 2 the user's mistake (one line), 130 interrupted, 143 terminated, 141 nobody reads any more.
+machine failed, 2 the user's mistake (one line; so is a package that is not installed), 130 interrupted,
+143 terminated, 141 nobody reads any more.
 """
 
 from __future__ import annotations
@@ -12,11 +13,15 @@ import difflib
 import importlib
 import os
 import sys
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from skewsim import __version__
 from skewsim.errors import SkewsimError, Terminated, UserError
+from skewsim.extras import explain
+
+if TYPE_CHECKING:
+    from cyclopts import App
 
 COMMANDS = {
     "run": ("skewsim.cli.simulate:run", "Train one scenario, on the simulated engine or a real one."),
@@ -35,6 +40,12 @@ COMMANDS = {
     "pretrain": ("skewsim.cli.simulate:pretrain", "Make the base policy that training starts from."),
 }
 """Name -> (import string of a function or a cyclopts App, help)."""
+SWITCHES = {
+    "--version": ("skewsim.cli.first_aid:version", "Print the version; with --verbose, what a bug report needs."),
+    "--install-completion": ("skewsim.cli.completion:install", "Let the Tab key complete commands and options."),
+    "--show-completion": ("skewsim.cli.completion:show", "Print the script that does so."),
+}
+"""What stands in a command's place and looks like an option; the same two things about each."""
 TERMINAL_UI = "tui.launch:main"
 """What ``skewsim`` with no command opens; it gets the options."""
 
@@ -43,12 +54,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(variable, "1")  # a step is so small that a second thread only waits
+    words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        status = _dispatch(list(sys.argv[1:] if arguments is None else arguments))
+        status = _dispatch(words)
         sys.stdout.flush()
         return status
     except UserError as error:
         return _complain(2, str(error))
+    except ModuleNotFoundError as error:
+        user = words[0] if words and words[0] in COMMANDS else "the terminal UI"
+        if (missing := explain(error, user)) is None:
+            raise
+        return _complain(2, str(missing))
     except KeyboardInterrupt as interrupt:
         return _complain(143 if isinstance(interrupt, Terminated) else 130, str(interrupt) or "interrupted")
     except BrokenPipeError:
@@ -62,8 +79,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def help_text() -> str:
     """What ``skewsim --help`` prints."""
-    width = max(map(len, COMMANDS))
-    lines = [f"  {name:<{width}}  {sentence}" for name, (_, sentence) in COMMANDS.items()]
+
+    def rows(table: dict[str, tuple[str, str]]) -> list[str]:
+        width = max(map(len, table))
+        return [f"  {name:<{width}}  {sentence}" for name, (_, sentence) in table.items()]
+
     return "\n".join(
         [
             "Usage: skewsim COMMAND [OPTIONS]",
@@ -72,9 +92,12 @@ def help_text() -> str:
             "With no command: the terminal UI.",
             "",
             "Commands:",
-            *lines,
+            *rows(COMMANDS),
             "",
-            "`skewsim COMMAND --help` says more. `skewsim --version` prints the version.",
+            "Instead of a command:",
+            *rows(SWITCHES),
+            "",
+            "`skewsim COMMAND --help` says more.",
         ]
     )
 
@@ -90,9 +113,13 @@ def _dispatch(arguments: list[str]) -> int:
     if first in ("--help", "-h", "help") or not (arguments or sys.stdout.isatty()):
         print(help_text())
         return 0
-    if first == "--version":
+    if arguments == ["--version"]:
         print(__version__)
         return 0
+    if first.startswith("-") and "--version" in arguments:
+        return _call("--version", [word for word in arguments if word != "--version"])
+    if first in SWITCHES:
+        return _call(first, arguments[1:])
     if first.startswith("-") or arguments in ([], ["tui"]):  # nothing to parse: the first frame waits for no parser
         return int(resolve(TERMINAL_UI)([] if first == "tui" else arguments) or 0)
     if first not in COMMANDS:
@@ -104,21 +131,31 @@ def _dispatch(arguments: list[str]) -> int:
 
 
 def _call(name: str, arguments: list[str]) -> int:
-    from cyclopts import App, CycloptsError
+    from cyclopts import CycloptsError
+
+    try:
+        return int(parser([name])([name, *arguments]) or 0)
+    except CycloptsError as error:
+        raise UserError(f"{name}: {error} See skewsim {name} --help") from None
+
+
+def parser(names: Iterable[str]) -> App:
+    """The parser of these commands and switches; to make it imports the module of each."""
+    from cyclopts import App
 
     app = App(
         name="skewsim",
         help_format="plaintext",
+        version_flags=(),
         exit_on_error=False,
         print_error=False,
         result_action="return_value",
         suppress_keyboard_interrupt=False,
     )
-    app.command(resolve(COMMANDS[name][0]), name=name)
-    try:
-        return int(app([name, *arguments]) or 0)
-    except CycloptsError as error:
-        raise UserError(f"{name}: {error} See skewsim {name} --help") from None
+    known = COMMANDS | SWITCHES
+    for name in names:
+        app.command(resolve(known[name][0]), name=name)
+    return app
 
 
 def _complain(status: int, message: str) -> int:
