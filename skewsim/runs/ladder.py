@@ -16,7 +16,7 @@ import torch
 
 from skewsim.engine.rollouts import RolloutEngine
 from skewsim.runs.ensemble import Ensemble, Relay
-from skewsim.records import StepRecord
+from skewsim.records import StepRecord, last_tenth
 from skewsim.scenarios import LADDER, Values, ladder_scenarios
 from skewsim.settings import Scenario
 from skewsim.learn.trainer import Trainer, TrainState
@@ -93,7 +93,7 @@ class Ladder:
         for record in records:
             by_name[record.scenario].append(record)
         reference = by_name[self.scenarios[0].name]
-        band = _band(_tail(reference, self.steps))
+        band = _band(last_tenth(reference, self.steps))
         rungs = [_rung(name, found, reference, band, self.steps) for name, found in by_name.items()]
         return LadderResult(self.objective, len(self.seeds), self.steps, rungs, by_name)
 
@@ -101,7 +101,7 @@ class Ladder:
 def _rung(
     name: str, records: list[StepRecord], reference: list[StepRecord], band: tuple[float, float] | None, steps: int
 ) -> Rung:
-    tail = _tail(records, steps)
+    tail = last_tenth(records, steps)
     reward = _mean(tail, "reward/mean")
     return Rung(
         name=name,
@@ -116,11 +116,6 @@ def _rung(
         identical_to_reference=_numbers(records) == _numbers(reference),
         diverged=any(r.diverged for r in records),
     )
-
-
-def _tail(records: list[StepRecord], steps: int) -> list[StepRecord]:
-    """The last tenth."""
-    return [r for r in records if r.step >= steps - max(1, steps // 10)]
 
 
 def _mean(records: list[StepRecord], key: str) -> float | None:

@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from skewsim import __version__
 from skewsim.errors import FileFormatError, UserError
-from skewsim.files import atomic_writer
+from skewsim.files import atomic_writer, check_schema_version
 from skewsim.settings import one_line
 from skewsim.skew.published import Verdict, judge
 from skewsim.skew.tokens import TokenTable
@@ -231,13 +231,7 @@ def shipped_profiles() -> list[str]:
 def _parsed(path: Path, document: Any) -> SkewProfile:
     if not isinstance(document, dict) or document.pop("format", None) != FORMAT:
         raise FileFormatError(f"profile {path}: not a skew profile")
-    version = document.get("schema_version")
-    if not isinstance(version, int) or version < 1:
-        raise FileFormatError(f"profile {path}: schema_version={version!r} is not known")
-    if version > SCHEMA_VERSION:
-        raise FileFormatError(
-            f"profile {path}: schema_version={version} is from a later skewsim; this one reads up to {SCHEMA_VERSION}"
-        )
+    check_schema_version(f"profile {path}", document.get("schema_version"), newest=SCHEMA_VERSION)
     if document.pop("checksum", None) != _checksum(document):
         raise FileFormatError(f"profile {path}: checksum is wrong; the file was altered")
     try:
