@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from skewsim.engine.rollouts import RolloutEngine
-from skewsim.runs.ensemble import Ensemble, Relay
 from skewsim.records import StepRecord, last_tenth
 from skewsim.scenarios import LADDER, Values, ladder_scenarios
-from skewsim.settings import Scenario
-from skewsim.learn.trainer import Trainer, TrainState
+
+if TYPE_CHECKING:
+    from skewsim.engine.rollouts import RolloutEngine
+    from skewsim.learn.trainer import TrainState
+    from skewsim.runs.ensemble import Ensemble, Relay
 
 
 @dataclass(frozen=True)
@@ -83,12 +82,15 @@ class Ladder:
     def ensemble(
         self, *, engine: Callable[[str], RolloutEngine] | None = None, state: TrainState | None = None
     ) -> Ensemble | Relay:
-        """Simulated side by side, or, given what makes a rung's real engine, one rung after another."""
+        """Simulated side by side, or, given what makes a rung's real engine, one rung after another. Needs torch."""
+        from skewsim.runs.ensemble import Ensemble, Relay
+
         if engine is not None:
             return Relay(self.scenarios, seeds=self.seeds, engine=engine, state=state)
         return Ensemble(self.scenarios, seeds=self.seeds, state=state)
 
     def result(self, records: Iterable[StepRecord]) -> LadderResult:
+        """The rungs judged by their records, fresh or from a run folder; needs no torch."""
         by_name: dict[str, list[StepRecord]] = {s.name: [] for s in self.scenarios}
         for record in records:
             by_name[record.scenario].append(record)

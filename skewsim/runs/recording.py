@@ -29,8 +29,8 @@ from skewsim.settings import Scenario
 from skewsim.share import load_toml, to_toml
 
 if TYPE_CHECKING:
-    from skewsim.runs.ensemble import Ensemble, Relay
-    from skewsim.learn.trainer import Trainer, TrainState
+    from skewsim.learn.trainer import TrainState
+    from skewsim.runs.experiment import Experiment
 
 SCHEMA_VERSION = 1
 SCENARIO, STEPS, SUMMARY, CHECKPOINT = "scenario.toml", "steps.jsonl", "summary.json", "checkpoint.safetensors"
@@ -149,19 +149,19 @@ class RunFolder:
 
 
 def record(
-    trainer: Trainer | Ensemble | Relay, folder: RunFolder | None, *, steps: int, checkpoint_every: int = 1
+    experiment: Experiment, folder: RunFolder | None, *, steps: int, checkpoint_every: int = 1
 ) -> Generator[list[StepRecord], None, None]:
     """Train up to ``steps`` and yield each step's records, which by then are in the folder, if there is one."""
     with folder or nullcontext():
-        while trainer.alive and trainer.step_number < steps:
-            records = trainer.step()
+        while experiment.alive and experiment.step_number < steps:
+            records = experiment.step()
             if folder is not None:
                 folder.append(records)
-                if trainer.step_number % checkpoint_every == 0:
-                    folder.checkpoint(trainer.state())
+                if experiment.step_number % checkpoint_every == 0:
+                    folder.checkpoint(experiment.state())
             yield records
         if folder is not None:
-            folder.checkpoint(trainer.state())
+            folder.checkpoint(experiment.state())
 
 
 def read_records(folder: Path) -> Iterator[StepRecord]:

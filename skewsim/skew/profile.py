@@ -120,7 +120,7 @@ class Fit(_Part):
     """Largest relative deviation of a probability bin's rms from the law."""
 
 
-class ProbabilityBin(_Part):
+class ProfileBin(_Part):
     """Skew of the tokens whose trainer probability lies in [low, high)."""
 
     low: float
@@ -142,11 +142,11 @@ class SkewProfile(_Part):
     fit: Fit
     metrics: dict[str, Estimate]
     """Every metric of `skewsim.skew.metrics.skew_metrics`."""
-    table: list[ProbabilityBin]
+    table: list[ProfileBin]
     """Skew by probability in the bins that published tables use."""
     quantile_levels: list[float] = Field(min_length=2)
     """Levels of the quantiles below, from 0 to 1."""
-    by_probability: list[ProbabilityBin] = Field(min_length=1)
+    by_probability: list[ProfileBin] = Field(min_length=1)
     """Skew by probability in fine bins, with quantiles dense enough to draw from."""
 
     @model_validator(mode="after")
