@@ -60,7 +60,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("light")
     rng = np.random.default_rng(0)
     trainer = np.log(rng.uniform(0.02, 0.98, (40, 12)))
-    engine = np.minimum(trainer + rng.normal(0, 0.02, trainer.shape), 0)
+    engine = np.minimum(trainer + rng.normal(0, 1e-4, trainer.shape), 0)
     TokenTable.from_rollouts(
         tokens=rng.integers(0, 50, trainer.shape),
         mask=np.ones_like(trainer),
@@ -115,17 +115,18 @@ print(skewsim.gate(table, maximum=["kl_k3=1e-2"]).passed, len(skewsim.advise(pro
 
 @pytest.mark.parametrize("source", ["table.parquet", "log.jsonl"])
 def test_a_diagnosis_of_a_table_and_of_a_log(folder: Path, source: str) -> None:
-    code = f"import skewsim; print(skewsim.diagnose(skewsim.load_source({source!r})).causes[0].verdict)"
-    assert run_light(code, folder).strip() in ("healthy", "unknown")
+    code = f"import skewsim; print(skewsim.diagnose(skewsim.load_source({source!r})).causes[0].name)"
+    assert run_light(code, folder).strip() == "healthy"
 
 
 def test_a_recorded_ladder_is_read_and_judged(folder: Path) -> None:
     code = """
 import skewsim
-from skewsim.runs.recording import read_summary, run_status, summarise
-records = list(skewsim.read_records(skewsim.RunFolder and __import__("pathlib").Path("ladder")))
+from pathlib import Path
+from skewsim.runs.recording import run_status, summarise
+records = list(skewsim.read_records(Path("ladder")))
 result = skewsim.Ladder(seeds=2, steps=20).result(records)
-print(len(records), run_status(__import__("pathlib").Path("ladder")), *(rung.verdict for rung in result.rungs))
+print(len(records), run_status(Path("ladder")), *(rung.verdict for rung in result.rungs))
 assert summarise(records)["members"][0]["last_tenth"]["reward/mean"] == result.rungs[0].reward_final
 """
     assert run_light(code, folder).split() == ["240", "finished", *["identical"] * 6]

@@ -40,7 +40,7 @@ def strips(snapshot: Snapshot, look: Look, *, rows: int, width: int) -> Text:
                 continue
             skew = float(snapshot.skew[row, t])
             text.append(f"{_name(int(snapshot.tokens[row, t]))}{_mark(skew, look)} ", style=_style(abs(skew), look))
-        versions = snapshot.versions[row][snapshot.mask[row]]
+        versions = snapshot.weight_versions[row][snapshot.mask[row]]
         if len(versions) and width > 100:
             text.append(f" weights {versions.min()}-{versions.max()}", style=look.muted)
         text.append("\n")
