@@ -22,7 +22,7 @@ from torch import Tensor
 from skewsim.diagnose.models import ModelScorer
 from skewsim.engine.rollouts import RolloutEngine, RolloutRequest, Rollouts, WeightUpdate
 from skewsim.engine.simulated import SimEngine
-from skewsim.learn.scoring import score
+from skewsim.learn.look import look_at
 from skewsim.learn.trainer import Trainer
 from skewsim.model.policy import Policy
 from skewsim.settings import EngineSettings, Scenario, TaskSettings, TrainerSettings
@@ -31,6 +31,8 @@ from skewsim.task import Task
 
 PROMPTS, GROUP = 12, 6
 CHECKPOINTS = 5
+LOGGED = ("temperature", "top_p", "top_k")
+"""What a log says of its requests."""
 TEMPERATURES = (0.6, 0.7, 0.8, 0.9, 1.0, 1.2)
 
 REAL_TASK = TaskSettings(name="reverse", response_length=12, pool_size=24)
@@ -319,25 +321,17 @@ def _rollout(
 
 
 def _records(plan: _Plan, made: Rollouts, trainer: Policy) -> list[SequenceRecord]:
-    weights = trainer.weights(dtype=plan.trainer_dtype, head_dtype=plan.trainer_head)
-    temperature = plan.engine.temperature if plan.trainer_temperature is None else plan.trainer_temperature
-    with torch.inference_mode():
-        scored = score(weights, made, group=GROUP, temperature=temperature).logprobs
-    settings = {"temperature": plan.engine.temperature, "top_p": plan.engine.top_p, "top_k": float(plan.engine.top_k)}
-    records = []
-    for n in range(made.tokens.shape[1]):
-        live = made.mask[0, n] > 0
-        records.append(
-            SequenceRecord(
-                tokens=made.tokens[0, n][live].numpy(),
-                engine_logprobs=made.engine_logprobs[0, n][live].double().numpy(),
-                trainer_logprobs=scored[0, n][live].double().numpy(),
-                weight_versions=made.weight_versions[0, n][live].numpy(),
-                prompt_tokens=made.prompts[0, n].numpy(),
-                settings=settings,
-            )
-        )
-    return records
+    settings = TrainerSettings(
+        dtype=plan.trainer_dtype,
+        head_dtype=plan.trainer_head,
+        temperature=plan.trainer_temperature,
+        num_generations=GROUP,
+    )
+    scenario = Scenario(task=plan.task, engine=plan.engine, trainer=settings)
+    return [
+        replace(record, settings={name: record.settings[name] for name in LOGGED})
+        for record in look_at(trainer, made, scenario).sequences.records
+    ]
 
 
 # ------------------------------------------------------------------------------------------- faults of the log

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from skewsim.learn.trainer import train
+from skewsim.records import last_tenth
 from skewsim.settings import Scenario
 from tui.lesson import lesson_names, load_lesson
 
@@ -26,11 +27,10 @@ def finals(values: Mapping[str, Any], metric: str, *, steps: int, seeds: tuple[i
     """Each seed's mean of a metric over the last tenth of its steps."""
     scenario = Scenario(steps=steps).with_values(dict(values))
     rows: dict[int, list[float]] = {seed: [] for seed in seeds}
-    for records in train(scenario, seeds=seeds):
-        for record in records:
-            value = record.metrics[metric]
-            if record.step >= steps - max(1, steps // 10) and value is not None:
-                rows[record.seed].append(value)
+    for record in last_tenth((row for step in train(scenario, seeds=seeds) for row in step), steps):
+        value = record.metrics[metric]
+        if value is not None:
+            rows[record.seed].append(value)
     return np.array([np.mean(rows[seed]) for seed in seeds])
 
 

@@ -16,12 +16,13 @@ from harness.engines import EngineSpec
 from harness.session import EngineSession
 from harness.vllm_engine import VllmEngine
 from skewsim.engine.rollouts import RolloutRequest, Rollouts, WeightUpdate
-from skewsim.learn.scoring import score
+from skewsim.learn.look import look_at
 from skewsim.model.policy import Policy, PolicyConfig
 from skewsim.settings import Scenario
 from skewsim.task import Task
 
 NUMERIC_FLOOR = 1e-4  # nats, mean; float32 engines are at 1e-6
+GROUP = 2
 
 Found = tuple[str, bool, dict[str, Any]]
 
@@ -29,7 +30,8 @@ Found = tuple[str, bool, dict[str, Any]]
 def probe(spec: EngineSpec, *, root: Path | str | None = None) -> Iterator[Found]:
     """Start, generate, read back, score, update in flight."""
     mode = "processed_logprobs" if "processed_logprobs" in spec.logprobs_modes else "raw_logprobs"
-    scenario = Scenario().with_values({"engine.temperature": 1.0, "engine.logprobs_mode": mode})
+    values = {"engine.temperature": 1.0, "engine.logprobs_mode": mode, "trainer.num_generations": GROUP}
+    scenario = Scenario().with_values(values)
     task = Task(scenario.task)
     before, after = (Policy.random(PolicyConfig(), generator=torch.Generator().manual_seed(s)) for s in (1, 2))
     engine = VllmEngine(spec, root=root)
@@ -57,7 +59,7 @@ def _request(task: Task, *, step: int, update: WeightUpdate | None = None) -> Ro
         seeds=(0,),
         prompt_ids=ids,
         prompts=task.pool[ids],
-        num_generations=2,
+        num_generations=GROUP,
         max_tokens=task.max_tokens,
         update=update,
         update_at=6 if update else 0,
@@ -73,6 +75,4 @@ def _prefill_gap(engine: VllmEngine, rollouts: Rollouts) -> float:
 
 
 def _mean_skew(rollouts: Rollouts, policy: Policy, scenario: Scenario) -> float:
-    weights = policy.weights(dtype="float32", head_dtype="float32")
-    scored = score(weights, rollouts, group=2, temperature=scenario.engine.temperature)
-    return float((scored.logprobs - rollouts.engine_logprobs).abs().mean())
+    return float(abs(look_at(policy, rollouts, scenario).table.skew).mean())

@@ -4,10 +4,12 @@ from .engine.rollouts import RolloutEngine, RolloutRequest, Rollouts
 from .engine.simulated import SimEngine
 from .errors import EngineError, FileFormatError, SkewsimError, UserError
 from .learn.corrections import compute_weights
+from .learn.look import Look, look_at
 from .learn.losses import LossInputs, LossOutputs
 from .learn.objectives import compute_advantages, compute_loss
 from .learn.trainer import Trainer, train
 from .records import StepRecord
+from .runs.experiment import Experiment
 from .runs.figures import ladder_figure
 from .runs.ladder import Ladder, LadderResult
 from .runs.recording import RunFolder, read_records
@@ -27,10 +29,12 @@ __all__ = [
     "AdviseReport",
     "Diagnosis",
     "EngineError",
+    "Experiment",
     "FileFormatError",
     "GateReport",
     "Ladder",
     "LadderResult",
+    "Look",
     "LossInputs",
     "LossOutputs",
     "RolloutEngine",
@@ -60,6 +64,7 @@ __all__ = [
     "load_profile",
     "load_sequences",
     "load_source",
+    "look_at",
     "read_records",
     "save_profile",
     "shipped_profiles",

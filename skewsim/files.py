@@ -1,4 +1,4 @@
-"""Files that are either whole or absent.
+"""Files that are either whole or absent, and of a version that is known.
 
 A file is written under a temporary name in its own folder and renamed once it is complete, so a kill in the
 middle leaves the old file, or none, and never half of one.
@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from skewsim.errors import UserError
+from skewsim.errors import FileFormatError, UserError
 
 
 @contextmanager
@@ -31,3 +31,13 @@ def atomic_writer(path: Path | str) -> Iterator[BinaryIO]:
         raise UserError(f"{path} cannot be written: {error.strerror or error}") from None
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_schema_version(what: str, version: object, *, newest: int) -> None:
+    """FileFormatError if ``what`` (a file, or a line of one) has a schema version that this program does not read."""
+    if not isinstance(version, int) or version < 1:
+        raise FileFormatError(f"{what}: schema_version={version!r} is not known; this skewsim reads up to {newest}")
+    if version > newest:
+        raise FileFormatError(
+            f"{what}: schema_version={version} is from a later skewsim; this one reads up to {newest}"
+        )

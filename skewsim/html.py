@@ -23,7 +23,9 @@ def paragraph(text: str) -> str:
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """A table; cells are escaped unless they are `Markup`."""
     head = "".join(f"<th style='text-align:left'>{escape(column)}</th>" for column in columns)
-    body = "".join(f"<tr>{''.join(f'<td style=text-align:left>{_cell(cell)}</td>' for cell in row)}</tr>" for row in rows)
+    body = "".join(
+        f"<tr>{''.join(f'<td style=text-align:left>{_cell(cell)}</td>' for cell in row)}</tr>" for row in rows
+    )
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 

@@ -1,10 +1,13 @@
-"""What a step says: one record for each member, flat as JSON. Needs no torch."""
+"""What a step says: one record for each member, flat as JSON; and what "the last tenth" of a run is. Needs no torch."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
+
+SCHEMA_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -21,13 +24,32 @@ class StepRecord:
     """For each part of the skew: computed, measured or invented."""
 
     def to_json(self) -> dict[str, Any]:
-        """One flat object; numbers that are not finite become null."""
+        """One flat object: the record's own keys, a key for each metric, and the schema's version."""
         extra: dict[str, Any] = {"events": self.events, "diverged": self.diverged, "sources": self.sources}
-        return {"step": self.step, "scenario": self.scenario, "seed": self.seed} | self.metrics | extra
+        whose = {"step": self.step, "scenario": self.scenario, "seed": self.seed}
+        return whose | self.metrics | extra | {"schema_version": SCHEMA_VERSION}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> StepRecord:
-        """The inverse of to_json."""
+        """The inverse of to_json, for a schema version that is known already. KeyError if something is missing."""
         known = {n: data[n] for n in ("step", "scenario", "seed", "events", "diverged", "sources")}
-        metrics = {sys.intern(k): v for k, v in data.items() if k not in known}  # a long run has few names
+        metrics = {sys.intern(k): v for k, v in data.items() if k not in _NO_METRICS}  # few names
         return cls(metrics=metrics, **known)
+
+
+_NO_METRICS = frozenset({"step", "scenario", "seed", "events", "diverged", "sources", "schema_version"})
+
+
+def tenth(steps: int) -> int:
+    """How many steps "the last tenth" of so many is: a tenth, rounded down, but at least one."""
+    return max(1, steps // 10)
+
+
+def last_tenth(records: Iterable[StepRecord], steps: int | None = None) -> list[StepRecord]:
+    """The records of the last `tenth` of a run's steps; ``steps`` is how long it is (default: as far as they reach).
+
+    Of a run that is to be longer than its records reach, a member that ended before its last tenth has none there.
+    """
+    rows = list(records)
+    end = max((row.step + 1 for row in rows), default=0) if steps is None else steps
+    return [row for row in rows if row.step >= end - tenth(end)]

@@ -52,7 +52,7 @@ class Watch:
         seen = self.latest
         if seen is None:
             raise SkewsimError("no step has been looked at yet")
-        return seen.step, diagnose(seen.sequences())
+        return seen.step, diagnose(seen.sequences)
 
 
 class _WatchedRun(Watch):

@@ -1,8 +1,8 @@
 """The training process: it holds the trainers of all curves and answers a request a line, JSON in and JSON out.
 
 A request begins a run, asks for a run's next step, or ends a run; `tui.process` is the other side. A step that is
-looked at costs one forward pass more, the others none. What is looked at is recomputed with the public functions of the
-simulator, so it cannot disagree with it. The end of the requests is the end of the process.
+looked at is what the trainer itself measured (`Trainer.look`), so it costs no further pass and cannot disagree with the
+record. The end of the requests is the end of the process.
 """
 
 from __future__ import annotations
@@ -21,16 +21,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
 from skewsim.catalogue import find_form
-from skewsim.engine.rollouts import RolloutRequest, Rollouts
-from skewsim.engine.simulated import SimEngine
 from skewsim.errors import SkewsimError, UserError
 from skewsim.learn.losses import LossInputs
-from skewsim.learn.objectives import compute_advantages, find_objective, objective_terms
-from skewsim.learn.scoring import score
+from skewsim.learn.objectives import find_objective, objective_terms
 from skewsim.learn.trainer import Trainer
 from skewsim.records import StepRecord
 from skewsim.runs.recording import RunFolder, record
@@ -48,8 +44,9 @@ class Run:
     """One curve's trainer; with a folder every step is in the run folder before anybody sees it."""
 
     def __init__(self, scenario: Scenario, seeds: tuple[int, ...], out: Path | None, *, watched: bool) -> None:
-        self._engine, self._watched = WatchedEngine(), watched
-        self._trainer = self._engine.trainer = Trainer(scenario, self._engine, seeds=seeds)
+        self._watched = watched
+        self._trainer = Trainer(scenario, seeds=seeds)
+        self._seen: Snapshot | None = None
         folder = None
         if out is not None:
             folder = RunFolder(
@@ -64,11 +61,11 @@ class Run:
         """The next step's records, and its tokens if somebody looks; None after the last one."""
         if toggled is not None:
             self._trainer.toggle(toggled)
-        self._engine.look, before = look, self._engine.seen
         records = next(self._steps, None)
-        seen = self._engine.seen if self._engine.seen is not before else None
+        seen = take(self._trainer) if look and records is not None else None
         if seen is not None:  # the weights of this step and of those before: later they may not be there any more
-            wanted = {seen.step, seen.step - 1, *_FIRST, *seen.versions[seen.mask].tolist()}
+            self._seen = seen
+            wanted = {seen.step, seen.step - 1, *_FIRST, *seen.weight_versions[seen.mask].tolist()}
             self._then = {v: w for v, w in self._weights.items() if v in wanted and v <= seen.step}
         self._keep()
         return None if records is None else (records, seen)
@@ -84,65 +81,21 @@ class Run:
         from skewsim.diagnose import diagnose
         from skewsim.diagnose.policies import policy_scorers
 
-        seen = self._engine.seen
+        seen = self._seen
         if seen is None:
             raise UserError("no step has been looked at yet")
         models = policy_scorers(self._trainer.policy.config, self._then)
-        return seen.step, diagnose(seen.sequences(), models=models)
+        return seen.step, diagnose(seen.sequences, models=models)
 
     def close(self) -> None:
-        """End the run, and let go of its trainer at once: it is large, and few objects, so no collection would be soon."""
+        """End the run; what was recorded is whole."""
         self._steps.close()
-        self._engine.trainer = None
 
 
-class WatchedEngine(SimEngine):
-    """The simulated engine, which keeps what it said of a step that is looked at."""
-
-    trainer: Trainer | None = None
-    look = False
-    seen: Snapshot | None = None
-
-    def generate(self, request: RolloutRequest) -> Rollouts:
-        rollouts = super().generate(request)
-        if self.look and self.trainer is not None:
-            self.seen = take(self.trainer, rollouts, request.step)
-        return rollouts
-
-
-def take(trainer: Trainer, rollouts: Rollouts, step: int) -> Snapshot:
-    """A snapshot of the ensemble's first member, under the trainer's weights of now."""
-    scenario, settings = trainer.scenario, trainer.scenario.trainer
-    with torch.no_grad():
-        scored = score(
-            trainer.policy.weights(dtype=settings.dtype, head_dtype=settings.head_dtype),
-            rollouts,
-            group=settings.num_generations,
-            temperature=settings.temperature or scenario.engine.temperature,
-            sampling_mask=settings.correction.keep_sampling_mask,
-        )
-        scores = trainer.task.score(rollouts.prompt_ids, rollouts.tokens, rollouts.mask)
-        reward = scores.exact if scenario.task.reward == "exact" else scores.partial
-        groups = torch.arange(rollouts.tokens.shape[1], device=reward.device) // settings.num_generations
-        advantages = compute_advantages(reward, groups, settings)
-
-    def first(tensor: Any, dtype: Any = np.float64) -> Any:
-        return tensor[0].detach().cpu().numpy().astype(dtype)
-
-    seen = Snapshot(
-        step=step,
-        scenario=scenario,
-        loss=loss_source(scenario),
-        prompts=first(rollouts.prompts, np.int64),
-        tokens=first(rollouts.tokens, np.int64),
-        mask=first(rollouts.mask) > 0,
-        engine_logprobs=first(rollouts.engine_logprobs),
-        trainer_logprobs=first(scored.logprobs),
-        versions=first(rollouts.weight_versions, np.int64),
-        rewards=first(reward),
-        advantages=first(advantages),
-    )
-    return work_out(seen)
+def take(trainer: Trainer) -> Snapshot:
+    """A snapshot of the step just done, of the ensemble's first member."""
+    look = trainer.look()
+    return work_out(Snapshot(**vars(look), loss=loss_source(look.scenario)))
 
 
 def loss_source(scenario: Scenario) -> LossSource:

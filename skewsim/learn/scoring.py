@@ -1,4 +1,4 @@
-"""The trainer's side: logprobs of given tokens, with gradient.
+"""The trainer's side of a rollout: logprobs of its tokens, with gradient, and what it earned.
 
 A prompt is computed once for its whole group: its rows are put before the responses' rows, row-wise layers see
 one long batch, and only the attention knows which response belongs to which prompt. Same numbers as G separate
@@ -18,10 +18,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from skewsim.model.policy import Attend, Weights
+from skewsim.learn.objectives import compute_advantages
+from skewsim.model.policy import Attend, Policy, Weights, cast_weights
 
 if TYPE_CHECKING:
     from skewsim.engine.rollouts import Rollouts
+    from skewsim.settings import Scenario
+    from skewsim.task import Scores
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,46 @@ class Scored:
         """(E, N, T)."""
         each: Tensor = torch.special.entr(self.distribution.detach().exp())
         return each.sum(-1)
+
+    @property
+    def square_mass(self) -> Tensor:
+        """(E, N, T) sum of the squared probabilities."""
+        return self.distribution.detach().double().exp().square().sum(-1)
+
+
+@dataclass(frozen=True)
+class Graded:
+    """What a rollout earned."""
+
+    rewards: Tensor
+    """(E, N) exact or partial, whichever is rewarded."""
+    advantages: Tensor
+    """(E, N)."""
+    group_ids: Tensor
+    """(N,) which prompt's group a sequence belongs to."""
+
+
+def grade(scores: Scores, scenario: Scenario) -> Graded:
+    """Rewards and advantages of scored responses, by a scenario's task and trainer."""
+    rewards = scores.exact if scenario.task.reward == "exact" else scores.partial
+    group_ids = torch.arange(rewards.shape[1], device=rewards.device) // scenario.trainer.num_generations
+    return Graded(rewards, compute_advantages(rewards, group_ids, scenario.trainer), group_ids)
+
+
+def score_rollouts(policy: Policy, rollouts: Rollouts, scenario: Scenario) -> Scored:
+    """A rollout's tokens under a policy, in the trainer's precision and at its temperature.
+
+    Differentiable with respect to ``policy.flat``.
+    """
+    trainer = scenario.trainer
+    views = policy.config.views(policy.flat)
+    return score(
+        cast_weights(policy.config, views, dtype=trainer.dtype, head_dtype=trainer.head_dtype),
+        rollouts,
+        group=trainer.num_generations,
+        temperature=trainer.temperature or scenario.engine.temperature,
+        sampling_mask=trainer.correction.keep_sampling_mask,
+    )
 
 
 def score(

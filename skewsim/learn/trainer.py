@@ -29,10 +29,11 @@ from skewsim.engine.simulated import SimEngine
 from skewsim.errors import UserError
 from skewsim.learn.adam import Adam
 from skewsim.learn.base_policy import starting_policy
+from skewsim.learn.look import Look, take
 from skewsim.learn.losses import LossInputs
-from skewsim.learn.objectives import compute_advantages, compute_loss
-from skewsim.learn.scoring import Scored, score
-from skewsim.model.policy import cast_weights
+from skewsim.learn.objectives import compute_loss
+from skewsim.learn.scoring import Graded, Scored, grade, score_rollouts
+from skewsim.model.policy import Policy
 from skewsim.records import StepRecord
 from skewsim.settings import Scenario, changes
 from skewsim.skew import metrics
@@ -83,6 +84,7 @@ class Trainer:
         self.scenario, self.task = scenario, Task(scenario.task)
         self._diverged: dict[int, str] = {}
         self._events: list[str] = []
+        self._done: _Done | None = None
         start = starting_policy(scenario)
         self.policy = start.stacked(len(self.seeds), device=scenario.device)
         self.policy.flat.requires_grad_()
@@ -98,19 +100,20 @@ class Trainer:
 
     def step(self) -> list[StepRecord]:
         """One rollout and its optimiser steps."""
+        self._done = None
         began, k = time.perf_counter(), self.step_number
         scenario, trainer = self.scenario, self.scenario.trainer
         rollouts = self.engine.generate(self._request(k))
-        rewards = self.task.score(rollouts.prompt_ids, rollouts.tokens, rollouts.mask)
-        group_ids = torch.arange(rollouts.tokens.shape[1], device=scenario.device) // trainer.num_generations
-        reward = rewards.exact if scenario.task.reward == "exact" else rewards.partial
-        advantages = compute_advantages(reward, group_ids, trainer)
-        before = self._score_now(rollouts)
+        scores = self.task.score(rollouts.prompt_ids, rollouts.tokens, rollouts.mask)
+        graded = grade(scores, scenario)
+        with torch.no_grad():
+            before = score_rollouts(self.policy, rollouts, scenario)
+            reference = score_rollouts(self._start(), rollouts, scenario).logprobs if trainer.beta else None
         old = rollouts.engine_logprobs if trainer.old_logprobs == "rollout" else before.logprobs
-        record = _rollout_metrics(rollouts, rewards, before, version=k)
-        reference = self._score_reference(rollouts).logprobs if trainer.beta else None
-        batch = _Batch(rollouts, old, advantages, group_ids, self._loss_mask(rollouts), reference)
-        record |= self._learn(batch)
+        record = _rollout_metrics(rollouts, scores, before, version=k)
+        self._done = _Done(k, scenario, rollouts, before, graded, reference)
+        mask = self._loss_mask(rollouts)
+        record |= self._learn(_Batch(rollouts, old, graded.advantages, graded.group_ids, mask, reference))
         self.step_number = k + 1
         self._publish()
         record["time/step_s"] = torch.full((len(self.seeds),), time.perf_counter() - began)
@@ -129,7 +132,7 @@ class Trainer:
     def _optimise(self, part: _Batch, *, first: bool) -> dict[str, Tensor]:
         """One optimiser step."""
         trainer = self.scenario.trainer
-        scored = self._score(part.rollouts)
+        scored = score_rollouts(self.policy, part.rollouts, self.scenario)
         inputs = part.loss_inputs(scored.logprobs)
         out = compute_loss(inputs, trainer)
         loss = torch.as_tensor(out.loss)
@@ -189,25 +192,9 @@ class Trainer:
         oldest = self.step_number - self.scenario.engine.lag
         self._published = {v: w for v, w in self._published.items() if v >= oldest}
 
-    def _score(self, rollouts: Rollouts, flat: Tensor | None = None) -> Scored:
-        scenario, trainer = self.scenario, self.scenario.trainer
-        config = self.policy.config
-        views = config.views(self.policy.flat if flat is None else flat)
-        return score(
-            cast_weights(config, views, dtype=trainer.dtype, head_dtype=trainer.head_dtype),
-            rollouts,
-            group=trainer.num_generations,
-            temperature=trainer.temperature or scenario.engine.temperature,
-            sampling_mask=trainer.correction.keep_sampling_mask,
-        )
-
-    def _score_now(self, rollouts: Rollouts) -> Scored:
-        with torch.no_grad():
-            return self._score(rollouts)
-
-    def _score_reference(self, rollouts: Rollouts) -> Scored:
-        with torch.no_grad():
-            return self._score(rollouts, self._reference.expand(len(self.seeds), -1))
+    def _start(self) -> Policy:
+        """The policy that training started from, for every member."""
+        return Policy(self.policy.config, self._reference.expand(len(self.seeds), -1))
 
     def _loss_mask(self, rollouts: Rollouts) -> Tensor:
         if not self.scenario.trainer.mask_truncated_completions:
@@ -244,6 +231,26 @@ class Trainer:
         self._events = []
         return records
 
+    # -- looking closer ---------------------------------------------------------------------------------------
+
+    def look(self, member: int = 0) -> Look:
+        """The tokens of the step just done, of one member (default: the first), as its record measured them.
+
+        Costs no further forward pass. UserError before the first step.
+        """
+        if self._done is None:
+            raise UserError("no step has been done yet: there is nothing to look at")
+        done = self._done
+        return take(
+            done.rollouts,
+            done.scored,
+            done.graded,
+            done.scenario,
+            step=done.step,
+            member=member,
+            reference_logprobs=done.reference_logprobs,
+        )
+
     # -- settings and state -----------------------------------------------------------------------------------
 
     def toggle(self, scenario: Scenario) -> None:
@@ -256,6 +263,10 @@ class Trainer:
         self.scenario = scenario
         self._events += changes(before, scenario)
         self.engine.start(scenario, self.policy, version=self._engine_version)
+
+    def close(self) -> None:
+        """Close the engine."""
+        self.engine.close()
 
     def state(self) -> TrainState:
         """A checkpoint of everything that the next step depends on."""
@@ -283,6 +294,18 @@ class Trainer:
         self._published = {int(n.partition(".")[2]): t for n, t in tensors.items() if n.startswith("published.")}
         held = {n.removeprefix("engine."): t for n, t in tensors.items() if n.startswith("engine.")}
         self.engine.restore(held)
+
+
+@dataclass(frozen=True)
+class _Done:
+    """The step just done, for who wants to look at it: one rollout, let go of when the next step begins."""
+
+    step: int
+    scenario: Scenario
+    rollouts: Rollouts
+    scored: Scored
+    graded: Graded
+    reference_logprobs: Tensor | None
 
 
 @dataclass(frozen=True)

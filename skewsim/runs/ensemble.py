@@ -51,7 +51,7 @@ class Ensemble:
     def close(self) -> None:
         """Done with its engines."""
         for trainer in self.trainers.values():
-            trainer.engine.close()
+            trainer.close()
 
     def _running(self) -> list[Trainer]:
         return [t for t in self.trainers.values() if t.alive and t.step_number < t.scenario.steps]
@@ -106,7 +106,7 @@ class Relay:
     def close(self) -> None:
         """Close the engine that is open; again and again does no harm."""
         if self._trainer:
-            self._trainer.engine.close()
+            self._trainer.close()
         self._trainer = None
 
     def _next(self) -> None:

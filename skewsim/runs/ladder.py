@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from skewsim.engine.rollouts import RolloutEngine
-from skewsim.runs.ensemble import Ensemble, Relay
-from skewsim.records import StepRecord
+from skewsim.records import StepRecord, last_tenth
 from skewsim.scenarios import LADDER, Values, ladder_scenarios
-from skewsim.settings import Scenario
-from skewsim.learn.trainer import Trainer, TrainState
+
+if TYPE_CHECKING:
+    from skewsim.engine.rollouts import RolloutEngine
+    from skewsim.learn.trainer import TrainState
+    from skewsim.runs.ensemble import Ensemble, Relay
 
 
 @dataclass(frozen=True)
@@ -83,17 +82,20 @@ class Ladder:
     def ensemble(
         self, *, engine: Callable[[str], RolloutEngine] | None = None, state: TrainState | None = None
     ) -> Ensemble | Relay:
-        """Simulated side by side, or, given what makes a rung's real engine, one rung after another."""
+        """Simulated side by side, or, given what makes a rung's real engine, one rung after another. Needs torch."""
+        from skewsim.runs.ensemble import Ensemble, Relay
+
         if engine is not None:
             return Relay(self.scenarios, seeds=self.seeds, engine=engine, state=state)
         return Ensemble(self.scenarios, seeds=self.seeds, state=state)
 
     def result(self, records: Iterable[StepRecord]) -> LadderResult:
+        """The rungs judged by their records, fresh or from a run folder; needs no torch."""
         by_name: dict[str, list[StepRecord]] = {s.name: [] for s in self.scenarios}
         for record in records:
             by_name[record.scenario].append(record)
         reference = by_name[self.scenarios[0].name]
-        band = _band(_tail(reference, self.steps))
+        band = _band(last_tenth(reference, self.steps))
         rungs = [_rung(name, found, reference, band, self.steps) for name, found in by_name.items()]
         return LadderResult(self.objective, len(self.seeds), self.steps, rungs, by_name)
 
@@ -101,7 +103,7 @@ class Ladder:
 def _rung(
     name: str, records: list[StepRecord], reference: list[StepRecord], band: tuple[float, float] | None, steps: int
 ) -> Rung:
-    tail = _tail(records, steps)
+    tail = last_tenth(records, steps)
     reward = _mean(tail, "reward/mean")
     return Rung(
         name=name,
@@ -116,11 +118,6 @@ def _rung(
         identical_to_reference=_numbers(records) == _numbers(reference),
         diverged=any(r.diverged for r in records),
     )
-
-
-def _tail(records: list[StepRecord], steps: int) -> list[StepRecord]:
-    """The last tenth."""
-    return [r for r in records if r.step >= steps - max(1, steps // 10)]
 
 
 def _mean(records: list[StepRecord], key: str) -> float | None:

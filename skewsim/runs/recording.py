@@ -22,14 +22,15 @@ from filelock import FileLock, Timeout
 
 from skewsim import __version__
 from skewsim.errors import FileFormatError, UserError
-from skewsim.files import atomic_writer
+from skewsim.files import atomic_writer, check_schema_version
+from skewsim.records import SCHEMA_VERSION as RECORD_VERSION
+from skewsim.records import StepRecord, last_tenth
 from skewsim.settings import Scenario
 from skewsim.share import load_toml, to_toml
 
 if TYPE_CHECKING:
-    from skewsim.records import StepRecord
-    from skewsim.runs.ensemble import Ensemble, Relay
-    from skewsim.learn.trainer import Trainer, TrainState
+    from skewsim.learn.trainer import TrainState
+    from skewsim.runs.experiment import Experiment
 
 SCHEMA_VERSION = 1
 SCENARIO, STEPS, SUMMARY, CHECKPOINT = "scenario.toml", "steps.jsonl", "summary.json", "checkpoint.safetensors"
@@ -148,19 +149,19 @@ class RunFolder:
 
 
 def record(
-    trainer: Trainer | Ensemble | Relay, folder: RunFolder | None, *, steps: int, checkpoint_every: int = 1
+    experiment: Experiment, folder: RunFolder | None, *, steps: int, checkpoint_every: int = 1
 ) -> Generator[list[StepRecord], None, None]:
     """Train up to ``steps`` and yield each step's records, which by then are in the folder, if there is one."""
     with folder or nullcontext():
-        while trainer.alive and trainer.step_number < steps:
-            records = trainer.step()
+        while experiment.alive and experiment.step_number < steps:
+            records = experiment.step()
             if folder is not None:
                 folder.append(records)
-                if trainer.step_number % checkpoint_every == 0:
-                    folder.checkpoint(trainer.state())
+                if experiment.step_number % checkpoint_every == 0:
+                    folder.checkpoint(experiment.state())
             yield records
         if folder is not None:
-            folder.checkpoint(trainer.state())
+            folder.checkpoint(experiment.state())
 
 
 def read_records(folder: Path) -> Iterator[StepRecord]:
@@ -186,8 +187,7 @@ def read_summary(folder: Path) -> dict[str, Any]:
         version = summary["schema_version"]
     except (ValueError, TypeError, KeyError, OSError):
         raise FileFormatError(f"{path} is not a run's summary") from None
-    if version != SCHEMA_VERSION:
-        raise FileFormatError(f"{path}: schema_version={version!r} is not known; this program reads {SCHEMA_VERSION}")
+    check_schema_version(str(path), version, newest=SCHEMA_VERSION)
     return dict(summary)
 
 
@@ -215,7 +215,7 @@ def summarise(records: Iterable[StepRecord]) -> dict[str, Any]:
                 "seed": seed,
                 "steps": rows[-1].step + 1,
                 "diverged": rows[-1].diverged,
-                "last_tenth": _means(rows[-math.ceil(len(rows) / 10) :]),
+                "last_tenth": _means(last_tenth(rows)),
             }
             for (name, seed), rows in members.items()
         ]
@@ -252,17 +252,12 @@ def _line(row: Mapping[str, Any]) -> bytes:
 
 
 def _parse_record(line: bytes, where: str) -> StepRecord:
-    from skewsim.records import StepRecord
-
     try:
         row = json.loads(line)
-        version = row.pop("schema_version", SCHEMA_VERSION)
-        parsed = StepRecord.from_json(row)
+        check_schema_version(where, row.get("schema_version", 1), newest=RECORD_VERSION)
+        return StepRecord.from_json(row)
     except (ValueError, TypeError, AttributeError, KeyError):
         raise FileFormatError(f"{where} is not a step record") from None
-    if version != SCHEMA_VERSION:
-        raise FileFormatError(f"{where}: schema_version={version!r} is not known; this program reads {SCHEMA_VERSION}")
-    return parsed
 
 
 def _write_checkpoint(path: Path, state: TrainState, length: int) -> None:
@@ -286,6 +281,5 @@ def _read_checkpoint(path: Path) -> tuple[TrainState, int]:
         version, length, meta = note["schema_version"], note["length"], note["meta"]
     except (SafetensorError, OSError, ValueError, KeyError, TypeError):
         raise FileFormatError(f"{path} is not a checkpoint of a run, or is cut off") from None
-    if version != SCHEMA_VERSION:
-        raise FileFormatError(f"{path}: schema_version={version!r} is not known; this program reads {SCHEMA_VERSION}")
+    check_schema_version(str(path), version, newest=SCHEMA_VERSION)
     return TrainState(tensors=tensors, meta=meta), length

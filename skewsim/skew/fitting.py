@@ -23,9 +23,9 @@ import numpy as np
 import numpy.typing as npt
 from scipy import optimize, special, stats
 
-from skewsim.catalogue import SEQUENCE_EXPONENT
 from skewsim.errors import UserError
-from skewsim.skew.profile import Estimate, Fit, Kind, ProbabilityBin, Provenance, SkewProfile
+from skewsim.skew.metrics import resampled_skew_metrics, skew_metrics
+from skewsim.skew.profile import Estimate, Fit, Kind, ProfileBin, Provenance, SkewProfile
 from skewsim.skew.tokens import TokenTable
 
 Floats = npt.NDArray[np.float64]
@@ -157,7 +157,7 @@ def bin_index(p: Floats, edges: Floats) -> Ints:
     return np.searchsorted(edges[1:-1], p, side="right").astype(np.int64)
 
 
-def _bins(rows: Rows, weights: Floats, *, edges: Floats, with_quantiles: bool) -> list[ProbabilityBin]:
+def _bins(rows: Rows, weights: Floats, *, edges: Floats, with_quantiles: bool) -> list[ProfileBin]:
     where, size = bin_index(rows.p, edges), len(edges) - 1
     sums = _sums(rows, np.ones_like(rows.d), rows.d, np.abs(rows.d), rows.d**2, where=where, size=size)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -168,7 +168,7 @@ def _bins(rows: Rows, weights: Floats, *, edges: Floats, with_quantiles: bool) -
         inside = rows.d[where == index]
         filled = len(inside) > 0
         bins.append(
-            ProbabilityBin(
+            ProfileBin(
                 low=float(low),
                 high=float(high),
                 tokens=len(inside),
@@ -181,7 +181,7 @@ def _bins(rows: Rows, weights: Floats, *, edges: Floats, with_quantiles: bool) -
     return bins
 
 
-def _fit(rows: Rows, weights: Floats, *, bins: list[ProbabilityBin], edges: Floats) -> Fit:
+def _fit(rows: Rows, weights: Floats, *, bins: list[ProfileBin], edges: Floats) -> Fit:
     count, total, square, law = (weights @ _sums(rows, np.ones_like(rows.d), rows.d, rows.d**2, rows.h)).T
     sigma_z = np.sqrt(square / law)
     df, distance, pvalue = _tail(rows, weights, sigma=float(sigma_z[0]))
@@ -294,7 +294,7 @@ def student_refits(size: Floats, counts: Floats, *, df: float, scale: float) -> 
     return found
 
 
-def _law_error(rows: Rows, bins: list[ProbabilityBin], *, where: Ints, sigma: float) -> float | None:
+def _law_error(rows: Rows, bins: list[ProfileBin], *, where: Ints, sigma: float) -> float | None:
     """Largest relative deviation of a bin's rms from the logit-noise law, over bins below `CERTAIN`."""
     law = np.bincount(where, weights=rows.h, minlength=len(bins))
     errors = [
@@ -307,8 +307,6 @@ def _law_error(rows: Rows, bins: list[ProbabilityBin], *, where: Ints, sigma: fl
 
 def _metrics(table: TokenTable, rows: Rows, weights: Floats) -> dict[str, Estimate]:
     """Every skew metric by the one definition of them, with its interval."""
-    from skewsim.skew.metrics import skew_metrics
-
     usable = np.isfinite(table.skew)
     order = np.argsort(rows.sequence, kind="stable")
     sequence = rows.sequence[order]
@@ -319,46 +317,11 @@ def _metrics(table: TokenTable, rows: Rows, weights: Floats) -> dict[str, Estima
     engine[sequence, column] = table.engine_logprob[usable][order]
     mask[sequence, column] = 1.0
     values = skew_metrics(trainer, engine, mask)
-    others = resampled_metrics(table.trainer_logprob[usable], table.engine_logprob[usable], rows, weights[1:])
+    others = resampled_skew_metrics(
+        table.trainer_logprob[usable],
+        table.engine_logprob[usable],
+        sequence=rows.sequence,
+        group=rows.group,
+        weights=weights[1:],
+    )
     return {key: estimate(np.concatenate([[value], others[key]])) for key, value in values.items()}
-
-
-def resampled_metrics(trainer: Floats, engine: Floats, rows: Rows, weights: Floats) -> dict[str, Floats]:
-    """The metrics of `skewsim.skew.metrics.skew_metrics` of resampled groups, ``weights`` (replicates, groups) times each.
-
-    From sums per group: a replicate costs a product of small matrices, not another pass over the tokens.
-    """
-    d, size, group = rows.d, np.abs(rows.d), np.zeros(int(rows.sequence.max()) + 1, dtype=np.int64)
-    group[rows.sequence] = rows.group
-    total, length = np.bincount(rows.sequence, weights=d), np.bincount(rows.sequence)
-    log_ratio = np.clip(total, -SEQUENCE_EXPONENT, SEQUENCE_EXPONENT)
-    x, y = (np.exp(values) - np.exp(values).mean() for values in (trainer, engine))
-    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-        rho, w = np.exp(d), np.exp(d - d.max())
-        tokens = (np.ones_like(d), size, size**2, d, np.expm1(d) - d, np.exp(size), rho, np.expm1(2 * d), w, w**2)
-        n, a, a2, bias, k3, mult, ratio, chi2, w, w2, sx, sy, xx, yy, xy = (
-            weights @ _sums(rows, *tokens, x, y, x * x, y * y, x * y)
-        ).T
-        u = np.exp(log_ratio - log_ratio.max())
-        parts = (np.ones_like(total), np.expm1(2 * log_ratio), u, u**2, np.exp(-total / length))
-        sums = [np.bincount(group, weights=part, minlength=rows.groups) for part in parts]
-        k, chi2_seq, u, u2, ppl = (weights @ np.stack(sums, axis=1)).T
-        largest = np.zeros(rows.groups)
-        np.maximum.at(largest, rows.group, size)
-        spread_x, spread_y = np.maximum(xx - sx**2 / n, 0), np.maximum(yy - sy**2 / n, 0)
-        return {
-            "logprob_diff_mean": a / n,
-            "logprob_diff_std": np.sqrt(np.maximum(a2 / n - (a / n) ** 2, 0)),
-            "logprob_diff_max": np.where(weights > 0, largest, 0).max(axis=1, initial=0),
-            "bias": bias / n,
-            "kl_k1": -bias / n,
-            "kl_k3": k3 / n,
-            "mult_prob_error": mult / n,
-            "ratio_mean": ratio / n,
-            "chi2_token": chi2 / n,
-            "chi2_seq": chi2_seq / k,
-            "ess": w**2 / (n * w2),
-            "ess_seq": u**2 / (k * u2),
-            "ppl_ratio": ppl / k,
-            "pearson": (xy - sx * sy / n) / np.sqrt(spread_x * spread_y),
-        }

@@ -5,6 +5,10 @@ tokens, or over sequences that have one. A token whose pair of logprobs is not f
 says how many there are); a metric with nothing to measure is NaN, never 0. Sequence exponents are held inside +-20, as in
 verl; effective sample sizes are of the raw ratios, where verl takes truncated ones, which look better.
 
+Each metric's terms are stated once (`token_terms`, `sequence_terms`), for torch and numpy alike, and averaged in two ways:
+over a rollout (`skew_metrics`, `batched_skew_metrics`), and over resampled sequences for the intervals of a profile
+(`resampled_skew_metrics`). Without torch everything here works on numpy arrays.
+
 The laws at the end are what independent Gaussian noise on each logit gives in first order, from
 ``d(a) = eta_a - sum_v p_v eta_v``; they tell noise of a known size from anything else.
 """
@@ -13,18 +17,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 from skewsim.catalogue import SEQUENCE_EXPONENT
 
 TOKENS = (-2, -1)
 SEQUENCES = (-1,)
 
-Array = Tensor | NDArray[np.floating]
+Array: TypeAlias = "Tensor | NDArray[Any]"
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -50,44 +58,128 @@ class ProbabilityBin:
     bias: float
 
 
+# The terms: what is averaged, for torch and numpy alike
+
+
+def token_terms(d: Any) -> dict[str, Any]:
+    """What a metric averages over tokens, by the metric's name; ``d`` is the skew, of any shape."""
+    xp = _namespace(d)
+    return {
+        "logprob_diff_mean": abs(d),
+        "bias": d,
+        "kl_k3": xp.expm1(d) - d,
+        "mult_prob_error": xp.exp(abs(d)),
+        "ratio_mean": xp.exp(d),
+        "chi2_token": xp.expm1(2 * d),
+    }
+
+
+def sequence_terms(total: Any, tokens: Any) -> dict[str, Any]:
+    """What a metric averages over sequences, from each one's summed skew and its number of tokens."""
+    xp = _namespace(total)
+    return {"chi2_seq": xp.expm1(2 * sequence_log_ratio(total)), "ppl_ratio": xp.exp(-total / tokens)}
+
+
+def sequence_log_ratio(total: Any) -> Any:
+    """A sequence's log-ratio from its summed skew: held inside +-`SEQUENCE_EXPONENT`."""
+    return total.clip(-SEQUENCE_EXPONENT, SEQUENCE_EXPONENT)
+
+
+# The metrics of a rollout
+
+
 def skew_metrics(trainer_logprobs: Array, engine_logprobs: Array, mask: Array) -> dict[str, float]:
-    """Every skew metric of ``(N, T)`` logprobs (torch or numpy), computed in float64; keys as in ``SKEW_KEYS``."""
-    trainer, engine, sampled = (_tensor(x) for x in (trainer_logprobs, engine_logprobs, mask))
+    """Every skew metric of ``(N, T)`` logprobs (torch or numpy), computed in float64; keys as in ``SKEW_KEYS``.
+
+    Where torch is installed its sums are used for numpy arrays too, so that a number does not depend on where the
+    arrays come from; without torch the numbers are the same up to rounding.
+    """
+    trainer, engine, sampled = (_common(x) for x in (trainer_logprobs, engine_logprobs, mask))
     return {name: float(value) for name, value in batched_skew_metrics(trainer, engine, sampled).items()}
 
 
-def batched_skew_metrics(trainer_logprobs: Tensor, engine_logprobs: Tensor, mask: Tensor) -> dict[str, Tensor]:
-    """The same with leading axes: ``(..., N, T)`` to float64 ``(...)``."""
-    trainer, engine = trainer_logprobs.detach().double(), engine_logprobs.detach().double()
-    valid = (mask > 0) & trainer.isfinite() & engine.isfinite()
-    d = torch.where(valid, trainer - engine, 0.0)
-    sequences = valid.any(-1)
-    tokens = valid.sum(-1).clamp(min=1)
-    log_ratio = d.sum(-1).clamp(-SEQUENCE_EXPONENT, SEQUENCE_EXPONENT)
-    size = d.abs()
-    size_mean = _mean(size, valid, TOKENS)
-    return {
-        "logprob_diff_mean": size_mean,
-        "logprob_diff_std": _mean((size - size_mean[..., None, None]).square(), valid, TOKENS).sqrt(),
-        "logprob_diff_max": torch.where(sequences.any(-1), size.amax(TOKENS), torch.nan),
-        "bias": _mean(d, valid, TOKENS),
-        "kl_k1": _mean(-d, valid, TOKENS),
-        "kl_k3": _mean(torch.expm1(d) - d, valid, TOKENS),
-        "mult_prob_error": _mean(size.exp(), valid, TOKENS),
-        "ratio_mean": _mean(d.exp(), valid, TOKENS),
-        "chi2_token": _mean(torch.expm1(2 * d), valid, TOKENS),
-        "chi2_seq": _mean(torch.expm1(2 * log_ratio), sequences, SEQUENCES),
-        "ess": _effective_share(d, valid, TOKENS),
-        "ess_seq": _effective_share(log_ratio, sequences, SEQUENCES),
-        "ppl_ratio": _mean((-d.sum(-1) / tokens).exp(), sequences, SEQUENCES),
-        "pearson": _correlation(trainer.exp(), engine.exp(), valid),
-    }
+@overload
+def batched_skew_metrics(trainer_logprobs: Tensor, engine_logprobs: Tensor, mask: Tensor) -> dict[str, Tensor]: ...
+@overload
+def batched_skew_metrics(
+    trainer_logprobs: NDArray[Any], engine_logprobs: NDArray[Any], mask: NDArray[Any]
+) -> dict[str, Any]: ...
+def batched_skew_metrics(trainer_logprobs: Any, engine_logprobs: Any, mask: Any) -> dict[str, Any]:
+    """The same with leading axes: ``(..., N, T)`` to float64 ``(...)``; tensors give tensors, arrays give arrays."""
+    xp = _namespace(trainer_logprobs)
+    trainer, engine = _float64(trainer_logprobs), _float64(engine_logprobs)
+    with _silent():
+        valid = (mask > 0) & xp.isfinite(trainer) & xp.isfinite(engine)
+        d = xp.where(valid, trainer - engine, 0.0)
+        sequences = valid.any(-1)
+        total, length = d.sum(-1), valid.sum(-1).clip(1)
+        terms = token_terms(d)
+        size, size_mean = terms["logprob_diff_mean"], _mean(terms["logprob_diff_mean"], valid, TOKENS)
+        found = {name: _mean(term, valid, TOKENS) for name, term in terms.items()}
+        found |= {name: _mean(term, sequences, SEQUENCES) for name, term in sequence_terms(total, length).items()}
+        found |= {
+            "logprob_diff_std": xp.sqrt(_mean(xp.square(size - size_mean[..., None, None]), valid, TOKENS)),
+            "logprob_diff_max": xp.where(sequences.any(-1), xp.amax(size, axis=TOKENS), xp.nan),
+            "kl_k1": _mean(-d, valid, TOKENS),
+            "ess": _effective_share(d, valid, TOKENS),
+            "ess_seq": _effective_share(sequence_log_ratio(total), sequences, SEQUENCES),
+            "pearson": _correlation(xp.exp(trainer), xp.exp(engine), valid),
+        }
+    return {name: found[name] for name in SKEW_KEYS}
+
+
+def resampled_skew_metrics(
+    trainer_logprobs: Floats, engine_logprobs: Floats, *, sequence: Ints, group: Ints, weights: Floats
+) -> dict[str, Floats]:
+    """The same of resampled sequences: groups of whole sequences, ``weights`` (replicates, groups) times each.
+
+    The logprobs are finite and, like ``sequence`` and ``group``, (rows,); sequences count from 0. Each metric is
+    (replicates,). All comes from sums per group, so that a replicate costs a product of small matrices and not another
+    pass over the tokens; spreads are of one pass too.
+    """
+    d, groups = trainer_logprobs - engine_logprobs, weights.shape[1]
+    total, length = np.bincount(sequence, weights=d), np.bincount(sequence)
+    group_of = np.zeros(len(total), dtype=np.int64)
+    group_of[sequence] = group
+    x, y = (np.exp(values) - np.exp(values).mean() for values in (trainer_logprobs, engine_logprobs))
+    with _silent():
+        terms, share, size = token_terms(d), np.exp(d - d.max()), np.abs(d)
+        columns = [np.ones_like(d), size, size**2, d, *(terms[name] for name in _SUMMED), share, share**2]
+        sums = weights @ _sums(group, groups, *columns, x, y, x * x, y * y, x * y)
+        n, a, a2, bias, k3, mult, ratio, chi2, w, w2, sx, sy, xx, yy, xy = sums.T
+        by_sequence, exponent = sequence_terms(total, length), sequence_log_ratio(total)
+        share = np.exp(exponent - exponent.max())
+        columns = [np.ones_like(total), by_sequence["chi2_seq"], share, share**2, by_sequence["ppl_ratio"]]
+        k, chi2_seq, u, u2, ppl = (weights @ _sums(group_of, groups, *columns)).T
+        largest = np.zeros(groups)
+        np.maximum.at(largest, group, size)
+        spread_x, spread_y = np.maximum(xx - sx**2 / n, 0), np.maximum(yy - sy**2 / n, 0)
+        return {
+            "logprob_diff_mean": a / n,
+            "logprob_diff_std": np.sqrt(np.maximum(a2 / n - (a / n) ** 2, 0)),
+            "logprob_diff_max": np.where(weights > 0, largest, 0).max(axis=1, initial=0),
+            "bias": bias / n,
+            "kl_k1": -bias / n,
+            "kl_k3": k3 / n,
+            "mult_prob_error": mult / n,
+            "ratio_mean": ratio / n,
+            "chi2_token": chi2 / n,
+            "chi2_seq": chi2_seq / k,
+            "ess": w**2 / (n * w2),
+            "ess_seq": u**2 / (k * u2),
+            "ppl_ratio": ppl / k,
+            "pearson": (xy - sx * sy / n) / np.sqrt(spread_x * spread_y),
+        }
+
+
+_SUMMED = ("kl_k3", "mult_prob_error", "ratio_mean", "chi2_token")
 
 
 def count_nonfinite(trainer_logprobs: Array, engine_logprobs: Array, mask: Array) -> int:
     """Sampled tokens left out of the metrics, because either logprob is NaN or infinite."""
-    trainer, engine, sampled = (_tensor(x) for x in (trainer_logprobs, engine_logprobs, mask))
-    return int(((sampled > 0) & ~(trainer.isfinite() & engine.isfinite())).sum())
+    trainer, engine, sampled = (_common(x) for x in (trainer_logprobs, engine_logprobs, mask))
+    xp = _namespace(trainer)
+    return int(((sampled > 0) & ~(xp.isfinite(trainer) & xp.isfinite(engine))).sum())
 
 
 PROBABILITY_EDGES = (0.0, 0.01, 0.1, 0.5, 0.9, float("inf"))
@@ -95,49 +187,85 @@ PROBABILITY_EDGES = (0.0, 0.01, 0.1, 0.5, 0.9, float("inf"))
 
 def by_probability(logprobs: Array, d: Array, mask: Array | None = None) -> list[ProbabilityBin]:
     """Skew by the token's probability ``exp(logprobs)``, in the published bins; a bin without tokens has NaN."""
-    lp, skew = _tensor(logprobs).double(), _tensor(d).double()
-    valid = lp.isfinite() & skew.isfinite()
+    lp, skew = _float64(_common(logprobs)), _float64(_common(d))
+    xp = _namespace(lp)
+    valid = xp.isfinite(lp) & xp.isfinite(skew)
     if mask is not None:
-        valid &= _tensor(mask) > 0
-    probability, skew = lp[valid].exp(), skew[valid]
+        valid = valid & (_common(mask) > 0)
+    probability, skew = xp.exp(lp[valid]), skew[valid]
     table = []
     for low, high in pairwise(PROBABILITY_EDGES):
         inside = skew[(probability >= low) & (probability < high)]
+        every = xp.ones_like(inside, dtype=bool)
+        with _silent():
+            abs_mean, square, bias = (_mean(x, every, SEQUENCES) for x in (abs(inside), xp.square(inside), inside))
         table.append(
             ProbabilityBin(
                 low=low,
                 high=min(high, 1.0),
                 tokens=len(inside),
-                abs_mean=inside.abs().mean().item(),
-                rms=inside.square().mean().sqrt().item(),
-                bias=inside.mean().item(),
+                abs_mean=float(abs_mean),
+                rms=float(xp.sqrt(square)),
+                bias=float(bias),
             )
         )
     return table
 
 
-def _tensor(values: Array) -> Tensor:
-    return values.detach() if isinstance(values, Tensor) else torch.as_tensor(np.ascontiguousarray(values))
+def _namespace(values: Any) -> Any:
+    """The module whose functions work on ``values``: torch for a tensor, numpy for anything else."""
+    if isinstance(values, np.ndarray | np.generic):
+        return np
+    import torch
+
+    return torch
 
 
-def _mean(values: Tensor, counted: Tensor, axes: tuple[int, ...]) -> Tensor:
+def _common(values: Array) -> Any:
+    """What the metrics are computed on: a tensor where torch is installed, else an array."""
+    if hasattr(values, "detach"):
+        return values.detach()
+    try:
+        import torch
+    except ModuleNotFoundError:
+        return np.asarray(values)
+    return torch.as_tensor(np.ascontiguousarray(values))
+
+
+def _float64(values: Any) -> Any:
+    return values.astype(np.float64) if isinstance(values, np.ndarray) else values.detach().double()
+
+
+def _silent() -> np.errstate:
+    """numpy says nothing of 0/0 and of overflows: a metric with nothing to measure is NaN, as in torch."""
+    return np.errstate(over="ignore", invalid="ignore", divide="ignore")
+
+
+def _sums(group: Ints, groups: int, *values: Floats) -> Floats:
+    """Sums of each value per group: (groups, len(values))."""
+    return np.stack([np.bincount(group, weights=value, minlength=groups) for value in values], axis=1)
+
+
+def _mean(values: Any, counted: Any, axes: tuple[int, ...]) -> Any:
     """Mean of the counted values; NaN if there are none."""
-    return torch.where(counted, values, 0.0).sum(axes) / counted.sum(axes)
+    return _namespace(values).where(counted, values, 0.0).sum(axes) / counted.sum(axes)
 
 
-def _effective_share(log_weights: Tensor, counted: Tensor, axes: tuple[int, ...]) -> Tensor:
+def _effective_share(log_weights: Any, counted: Any, axes: tuple[int, ...]) -> Any:
     """``1 / mean((w / mean w)^2)``; the weights' common factor is free, so the largest is 1 and nothing overflows."""
-    log_weights = torch.where(counted, log_weights, -torch.inf)
-    weights = (log_weights - log_weights.amax(axes, keepdim=True)).exp()
-    weights = torch.where(counted, weights, 0.0)
-    return weights.sum(axes).square() / (counted.sum(axes) * weights.square().sum(axes))
+    xp = _namespace(log_weights)
+    log_weights = xp.where(counted, log_weights, -xp.inf)
+    weights = xp.exp(log_weights - xp.amax(log_weights, axis=axes, keepdims=True))
+    weights = xp.where(counted, weights, 0.0)
+    return xp.square(weights.sum(axes)) / (counted.sum(axes) * xp.square(weights).sum(axes))
 
 
-def _correlation(x: Tensor, y: Tensor, counted: Tensor) -> Tensor:
+def _correlation(x: Any, y: Any, counted: Any) -> Any:
     """Pearson's correlation over tokens; NaN where either side is constant."""
-    x = torch.where(counted, x - _mean(x, counted, TOKENS)[..., None, None], 0.0)
-    y = torch.where(counted, y - _mean(y, counted, TOKENS)[..., None, None], 0.0)
-    return (x * y).sum(TOKENS) / (x.square().sum(TOKENS) * y.square().sum(TOKENS)).sqrt()
+    xp = _namespace(x)
+    x = xp.where(counted, x - _mean(x, counted, TOKENS)[..., None, None], 0.0)
+    y = xp.where(counted, y - _mean(y, counted, TOKENS)[..., None, None], 0.0)
+    return (x * y).sum(TOKENS) / xp.sqrt(xp.square(x).sum(TOKENS) * xp.square(y).sum(TOKENS))
 
 
 # Laws of independent Gaussian noise on the logits
@@ -145,8 +273,8 @@ def _correlation(x: Tensor, y: Tensor, counted: Tensor) -> Tensor:
 
 def expected_skew_variance(probabilities: Array, token: int, sigma_z: float) -> float:
     """``Var d = sigma_z^2 ((1 - p_a)^2 + sum_{v != a} p_v^2)`` for the sampled token a: improbable tokens are noisier."""
-    p = _tensor(probabilities).double()
-    return float(sigma_z**2 * ((1 - p[token]) ** 2 + p.square().sum() - p[token] ** 2))
+    p = _float64(_common(probabilities))
+    return float(sigma_z**2 * ((1 - p[token]) ** 2 + (p**2).sum() - p[token] ** 2))
 
 
 def expected_kl(sigma_d: float) -> float:

@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from skewsim import __version__
 from skewsim.errors import FileFormatError, UserError
-from skewsim.files import atomic_writer
+from skewsim.files import atomic_writer, check_schema_version
 from skewsim.settings import one_line
 from skewsim.skew.published import Verdict, judge
 from skewsim.skew.tokens import TokenTable
@@ -120,7 +120,7 @@ class Fit(_Part):
     """Largest relative deviation of a probability bin's rms from the law."""
 
 
-class ProbabilityBin(_Part):
+class ProfileBin(_Part):
     """Skew of the tokens whose trainer probability lies in [low, high)."""
 
     low: float
@@ -142,11 +142,11 @@ class SkewProfile(_Part):
     fit: Fit
     metrics: dict[str, Estimate]
     """Every metric of `skewsim.skew.metrics.skew_metrics`."""
-    table: list[ProbabilityBin]
+    table: list[ProfileBin]
     """Skew by probability in the bins that published tables use."""
     quantile_levels: list[float] = Field(min_length=2)
     """Levels of the quantiles below, from 0 to 1."""
-    by_probability: list[ProbabilityBin] = Field(min_length=1)
+    by_probability: list[ProfileBin] = Field(min_length=1)
     """Skew by probability in fine bins, with quantiles dense enough to draw from."""
 
     @model_validator(mode="after")
@@ -231,13 +231,7 @@ def shipped_profiles() -> list[str]:
 def _parsed(path: Path, document: Any) -> SkewProfile:
     if not isinstance(document, dict) or document.pop("format", None) != FORMAT:
         raise FileFormatError(f"profile {path}: not a skew profile")
-    version = document.get("schema_version")
-    if not isinstance(version, int) or version < 1:
-        raise FileFormatError(f"profile {path}: schema_version={version!r} is not known")
-    if version > SCHEMA_VERSION:
-        raise FileFormatError(
-            f"profile {path}: schema_version={version} is from a later skewsim; this one reads up to {SCHEMA_VERSION}"
-        )
+    check_schema_version(f"profile {path}", document.get("schema_version"), newest=SCHEMA_VERSION)
     if document.pop("checksum", None) != _checksum(document):
         raise FileFormatError(f"profile {path}: checksum is wrong; the file was altered")
     try:

@@ -4,7 +4,8 @@ A `TokenTable` holds tokens without their prompts; scoring a sequence again, und
 precision, needs the prompt too. This is the format that keeps it. Keys of a line: `prompt_token_ids`,
 `token_ids`, `engine_logprobs`, and, where known, `trainer_logprobs`, `weight_versions`, `mask` (1 where the
 token was sampled by the engine, 0 for a tool's answer), `prompt_id`, `temperature`, `top_p`, `top_k`, `min_p`.
-A log-probability that is unknown or not finite is null.
+A log-probability that is unknown or not finite is null. Every line says its `schema_version`; one that does not is of
+version 1, so that other programs may write the format by hand.
 """
 
 from __future__ import annotations
@@ -20,10 +21,11 @@ import numpy as np
 import numpy.typing as npt
 
 from skewsim.errors import FileFormatError
-from skewsim.files import atomic_writer
+from skewsim.files import atomic_writer, check_schema_version
 from skewsim.skew.tokens import TokenTable
 
 Column = npt.NDArray[Any]
+SCHEMA_VERSION = 1
 SETTINGS = ("temperature", "top_p", "top_k", "min_p")
 
 
@@ -75,7 +77,7 @@ class SequenceRecord:
             line["weight_versions"] = self.weight_versions.tolist()
         if self.mask is not None:
             line["mask"] = self.mask.astype(int).tolist()
-        return line | dict(self.settings)
+        return line | dict(self.settings) | {"schema_version": SCHEMA_VERSION}
 
 
 _TYPES: dict[str, Any] = {
@@ -159,6 +161,9 @@ def read_sequences(path: Path | str) -> Iterator[SequenceRecord]:
                 row = json.loads(line)
                 if not isinstance(row, dict):
                     raise ValueError("not a JSON object")
+                check_schema_version(
+                    f"sequences {path}, line {number}", row.get("schema_version", 1), newest=SCHEMA_VERSION
+                )
                 record = parse_record(row)
             except (ValueError, TypeError, KeyError) as error:
                 reason = str(error).strip("'\"").splitlines()[0][:160]

@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from skewsim.errors import FileFormatError, UserError
-from skewsim.files import atomic_writer
+from skewsim.files import atomic_writer, check_schema_version
 
 SCHEMA_VERSION = 1
 FORMAT = "skewsim-token-table"
@@ -241,13 +241,7 @@ def _header(table: TokenTable) -> str:
 def _check_header(path: Path, header: Any) -> None:
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         raise FileFormatError(f"token table {path}: not a token table")
-    version = header.get("schema_version")
-    if not isinstance(version, int) or version < 1:
-        raise FileFormatError(f"token table {path}: schema_version={version!r} is not known")
-    if version > SCHEMA_VERSION:
-        raise FileFormatError(
-            f"token table {path}: schema_version={version} is from a later skewsim; this one reads up to {SCHEMA_VERSION}"
-        )
+    check_schema_version(f"token table {path}", header.get("schema_version"), newest=SCHEMA_VERSION)
     if not isinstance(header.get("meta"), dict):
         raise FileFormatError(f"token table {path}: meta is missing")
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from skewsim.records import StepRecord, last_tenth, tenth
 from skewsim.runs.ladder import Ladder, LadderResult, Rung
+from skewsim.runs.recording import summarise
 from skewsim.scenarios import LADDER
 
 STEPS = 80
@@ -137,3 +139,32 @@ def test_json_has_the_published_keys(grpo: LadderResult) -> None:
         "name", "reward_final", "reward_band", "entropy_final", "clip_rate", "kl_k3", "logprob_diff_mean", "lag",
         "inside_reference_band", "identical_to_reference", "diverged",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(("steps", "last"), [(1, 1), (9, 1), (10, 1), (15, 1), (19, 1), (20, 2), (80, 8), (100, 10)])
+def test_the_last_tenth_is_rounded_down_but_never_empty(steps: int, last: int) -> None:
+    rows = [StepRecord(k, "s", seed, {}) for k in range(steps) for seed in (0, 1)]
+    assert tenth(steps) == last
+    assert [(row.step, row.seed) for row in last_tenth(rows)] == [
+        (k, seed) for k in range(steps - last, steps) for seed in (0, 1)
+    ]
+
+
+def test_a_member_that_diverged_early_has_nothing_in_a_longer_runs_last_tenth() -> None:
+    rows = [StepRecord(k, "s", 0, {}) for k in range(5)]
+    assert last_tenth(rows, 100) == []
+    assert last_tenth(rows) == rows[-1:]
+    assert last_tenth([], 100) == last_tenth([]) == []
+
+
+def test_a_run_of_fifteen_steps_ends_alike_in_its_summary_and_on_its_ladder() -> None:
+    ladder = Ladder(seeds=1, steps=15, names=("v0_reference", "initial_v1"))
+    metrics = ("reward/mean", "policy/entropy", "update/clip_rate", "skew/kl_k3", "skew/logprob_diff_mean", "lag/mean")
+    rows = [
+        StepRecord(k, scenario.name, 0, {key: number + k**2 for number, key in enumerate(metrics)})
+        for k in range(15)
+        for scenario in ladder.scenarios
+    ]
+    for rung, member in zip(ladder.result(rows).rungs, summarise(rows)["members"], strict=True):
+        assert rung.reward_final == member["last_tenth"]["reward/mean"] == 14**2
+        assert rung.kl_k3 == member["last_tenth"]["skew/kl_k3"]

@@ -1,6 +1,7 @@
 """Claims about the metrics: each equals its formula, and the laws of Gaussian noise give the published figures."""
 
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -30,6 +31,36 @@ def test_numpy_arrays_and_tensors_give_the_same_numbers():
     from_torch = metrics.skew_metrics(*(torch.tensor(x[:, ::-1].copy()) for x in (p.trainer, p.engine, p.mask)))
     assert from_numpy == from_torch
     assert all(type(value) is float for value in from_numpy.values())
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("leading", [(), (3,)], ids=["one", "stacked"])
+def test_without_torch_the_numbers_are_the_same_up_to_rounding(seed, leading):
+    p = oracles.problem(seed)
+    arrays = [np.broadcast_to(x, (*leading, *x.shape)) for x in (p.trainer, p.engine, p.mask)]
+    alone = metrics.batched_skew_metrics(*arrays)
+    with_torch = metrics.batched_skew_metrics(*(torch.tensor(x) for x in arrays))
+    assert list(alone) == list(with_torch)
+    for name, value in alone.items():
+        assert isinstance(value, np.ndarray | np.generic)
+        np.testing.assert_allclose(value, with_torch[name].numpy(), rtol=1e-12, err_msg=name)
+
+
+def test_without_torch_everything_works_on_arrays(monkeypatch):
+    p = oracles.problem(1)
+    p.engine[0, 0] = np.nan
+
+    def everything():
+        d = p.trainer - p.engine
+        yield from metrics.skew_metrics(p.trainer, p.engine, p.mask).values()
+        yield from metrics.skew_metrics(p.trainer, p.engine, 0 * p.mask).values()
+        yield metrics.count_nonfinite(p.trainer, p.engine, p.mask)
+        yield metrics.expected_skew_variance(np.exp(p.trainer[0]), 1, 0.1)
+        yield from (x for row in metrics.by_probability(p.trainer, d, p.mask) for x in vars(row).values())
+
+    with_torch = list(everything())
+    monkeypatch.setitem(sys.modules, "torch", None)
+    np.testing.assert_allclose(list(everything()), with_torch, rtol=1e-12)
 
 
 def test_a_float32_batch_is_measured_in_float64():

@@ -15,7 +15,7 @@ from skewsim.errors import FileFormatError, UserError
 from skewsim.skew import fitting
 from skewsim.skew import profile as profile_module
 from skewsim.skew.fitting import fit_profile, student_fit, student_refits
-from skewsim.skew.metrics import skew_metrics
+from skewsim.skew.metrics import resampled_skew_metrics, skew_metrics
 from skewsim.skew.profile import SkewProfile, load_profile, save_profile, shipped_profiles
 from skewsim.skew.tokens import TokenTable
 
@@ -89,7 +89,6 @@ def test_what_a_sequence_shares_is_found_and_nothing_where_nothing_is_shared(pro
 
 
 def test_the_variance_component_equals_the_textbook_estimator_on_unbalanced_groups():
-    from skewsim.skew import fitting
 
     rng = np.random.default_rng(0)
     lengths = rng.integers(2, 9, 40)
@@ -266,10 +265,8 @@ def test_metrics_of_resampled_groups_are_the_metrics_of_the_rows_they_hold(seed,
     index = np.repeat(np.arange(sequences), rng.integers(1, 6, sequences))
     engine = np.log(rng.uniform(0.01, 1, len(index)))
     trainer = engine + rng.normal(0, 0.3, len(index))
-    d = trainer - engine
-    rows = fitting.Rows(d, np.exp(trainer), np.ones_like(d), index, index, sequences, 0, True)
     weights = rng.multinomial(sequences, np.full(sequences, 1 / sequences), size=3).astype(float)
-    found = fitting.resampled_metrics(trainer, engine, rows, weights)
+    found = resampled_skew_metrics(trainer, engine, sequence=index, group=index, weights=weights)
     for number, weight in enumerate(weights):
         drawn = np.repeat(np.arange(sequences), weight.astype(int))
         padded = np.zeros((3, len(drawn), 6))

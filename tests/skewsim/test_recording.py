@@ -207,7 +207,7 @@ def test_a_folder_of_another_scenario_or_other_seeds_is_refused(tmp_path: Path) 
         (CHECKPOINT, b"", "checkpoint"),
         (CHECKPOINT, b"\x80\x04K\x01.", "checkpoint"),
         (STEPS, b"", "shorter than its checkpoint"),
-        (SUMMARY, b'{"schema_version": 99}', "schema_version=99 is not known"),
+        (SUMMARY, b'{"schema_version": 99}', "schema_version=99 is from a later skewsim; this one reads up to 1"),
         (SUMMARY, b"{", "not a run's summary"),
         ("scenario.toml", b"schema_version = 99", "schema_version=99 is not known"),
         ("scenario.toml", b"steps = ", "is not a TOML file"),
@@ -219,6 +219,29 @@ def test_a_damaged_or_later_file_is_one_clear_error(tmp_path: Path, name: str, c
     before = contents(tmp_path / "run")
     assert says in refused(tmp_path / "run", resume=True)
     assert contents(tmp_path / "run") == before
+
+
+def test_a_record_says_its_schema_version_and_one_that_does_not_is_of_the_first(tmp_path: Path) -> None:
+    path, row = tmp_path / "steps.jsonl", StepRecord(0, "s", 0, {"reward/mean": 0.5})
+    line = row.to_json()
+    assert line["schema_version"] == 1
+    path.write_text("".join(json.dumps(each) + "\n" for each in (line, {**line, "schema_version": 1})))
+    assert list(read_records(path)) == [row, row]
+    del line["schema_version"]
+    path.write_text(json.dumps(line) + "\n")
+    assert list(read_records(path)) == [row]
+
+
+@pytest.mark.parametrize(
+    ("version", "says"), [(2, "schema_version=2 is from a later skewsim"), ("x", "schema_version='x' is not known")]
+)
+def test_a_record_of_another_schema_version_is_one_line_that_names_it(tmp_path: Path, version: Any, says: str) -> None:
+    path = tmp_path / "steps.jsonl"
+    path.write_text(json.dumps({"schema_version": version, "what": "only a later program knows"}) + "\n")
+    with pytest.raises(FileFormatError, match=says) as caught:
+        list(read_records(path))
+    assert "line 1" in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("line", [b"[]\n", b"{}\n", b"\x80\x04K\x01.\n", b'{"schema_version": 99}\n'])

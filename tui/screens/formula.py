@@ -7,8 +7,9 @@ import math
 from rich.text import Text
 
 from skewsim.catalogue import ObjectiveForm, find_form
+from skewsim.learn.look import Floats
 from tui.screens.page import LensPage
-from tui.snapshot import Floats, Snapshot, Worked
+from tui.snapshot import Snapshot, Worked
 from tui.views import Look
 
 

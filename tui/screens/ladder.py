@@ -10,6 +10,7 @@ from textual.app import ComposeResult
 from textual.binding import BindingType
 from textual.containers import Grid
 
+from skewsim.records import tenth
 from skewsim.scenarios import LADDER, ladder_scenarios
 from tui.actions import bindings
 from tui.chart import Curve
@@ -43,7 +44,7 @@ def table(tracks: list[Track], look: Look, *, width: int) -> Text:
         f"{'':<17}" + "".join(f"{title:>9}" for title, _ in columns) + "  against the reference\n", style="bold"
     )
     for track in tracks:
-        window = max(len(track.series) // 10, 1)
+        window = tenth(len(track.series))
         cells = [track.series.now(key, window) for _, key in columns]
         text.append(f"{track.name:<17}", style=look.colour(track.letter))
         text.append("".join(f"{'-' if c is None else f'{c:.3g}':>9}" for c in cells))
@@ -62,7 +63,7 @@ def standing(track: Track, reference: Track) -> str:
     mine_k3, theirs_k3 = (t.series.values("skew/kl_k3")[:, :count] for t in (track, reference))
     if np.array_equal(mine, theirs, equal_nan=True) and np.array_equal(mine_k3, theirs_k3, equal_nan=True):
         return "identical bit for bit"
-    gap = float(np.nanmean(mine[:, -max(count // 10, 1) :]) - np.nanmean(theirs[:, -max(count // 10, 1) :]))
+    gap = float(np.nanmean(mine[:, -tenth(count) :]) - np.nanmean(theirs[:, -tenth(count) :]))
     return f"reward {gap:+.3f}"
 
 

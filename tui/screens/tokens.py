@@ -9,10 +9,11 @@ from rich.text import Text
 
 from skewsim.catalogue import find_form
 from skewsim.learn.clipping import clip_bounds
+from skewsim.learn.look import Floats
 from skewsim.skew.published import MEAN_ABS_BY_PROBABILITY
 from tui.chart import bars
 from tui.screens.page import LensPage
-from tui.snapshot import Floats, Snapshot
+from tui.snapshot import Snapshot
 from tui.views import Look
 
 _EDGES = (0.0, 0.01, 0.1, 0.5, 0.9, 1.0001)
@@ -42,7 +43,7 @@ def strips(snapshot: Snapshot, look: Look, *, rows: int, width: int) -> Text:
                 continue
             skew = float(snapshot.skew[row, t])
             text.append(f"{_name(int(snapshot.tokens[row, t]))}{_mark(skew, look)} ", style=_style(abs(skew), look))
-        versions = snapshot.versions[row][snapshot.mask[row]]
+        versions = snapshot.weight_versions[row][snapshot.mask[row]]
         if len(versions) and width > 100:
             text.append(f" weights {versions.min()}-{versions.max()}", style=look.muted)
         text.append("\n")

@@ -1,0 +1,182 @@
+"""From a step to its tokens: what both sides say of every token that one member sampled.
+
+    trainer = skewsim.Trainer(skewsim.find_scenario("initial_v1"))
+    for _ in range(20):
+        trainer.step()
+    look = trainer.look()
+    print(skewsim.diagnose(look.sequences))
+
+`Trainer.look` gives the step just done, under the weights that it began with: those that its record was measured
+under. `look_at` gives a rollout of one's own under any weights. A `Look` is numpy alone and needs no torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from skewsim.settings import Scenario
+from skewsim.skew.sequences import SETTINGS, SequenceLog, SequenceRecord
+from skewsim.skew.tokens import TokenTable
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from skewsim.engine.rollouts import Rollouts
+    from skewsim.learn.scoring import Graded, Scored
+    from skewsim.model.policy import Policy
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Look:
+    """One member's rollout: N sequences, P prompt tokens, up to T response tokens; logprobs in nats."""
+
+    step: int
+    scenario: Scenario
+    prompt_ids: Ints
+    """(N,) which prompt of the task's pool."""
+    prompts: Ints
+    """(N, P) its tokens."""
+    tokens: Ints
+    """(N, T); what stands where ``mask`` is False has no meaning, in any array."""
+    mask: NDArray[np.bool_]
+    """(N, T) where a token was sampled."""
+    engine_logprobs: Floats
+    """(N, T) as the engine reported them."""
+    trainer_logprobs: Floats
+    """(N, T) by the trainer's weights, in its precision and at its temperature, before it learned from the rollout."""
+    square_mass: Floats
+    """(N, T) sum over the vocabulary of the trainer's squared probabilities."""
+    weight_versions: Ints
+    """(N, T) version of the weights that sampled the token."""
+    rewards: Floats
+    """(N,) what was rewarded: `task.reward`, exact or partial."""
+    advantages: Floats
+    """(N,)."""
+    reference_logprobs: Floats | None = None
+    """(N, T) of the policy that training started from; None where ``trainer.beta`` is 0."""
+    sampler_logprobs: Floats | None = None
+    """(N, T) of the distribution that was really sampled from; None where only the engine knows."""
+    kept_mass: Floats | None = None
+    """(N, T) probability that top-p, top-k and min-p left; None if nothing was cut off."""
+
+    @property
+    def skew(self) -> Floats:
+        """(N, T) trainer minus engine, 0 where no token was sampled."""
+        return np.where(self.mask, self.trainer_logprobs - self.engine_logprobs, 0.0)
+
+    @property
+    def old_logprobs(self) -> Floats:
+        """(N, T) the denominator of the update ratio: the engine's (bypass) or the trainer's own (recompute)."""
+        bypass = self.scenario.trainer.old_logprobs == "rollout"
+        return self.engine_logprobs if bypass else self.trainer_logprobs
+
+    @property
+    def ratios(self) -> Floats:
+        """(N, T) the update ratio of the first minibatch, before any update: trainer over old; 1 under recompute."""
+        return np.where(self.mask, np.exp(self.trainer_logprobs - self.old_logprobs), 1.0)
+
+    @property
+    def sequences(self) -> SequenceLog:
+        """The rollout as whole sequences with their prompts, for `skewsim.diagnose` and for a file."""
+        engine = self.scenario.engine
+        settings = {name: float(getattr(engine, name)) for name in SETTINGS}
+        return SequenceLog(
+            tuple(
+                SequenceRecord(
+                    tokens=self.tokens[i][live],
+                    engine_logprobs=self.engine_logprobs[i][live],
+                    trainer_logprobs=self.trainer_logprobs[i][live],
+                    weight_versions=self.weight_versions[i][live],
+                    prompt_tokens=self.prompts[i],
+                    settings=settings,
+                )
+                for i, live in enumerate(self.mask)
+            )
+        )
+
+    @property
+    def table(self) -> TokenTable:
+        """A row for every sampled token, for `skewsim.fit_profile`, `skewsim.gate` and for a file."""
+        engine, trainer = self.scenario.engine, self.scenario.trainer
+        meta = {
+            "dtype": engine.dtype,
+            "head_dtype": engine.head_dtype,
+            "trainer_dtype": trainer.dtype,
+            "trainer_head_dtype": trainer.head_dtype,
+            **{name: getattr(engine, name) for name in SETTINGS},
+        }
+        return TokenTable.from_rollouts(
+            tokens=self.tokens,
+            mask=self.mask,
+            engine_logprobs=self.engine_logprobs,
+            trainer_logprobs=self.trainer_logprobs,
+            weight_versions=self.weight_versions,
+            sampler_logprobs=self.sampler_logprobs,
+            kept_mass=self.kept_mass,
+            prompt_ids=self.prompt_ids,
+            square_mass=self.square_mass,
+            meta=meta,
+        )
+
+
+def look_at(policy: Policy, rollouts: Rollouts, scenario: Scenario, *, step: int = 0, member: int = 0) -> Look:
+    """A member's rollout under these weights, scored, rewarded and given advantages as ``scenario`` says.
+
+    ``scenario.trainer.num_generations`` is the rollout's own number of responses to a prompt. Needs torch.
+    """
+    import torch
+
+    from skewsim.learn.scoring import grade, score_rollouts
+    from skewsim.task import Task
+
+    with torch.no_grad():
+        scored = score_rollouts(policy, rollouts, scenario)
+        scores = Task(scenario.task).score(rollouts.prompt_ids, rollouts.tokens, rollouts.mask)
+        return take(rollouts, scored, grade(scores, scenario), scenario, step=step, member=member)
+
+
+def take(
+    rollouts: Rollouts,
+    scored: Scored,
+    graded: Graded,
+    scenario: Scenario,
+    *,
+    step: int,
+    member: int = 0,
+    reference_logprobs: Tensor | None = None,
+) -> Look:
+    """One member's share of a rollout that is scored and graded already."""
+
+    def floats(tensor: Tensor) -> Any:
+        return tensor[member].detach().cpu().double().numpy()
+
+    def ints(tensor: Tensor) -> Any:
+        return tensor[member].cpu().long().numpy()
+
+    def known(tensor: Tensor | None) -> Any:
+        return None if tensor is None else floats(tensor)
+
+    return Look(
+        step=step,
+        scenario=scenario,
+        prompt_ids=ints(rollouts.prompt_ids),
+        prompts=ints(rollouts.prompts),
+        tokens=ints(rollouts.tokens),
+        mask=floats(rollouts.mask) > 0,
+        engine_logprobs=floats(rollouts.engine_logprobs),
+        trainer_logprobs=floats(scored.logprobs),
+        square_mass=floats(scored.square_mass),
+        weight_versions=ints(rollouts.weight_versions),
+        rewards=floats(graded.rewards),
+        advantages=floats(graded.advantages),
+        reference_logprobs=known(reference_logprobs),
+        sampler_logprobs=known(rollouts.sampler_logprobs),
+        kept_mass=known(rollouts.kept_mass),
+    )
