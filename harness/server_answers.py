@@ -1,7 +1,7 @@
 """What a completion server answers, checked token by token.
 
-An answer is worth nothing for training unless every token has its id and its log-probability, and their number is the
-one asked for: a server that drops, adds or stops by rules of its own would put every later token at the wrong place.
+An answer is of use for training only if every token has its id and its log-probability, and if there are as many tokens
+as were asked for. A server that drops tokens, adds some, or stops by rules of its own would shift all later tokens.
 """
 
 from __future__ import annotations
@@ -9,16 +9,16 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from harness.session import Request, Row
+from harness.requests import Request, Row
 from skewsim.errors import EngineError
 
 
 class Incomplete(Exception):
-    """The answer broke off."""
+    """The answer broke off before its end."""
 
 
-class Flight:
-    """One request under way."""
+class Answer:
+    """The answer to one request, as it comes in."""
 
     def __init__(self, request: Request, *, max_tokens: int, stop: tuple[int, ...]) -> None:
         self.request, self._max_tokens, self._stop = request, max_tokens, stop

@@ -37,6 +37,8 @@ COMMANDS = {
 """Name -> (import string of a function or a cyclopts App, help)."""
 TERMINAL_UI = "tui.launch:main"
 """What ``skewsim`` with no command opens; it gets the options."""
+CHOOSE_ENGINE = "harness.engines:choose"
+"""The function that makes an `EngineChoice` (`skewsim.engine.choice`) of a real engine's name."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

