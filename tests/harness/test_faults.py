@@ -21,8 +21,8 @@ from harness.client import Limits
 from harness.engines import choose
 from harness.journal import LINES
 from harness.measure import measure
-from harness.scorer import TrainerScorer
 from harness.requests import Size
+from harness.scorer import TrainerScorer
 from skewsim.errors import EngineError, FileFormatError, UserError
 from skewsim.settings import EngineSettings
 from skewsim.skew.sequences import read_sequences
