@@ -52,7 +52,7 @@ def engine_arguments(
 
 
 def refuse_update(spec: EngineSpec, settings: EngineSettings) -> None:
-    """Raises UserError for quantised weights: 0.18.1 and 0.32.0 computed nonsense after new ones were loaded in place."""
+    """Raises UserError for quantised weights: 0.18.1 and 0.32.0 computed nonsense after new ones were loaded."""
     if settings.quantization:
         raise UserError(
             f"engine.quantization={settings.quantization!r}: {spec.name} does not take new weights in place with it; "

@@ -100,11 +100,11 @@ class LocalChoice:
         )
 
     def stand_in(self, settings: EngineSettings, *, profile: str | None = None) -> StandIn:
-        from harness.prediction import simulate
+        from harness.prediction import make_stand_in
 
         off = {f"engine.{name}": False for name in self.spec.forced_off}
         values = {"engine.block_size": self.spec.block_size, **off}
-        return simulate(values, settings, measured_as=self.name, profile=profile)
+        return make_stand_in(values, settings, measured_as=self.name, profile=profile)
 
 
 @dataclass(frozen=True)
@@ -152,9 +152,9 @@ class ServerChoice:
         return ServerSession(self.address, settings, size=size, limits=self.limits)
 
     def stand_in(self, settings: EngineSettings, *, profile: str | None = None) -> StandIn:
-        from harness.prediction import simulate
+        from harness.prediction import make_stand_in
 
-        return simulate({"engine.block_size": SERVER_BLOCK}, settings, measured_as=None, profile=profile)
+        return make_stand_in({"engine.block_size": SERVER_BLOCK}, settings, measured_as=None, profile=profile)
 
 
 def _refuse_injected(scenario: Scenario, name: str) -> None:

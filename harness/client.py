@@ -1,12 +1,12 @@
 """Starts a worker process, sends it commands and ends it. One that dies, hangs or sends nonsense is an `EngineError`.
 
-The worker runs in a process session of its own, so that it can be killed together with whatever it started. It is killed
-on every way out: close, error, garbage collection, interpreter exit. (If this process is killed itself, the worker sees
-its stdin close and ends.) Rows are yielded as they arrive, so those that came before a failure are not lost.
+The worker runs in a process session of its own, so that it can be killed together with whatever it started. It is
+killed on every way out: close, error, garbage collection, interpreter exit. (If this process is killed itself, the
+worker sees its stdin close and ends.) Rows are yielded as they arrive, so those that came before a failure are kept.
 
-Three time limits apply. `Limits.silence_s`: the worker sends a message every second, so a frozen process is noticed when
-none comes. `Limits.idle_s`: a worker that sends these messages and neither computes nor reads waits for something that
-will not come. `Limits.progress_s`: the messages count what the worker has done, so one that loops forever is noticed.
+Three time limits apply. `Limits.silence_s`: the worker sends a message every second, so a frozen process is noticed
+when none comes. `Limits.idle_s`: a worker that sends these messages and neither computes nor reads waits for something
+that will not come. `Limits.progress_s`: the messages count what the worker has done, so an endless loop is noticed.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class Limits:
     init_s: float = 300.0
     """For its start: imports and loading the model."""
     start_silence_s: float = 8.0
-    """Without a message while it starts, after its first one. Imports and loading held the messages up for at most 1.4 s
-    on the CPU engines, on a loaded machine; `EngineSession` allows more on CUDA, where that was not measured."""
+    """Without a message while it starts, after its first one. Imports and loading held the messages up for at most
+    1.4 s on the CPU engines, on a loaded machine; `EngineSession` allows more on CUDA, where that was not measured."""
     silence_s: float = 8.0
     """Without a message, once it is ready."""
     idle_s: float = 6.0

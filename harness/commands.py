@@ -177,7 +177,8 @@ def measure(
     from harness.scorer import TrainerSide
 
     chosen = choose(engine)
-    local = choose_local(engine, needed_for=f"--legs with --engine {engine}") if legs else None
+    refusal = f"--legs with --engine {engine}: a server does not score given tokens; allowed: a local engine"
+    local = choose_local(engine, refusal=refusal) if legs else None
     folder = out or fresh_folder(f"measure-{re.sub(r'[^A-Za-z0-9.]+', '-', engine)}")
     trainer = TrainerSide(scenario.trainer.dtype, scenario.trainer.head_dtype, attention=attention, device=device)
     with terminable(), resumable(folder if out else None), counter(tokens) as progress:

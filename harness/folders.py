@@ -1,4 +1,4 @@
-"""A model's folder as an engine needs it: with int8 weights, or with a tokenizer for a version that does not start without.
+"""A model's folder as an engine needs it: with int8 weights, or with a tokenizer if it does not start without one.
 
 int8 is the W8A8 of compressed-tensors, which vLLM runs on CPUs and GPUs. Each weight matrix of a layer is rounded to 8
 bits, with a scale for each output channel, and activations are rounded at run time, with a scale for each token;
@@ -66,7 +66,7 @@ def prepared(folder: Path, scratch: Path, *, int8: bool = False, tokenizer: bool
 
 
 def quantized(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Every matrix of a layer as int8 with a scale for each row: ``w ~ scale * round(w / scale)``, scale = max |w| / 127.
+    """Every matrix of a layer as int8 with a scale for each row, max |w| / 127: ``w ~ scale * round(w / scale)``.
 
     All other tensors stay as they are.
     """

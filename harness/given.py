@@ -1,4 +1,4 @@
-"""The same tokens scored in several ways, and how two of the ways differ. Nothing is sampled, so no noise comes from it.
+"""The same tokens scored in several ways, and how two of the ways differ, without the noise of sampling.
 
 A way is the trainer (transformers), or an engine under some settings on one of its two paths: on *decode* each token is
 forced in its turn as if it had been sampled; on *prefill* the whole sequence is one prompt (`prompt_logprobs`). All are
@@ -102,9 +102,9 @@ def score_given(
     paths: Sequence[EnginePath],
     sequences: int,
 ) -> tuple[dict[EnginePath, Floats], dict[str, Any]]:
-    """Log-probabilities (tokens,) in nats on each path, with `sequences` in a batch; and what the engine said of itself.
+    """Log-probabilities (tokens,) in nats on each path, and what the engine said of itself.
 
-    Raises EngineError, UserError for a setting that the engine lacks.
+    `sequences` are in a batch. Raises EngineError, UserError for a setting that the engine lacks.
     """
     size = Size(*given.longest, sequences)
     pairs = list(zip(given.prompts, given.responses, strict=True))

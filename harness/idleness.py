@@ -1,7 +1,8 @@
 """Whether a worker process is at work: how long its threads ran or queued for a processor core, and what they read.
 
-A worker that computes either runs or queues for a core, on however busy a machine; one that loads a model reads, or waits
-for a disk. One that does none of this for seconds waits for something that will not come: a lock, a pipe, another process.
+A worker that computes either runs or queues for a core, on however busy a machine; one that loads a model reads, or
+waits for a disk. One that does none of this for seconds waits for something that will not come: a lock, a pipe, another
+process.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 
 _PROC = Path("/proc")
 _POLLING = 0.1
-"""Share of a core below which a thread is taken to poll, not to work: gloo has many threads that take 1 % each for ever."""
+"""Share of a core below which a thread is taken to poll, not to work: gloo has many that take 1 % each for ever."""
 _BUSY = 0.05
 """Share of one core above which the threads that do not poll are together taken to be at work."""
 _READ = 1 << 16
@@ -59,8 +60,9 @@ class Idleness:
         return now - began >= seconds and ran - ran_before < _BUSY * (now - began) and read - read_before < _READ
 
     def _look(self) -> dict[Path, float]:
-        """Seconds that each thread ran or queued, and bytes that each process read; empty if a process waits for a disk,
-        or if the system does not tell.
+        """Seconds that each thread ran or queued, and bytes that each process read.
+
+        Empty if a process waits for a disk, or if the system does not tell.
 
         `/proc/PID/task/TID/schedstat` begins with the nanoseconds on a core and in the queue for one (Linux).
         """

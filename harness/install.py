@@ -42,8 +42,8 @@ def install(
 ) -> EngineStatus:
     """Make the engine's environment; one that is there already is left alone unless `force`.
 
-    PyPI's torch is a CUDA build of several GB, which runs on the CPU as well; `torch_index` (or UV_INDEX, UV_FIND_LINKS)
-    points at a smaller CPU build, such as CPU_TORCH_INDEX. Raises EngineError if a step fails.
+    PyPI's torch is a CUDA build of several GB, which runs on the CPU as well; `torch_index` (or UV_INDEX,
+    UV_FIND_LINKS) points at a smaller CPU build, such as CPU_TORCH_INDEX. Raises EngineError if a step fails.
     """
     if spec.python:
         raise UserError(f"engine={spec.name}: its environment is not ours to change; install vllm there with pip")
@@ -57,7 +57,8 @@ def install(
         shutil.rmtree(found.folder, ignore_errors=True)
         if not torch_index:
             say(
-                f"torch {spec.torch} comes from the default index; for a CPU-only build: --torch-index {CPU_TORCH_INDEX}"
+                f"torch {spec.torch} comes from the default index; "
+                f"for a CPU-only build: --torch-index {CPU_TORCH_INDEX}"
             )
         uv = _find_uv()
         (_install_with_uv if uv else _install_with_pip)(spec, found.folder, say, torch_index)

@@ -1,10 +1,10 @@
-"""What a measurement has so far, on disk, so that whatever interrupts it, no answer is lost and none is asked for twice.
+"""What a measurement has so far, on disk: whatever interrupts it, no answer is lost and none is asked for twice.
 
-``measurement.json`` says what was asked, and of which engine. ``unfinished.jsonl`` has a line for each answered sequence,
-appended once it is scored: the format of `skewsim.skew.sequences`, and beside it `id`, `prompt_id`, `square_mass` and,
-where the sampler truncates, `kept_mass`. A last line that is cut off is ignored. At the end, ``tokens.npz`` and
-``sequences.jsonl`` are made from the lines, in the order of their ids, each whole or absent, and ``unfinished.jsonl`` is
-removed.
+``measurement.json`` says what was asked, and of which engine. ``unfinished.jsonl`` has a line for each answered
+sequence, appended once it is scored: the format of `skewsim.skew.sequences`, and beside it `id`, `prompt_id`,
+`square_mass` and, where the sampler truncates, `kept_mass`. A last line that is cut off is ignored. At the end,
+``tokens.npz`` and ``sequences.jsonl`` are made from the lines, in the order of their ids, each whole or absent, and
+``unfinished.jsonl`` is removed.
 
 One process at a time measures into a folder: it holds the operating system's lock on the journal, which ends with it.
 """

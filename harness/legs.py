@@ -2,10 +2,10 @@
 
     trainer - decode = (trainer - prefill) + (prefill - decode),      and beside it: usual batch - other batch
 
-The first leg compares two programs that compute the same: precisions, kernels, the head. The second compares the two ways
-in which one engine goes through a sequence: decoding reads keys and values back from the cache, and uses other kernels for
-one token than prefill does for many. The third compares the engine with itself in batches of another size, where sums are
-taken in another order.
+The first leg compares two programs that compute the same: precisions, kernels, the head. The second compares the two
+ways in which one engine goes through a sequence: decoding reads keys and values back from the cache, and uses other
+kernels for one token than prefill does for many. The third compares the engine with itself in batches of another size,
+where sums are taken in another order.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ TOKENS_BY_BATCH = {1: 2048}
 """Fewer tokens for a batch of one sequence, which is twenty times as slow."""
 FIXES = {
     "trainer against prefill": "precision and kernels: the same dtype and an fp32 head on both sides "
-    "(engine.head_dtype=float32, trainer.head_dtype=float32), the same attention; if it stays: other weights or another "
-    "rope, skewsim diagnose --model",
-    "decode against prefill": "the key/value cache and the decode kernel: kv_cache_dtype=auto, enable_prefix_caching=False, "
-    "another attention backend, enforce_eager=True",
+    "(engine.head_dtype=float32, trainer.head_dtype=float32), the same attention; if it stays: other weights or "
+    "another rope, skewsim diagnose --model",
+    "decode against prefill": "the key/value cache and the decode kernel: kv_cache_dtype=auto, "
+    "enable_prefix_caching=False, another attention backend, enforce_eager=True",
     "other batch sizes": "the order of sums: VLLM_BATCH_INVARIANT=1 on CUDA, a fixed max_num_seqs, or a wider dtype",
 }
 FLOOR = 1e-4
@@ -108,8 +108,8 @@ def measure_legs(
 ) -> Legs:
     """The three legs of the measurement in `folder`, also written there as ``legs.json``.
 
-    Takes the first `MOST_TOKENS` tokens of its sequences. Raises UserError, EngineError; the measurement's own files stay
-    as they are.
+    Takes the first `MOST_TOKENS` tokens of its sequences. Raises UserError, EngineError; the measurement's own files
+    stay as they are.
     """
     say, trainer = progress or (lambda done, total, text: None), trainer or TrainerSide()
     engine.require()

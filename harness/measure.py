@@ -1,9 +1,9 @@
 """Measure an engine's skew on a model: tokens from the engine, logprobs from the trainer's side, a table and a profile.
 
 Prompts are given to the engine by the thousand, and its rows are scored while it works on the next ones. Every batch is
-in the journal (`harness.journal`) before the next is scored: whatever ends a measurement leaves the rows that it has, and
-`resume` asks for the others only. Log-probabilities that are not finite (a token that the trainer's side cut off, an
-overflow) are counted and left out, never set to zero.
+in the journal (`harness.journal`) before the next is scored: whatever ends a measurement leaves the rows that it has,
+and `resume` asks for the others only. Log-probabilities that are not finite (a token that the trainer's side cut off,
+an overflow) are counted and left out, never set to zero.
 """
 
 from __future__ import annotations
@@ -91,9 +91,9 @@ def measure(
     """Measure at least `num_tokens` tokens and write table, sequences and profile into the folder `out`.
 
     `engine` is what `harness.engines.choose` makes of a name; a server must have the same model. `model_folder` is a
-    Hugging Face folder, or ``base`` (the policy that ships for the first task, on its own prompts). `batch_tokens` bounds
-    what the trainer's side computes at once. `resume` goes on with what `out` holds; sequences that are there are not
-    asked for again.
+    Hugging Face folder, or ``base`` (the policy that ships for the first task, on its own prompts). `batch_tokens`
+    bounds what the trainer's side computes at once. `resume` goes on with what `out` holds; sequences that are there
+    are not asked for again.
 
     Raises UserError before anything is written, EngineError with the rows received kept.
     """
@@ -145,7 +145,7 @@ def _conclude(journal: Journal, *, name: str) -> tuple[TokenTable, SkewProfile]:
 
 
 def _batched(rows: Iterator[Row], prompt_tokens: int) -> Iterator[list[Row]]:
-    """The rows in batches. If the iterator fails, the rows that came before are yielded first, then it fails here too."""
+    """The rows in batches. If the iterator fails, the rows that came before are yielded first; then this fails too."""
     batch: list[Row] = []
     size, since = 0, time.monotonic()
     try:

@@ -3,9 +3,9 @@
 An engine that takes new weights while a request is under way, and keeps its keys and values, computes every later token
 with the new weights over keys and values that the old ones made. That is neither the old policy nor the new one, so
 scoring with either leaves skew: lag against the old weights, stale keys and values against the new ones. A trainer that
-fills a cache with the old weights and goes on with the new ones comes down to rounding error, but only if it changes over
-at the right token: trying every token finds where each request's weights were swapped. If the engine computes the keys and
-values again, scoring first with the old weights and then with the new ones does.
+fills a cache with the old weights and goes on with the new ones comes down to rounding error, but only if it changes
+over at the right token: trying every token finds where each request's weights were swapped. If the engine computes the
+keys and values again, scoring first with the old weights and then with the new ones does.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def mixture_logprobs(
     head_dtype: str = "float32",
     temperature: float = 1.0,
 ) -> list[Floats]:
-    """(T,) logprobs of each sequence's tokens: before its token number `at` the old weights', from there on the new ones'.
+    """(T,) logprobs of each sequence's tokens: the old weights' before its token number `at`, then the new ones'.
 
     `kept`: the new weights read the keys and values that the old ones made; else these are computed again.
     """

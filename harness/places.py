@@ -1,6 +1,7 @@
 """Where engines are installed, whether they are, and the environment variables that they run under.
 
-Each engine lives in a virtual environment of its own under the user's data folder; SKEWSIM_ENGINES chooses another place.
+Each engine lives in a virtual environment of its own under the user's data folder; SKEWSIM_ENGINES chooses another
+place.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ COMMON_ENVIRONMENT = {
     # max_model_len leaves room for one token more than the model has positions for. That token is sampled and reported,
     # but the model never computes anything after it, so the position is never used.
     "VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1",
-    # The engine runs inside the worker's own process, so that a weight update falls on an exact token boundary and equal
-    # seeds give equal tokens.
+    # The engine runs inside the worker's own process, so that a weight update falls on an exact token boundary and
+    # equal seeds give equal tokens.
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_LOGGING_LEVEL": "WARNING",
     "VLLM_NO_USAGE_STATS": "1",
@@ -121,8 +122,9 @@ def worker_environment(
 def _preloaded(spec: EngineSpec, python: Path, given: str) -> dict[str, str]:
     """LD_PRELOAD with the libraries that the version looks for, from the engine's environment or the system.
 
-    Some versions only look whether a name is in LD_PRELOAD. Libraries that are nowhere are therefore handed to the worker
-    by name in SKEWSIM_PRELOAD_MISSING; the worker adds them once it runs, since the linker would complain about them.
+    Some versions only look whether a name is in LD_PRELOAD. Libraries that are nowhere are therefore handed to the
+    worker by name in SKEWSIM_PRELOAD_MISSING; the worker adds them once it runs, since the linker would complain about
+    them.
     """
     lib = python.parent.parent / "lib"
     paths, missing = [part for part in re.split("[: ]", given) if part], list[str]()

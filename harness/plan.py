@@ -1,7 +1,7 @@
 """What a measurement asks which model: prompts, lengths, and requests.
 
-A request's seed depends on the plan's seed and the request's number alone. So a measurement that was interrupted can ask
-for the rest only, and ends with the table of one that was not. `Plan.asked` is what must be the same for that.
+A request's seed depends on the plan's seed and the request's number alone. So a measurement that was interrupted can
+ask for the rest only, and ends with the table of one that was not. `Plan.asked` is what must be the same for that.
 """
 
 from __future__ import annotations

@@ -10,14 +10,14 @@ from skewsim.settings import EngineSettings
 from skewsim.skew.profile import load_profile, shipped_profiles
 
 
-def simulate(
+def make_stand_in(
     values: Mapping[str, Any], settings: EngineSettings, *, measured_as: str | None, profile: str | None
 ) -> StandIn:
     """How to simulate an engine that has these habits (`values`) under these settings.
 
-    `profile` is a name or a path, ``none`` for no noise, or None for the one that ships and was measured at this precision
-    on the engine named `measured_as`. A profile's noise stands for the precision of the model's body, which is then
-    computed in float32; the head's precision is computed all the same, since the ladder switches it.
+    `profile` is a name or a path, ``none`` for no noise, or None for the one that ships and was measured at this
+    precision on the engine named `measured_as`. A profile's noise stands for the precision of the model's body, which
+    is then computed in float32; the head's precision is computed all the same, since the ladder switches it.
     """
     name = profile
     if profile is None and measured_as and settings.dtype != "float32":

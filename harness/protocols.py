@@ -25,7 +25,7 @@ class Session(Protocol):
     stats: dict[str, Any]
     """Figures of the last `generate`: tokens, seconds."""
     started_here: bool
-    """True: a process that was started with the model asked for. False: a server, which may have other weights loaded."""
+    """True: a process, which was started with the model asked for. False: a server, which may have other weights."""
     takes_weights: bool
     """Whether `update` works; False: the weights stay as they are."""
 

@@ -105,7 +105,8 @@ def parse_under(text: str, *, root: Path | str | None = None, limits: Limits | N
     `root` and `limits` as for `harness.engines.choose`.
     """
     name, *values = text.split(",")
-    engine = choose_local(name, root=root, limits=limits, needed_for=f"--under {text}")
+    refusal = f"--under {text}: a server does not score given tokens; allowed: a local engine"
+    engine = choose_local(name, root=root, limits=limits, refusal=refusal)
     given = parse_assignments([v if "." in v.partition("=")[0] else f"engine.{v}" for v in values])
     wrong = next((path for path in given if not path.startswith("engine.")), None)
     if wrong:
@@ -129,8 +130,8 @@ def replay(
 ) -> Replay:
     """Score the tokens of `sequences` under every engine, and by the trainer. `under`: see `parse_under`.
 
-    An engine that fails is listed in `Replay.failed`; the others' rows are there all the same. Raises UserError before any
-    engine starts; EngineError if no engine has answered.
+    An engine that fails is listed in `Replay.failed`; the others' rows are there all the same. Raises UserError before
+    any engine starts; EngineError if no engine has answered.
     """
     say, ways = progress or (lambda done, total, text: None), list(under)
     if len({way.label for way in ways}) < len(ways):

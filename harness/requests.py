@@ -63,7 +63,7 @@ class Row:
     finish: str
     """stop, length or abort."""
     support: list[list[int]] | None = None
-    """The tokens that top-p, top-k and min-p left at each position, if the whole vocabulary's logprobs were asked for."""
+    """The tokens that top-p, top-k and min-p left at each position, if the logprobs of all tokens were asked for."""
     spans: list[list[Any]] | None = None
     """The engine's own record of weight versions, [version, start, end], where it keeps one."""
     cached: int | None = None

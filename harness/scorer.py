@@ -225,8 +225,8 @@ def _check_device(device: str, *, attention: str, dtype: str) -> None:
         raise UserError(f"device={device!r}: this torch sees no CUDA device; allowed: cpu")
     if attention == "flash_attention_2" and (kind != "cuda" or dtype == "float32"):
         raise UserError(
-            f"attention={attention!r} with device={device!r} and dtype={dtype!r}: it needs cuda and a dtype of 16 bits; "
-            "allowed elsewhere: eager, sdpa"
+            f"attention={attention!r} with device={device!r} and dtype={dtype!r}: it needs cuda and a dtype of "
+            "16 bits; allowed elsewhere: eager, sdpa"
         )
 
 

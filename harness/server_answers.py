@@ -41,10 +41,10 @@ class Answer:
     def take(self, piece: dict[str, Any], *, version: int) -> None:
         """Add a part of the answer. Raises EngineError."""
         if piece.get("error"):
-            raise EngineError(f"refused a request: {one_line(json.dumps(piece).encode())}")
+            raise EngineError(f"refused a request: {error_text(json.dumps(piece).encode())}")
         choices = piece.get("choices")
         if not isinstance(choices, list) or any(not isinstance(c, dict) for c in choices) or len(choices) > 1:
-            raise EngineError(f"answered without one choice: {one_line(json.dumps(piece).encode())}")
+            raise EngineError(f"answered without one choice: {error_text(json.dumps(piece).encode())}")
         if not choices:  # a part with only the usage
             return
         (choice,) = choices
@@ -84,12 +84,12 @@ def parse(text: str | bytes) -> dict[str, Any]:
     except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
-        words = one_line(text.encode() if isinstance(text, str) else text)
+        words = error_text(text.encode() if isinstance(text, str) else text)
         raise EngineError(f"answered what is no JSON object: {words[:80]!r}")
     return found
 
 
-def one_line(content: bytes) -> str:
+def error_text(content: bytes) -> str:
     """What an error body says, as one short line."""
     text = content[:4000].decode(errors="replace")
     try:

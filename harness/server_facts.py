@@ -1,10 +1,10 @@
 """What a running server says of itself, in the words of `EngineSettings`, and whether that is what was asked for.
 
-What a server fixed when it started (precision, logprobs mode, caches, scheduling) cannot be set from here. What it tells
-is compared with what was asked for, and the rest is listed as not known. Sources: ``/v1/models``, ``/version``,
+What a server fixed when it started (precision, logprobs mode, caches, scheduling) cannot be set from here. What it
+tells is compared with what was asked for, and the rest is listed as not known. Sources: ``/v1/models``, ``/version``,
 ``/metrics`` (vLLM's cache_config_info, a gauge with the cache's settings as labels), and ``/server_info`` of vLLM's
-development endpoints. The logprobs mode can be seen from two answers: raw logprobs after the same prompt do not depend on
-the temperature, processed ones do.
+development endpoints. The logprobs mode can be seen from two answers: raw logprobs after the same prompt do not depend
+on the temperature, processed ones do.
 """
 
 from __future__ import annotations

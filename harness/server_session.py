@@ -33,7 +33,7 @@ import httpx2
 from harness.address import KEYS, Address
 from harness.client import read_seconds
 from harness.requests import InFlightUpdate, Request, Row, Size
-from harness.server_answers import Answer, Incomplete, one_line, parse
+from harness.server_answers import Answer, Incomplete, error_text, parse
 from harness.server_facts import choose_model, facts_of, known_settings, logprobs_mode
 from skewsim.errors import EngineError, UserError
 from skewsim.settings import EngineSettings
@@ -157,7 +157,7 @@ class ServerSession:
     # -- requests -------------------------------------------------------------------------------------------
 
     def _body(self, settings: EngineSettings, *, max_tokens: int, stop: Sequence[int]) -> dict[str, Any]:
-        """The part of the body that all requests share; settings that are off are left out: older versions refuse them."""
+        """The part of the body that all requests share, without settings that are off: older versions refuse them."""
         body: dict[str, Any] = {
             "model": self.model,
             "max_tokens": max_tokens,
@@ -259,10 +259,10 @@ class ServerSession:
         return facts
 
     async def _takes_weights(self) -> bool:
-        """Whether vLLM's development endpoints are there. GET of /collective_rpc, which is for POST, is then 405, else 404."""
+        """Whether vLLM's development endpoints are there. GET of /collective_rpc, for POST only, is 405 then."""
         response = await self._client.get(f"{self._root}/is_paused", timeout=LOOK_S)
         if response.status_code >= 500:  # the server is there, but its engine is dead
-            raise EngineError(f"GET /is_paused: answered {response.status_code}: {one_line(response.content)}")
+            raise EngineError(f"GET /is_paused: answered {response.status_code}: {error_text(response.content)}")
         paused = _json(response.text) if response.status_code == 200 else None
         if not isinstance(paused, dict) or "is_paused" not in paused:
             return False
@@ -309,7 +309,7 @@ class ServerSession:
             return
         with contextlib.suppress(httpx2.TransportError):
             await response.aread()
-        words = one_line(response.content if response.is_stream_consumed else b"")
+        words = error_text(response.content if response.is_stream_consumed else b"")
         what = f"answered {code}{': ' + words if words else ''}"
         if code == 429 or code >= 500:
             after = response.headers.get("retry-after", "")
@@ -319,7 +319,7 @@ class ServerSession:
         raise EngineError(what)
 
     async def _insist(self, work: Callable[[], Awaitable[T]]) -> T:
-        """Try again after 429, 5xx and broken connections; of a busy server, without end while other requests get on."""
+        """Try again after 429, 5xx and broken connections; a busy server, for as long as other requests get on."""
         attempt, moved = 0, self._moved
         while True:
             try:
@@ -334,7 +334,7 @@ class ServerSession:
             await asyncio.sleep(wait)
 
     async def _watched(self, work: Coroutine[Any, Any, T]) -> T:
-        """The work's result. EngineError, with the server's name in it, if that fails or nothing comes for `silence_s`."""
+        """The work's result. EngineError with the server's name if it fails, or if nothing comes for `silence_s`."""
         self._moved = self._loop.time()
         task = asyncio.ensure_future(work)
         try:

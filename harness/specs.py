@@ -1,8 +1,8 @@
-"""The engines that skewsim knows: each version's packages, its quirks, and what it can do. Data, and how it is looked up.
+"""The engines that skewsim knows, as data: each version's packages and quirks, and what it can do.
 
-Every version that skewsim installs is an `EngineSpec` in `SPECS`; a new version is a new entry there. What a version can
-do comes from its number (`harness.versions`). Besides these, ``vllm`` is the vLLM of the environment that skewsim itself
-runs in, and ``python:/path/to/python`` is that of any other environment: their versions are read, never changed.
+Every version that skewsim installs is an `EngineSpec` in `SPECS`; a new version is a new entry there. What a version
+can do comes from its number (`harness.versions`). Besides these, ``vllm`` is the vLLM of the environment that skewsim
+itself runs in, and ``python:/path/to/python`` is that of any other environment: their versions are read, never changed.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """vLLM as a `RolloutEngine`, in a process of ours or behind a server: weights go in, rollouts come out.
 
 It keeps the promises of the simulated engine: a rollout starts with the weights that the engine holds, the next ones
-arrive at a token boundary (or before the rollout, or after it), and what that does to requests under way is set by `mode`
-and `clear_cache`. Members (seeds) go through one session one after another, each with its own weights loaded, its own
-sampling seeds and its own prefix cache (by a cache salt), so that none sees another's.
+arrive at a token boundary (or before the rollout, or after it), and what that does to requests under way is set by
+`mode` and `clear_cache`. Members (seeds) go through one session one after another, each with its own weights loaded,
+its own sampling seeds and its own prefix cache (by a cache salt), so that none sees another's.
 
 A real engine refuses what it cannot do: injected skew, and settings that its version lacks. What it cannot tell is None
 in the rollouts: the true log-probability under what it sampled from, and the mass that top-p kept.

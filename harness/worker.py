@@ -1,10 +1,10 @@
 """Runs one vLLM engine inside that engine's own environment: JSON lines in on stdin, JSON lines out on stdout.
 
 It imports only the standard library, vllm, and the plugin on PYTHONPATH, since nothing else of the project is installed
-there. It works with vLLM 0.8.5 (V0) and everything after it. vLLM and its C libraries print on stdout, so the real stdout
-is put aside first and descriptor 1 becomes stderr. The worker calls ``LLMEngine.step()`` itself, in its own process:
-nothing runs between two steps. So to pause is simply not to step, a weight update falls on an exact token boundary, and
-every token's weight version is known by counting.
+there. It works with vLLM 0.8.5 (V0) and everything after it. vLLM and its C libraries print on stdout, so the real
+stdout is put aside first and descriptor 1 becomes stderr. The worker calls ``LLMEngine.step()`` itself, in its own
+process: nothing runs between two steps. So to pause is simply not to step, a weight update falls on an exact token
+boundary, and every token's weight version is known by counting.
 
 In:  {"id": 3, "command": "generate", ...}
 Out: {"id": 3, "event": "row" | "done" | "error", ...} and {"event": "alive", "progress": n} every second.
@@ -145,7 +145,7 @@ class EngineWorker:
         return {"seconds": time.monotonic() - started}
 
     def reset_prefix_cache(self, *, running: bool = False) -> dict[str, Any]:
-        """Drop cached prefixes; `running` also those of requests under way, whose keys and values are computed again."""
+        """Drop cached prefixes; `running`: also the keys and values of requests under way, which are computed again."""
         reset = self._engine.reset_prefix_cache
         return {"reset": reset(reset_running_requests=True) if running else reset()}
 

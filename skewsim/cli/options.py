@@ -1,4 +1,4 @@
-"""What several commands share: types of options, folders for results, and how a command that was interrupted goes on."""
+"""What several commands share: types of options, folders for results, and how an interrupted command goes on."""
 
 from __future__ import annotations
 

@@ -303,3 +303,25 @@ def test_a_server_is_measured_like_an_engine(serve: Callable[..., Server], tiny_
     )
     assert found.profile.provenance.engine == "server"
     assert "dtype" in found.info["not_known"]
+
+
+def test_a_measurement_longer_than_the_server_takes_is_refused_before_it_writes(
+    serve: Callable[..., Server], tiny_model: Path, tmp_path: Path
+) -> None:
+    server = serve(development=False)
+    prompts = [[5] * 70]
+    with pytest.raises(UserError, match=r"takes 100 tokens a request .*; 110 are needed"):
+        measure(choose(server.url), tiny_model, out=tmp_path / "new", prompts=prompts, num_tokens=40, max_tokens=40)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_plain_server_is_counted_to_the_version_that_it_is_trusted_to_have(serve: Callable[..., Server]) -> None:
+    engine = ServerChoice(split_address(serve(development=False).url), QUICK).open()
+    engine.start(Scenario().with_values({"trainer.learning_rate": 0.0}), OLD, version=3)
+    versions = [engine.generate(request(new=new)).weight_versions.unique().tolist() for new in (None, OLD.flat, None)]
+    assert versions == [[3], [3], [1]], (
+        "an update that changes nothing is sent nowhere, and counts for the next rollout"
+    )
+    with pytest.raises(UserError, match="takes no new weights"):
+        engine.generate(request(new=NEW.flat))
+    engine.close()
