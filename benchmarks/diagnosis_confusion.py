@@ -81,9 +81,9 @@ def simulated(labels: tuple[str, ...], seed: int) -> Result:
 
 def on_real_engine(name: str, start: int, count: int) -> list[Result]:
     """The labels that settings of a real engine can make, float32 but for the precision cases."""
-    from harness.vllm_engine import VllmEngine
+    from harness.engines import resolve_engine
 
-    engine = VllmEngine(name)
+    engine = resolve_engine(name)
     results = []
     try:
         for labels in REAL_LABELS:

@@ -32,10 +32,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import real_engines
 
-from harness.engines import find_spec, resolve_engine
+from harness.engines import choose, choose_local
 from harness.measure import measure
-from harness.prediction import simulated_as
-from harness.replay import replay
+from harness.replay import parse_under, replay
 from skewsim.errors import UserError
 from skewsim.files import atomic_writer
 from skewsim.records import StepRecord
@@ -62,7 +61,7 @@ PRECISIONS: dict[str, dict[str, Any]] = {
 
 def profiles(engine: str, out: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """A measured profile for each precision, and for the defaults out of the box."""
-    spec, found = find_spec(engine), {}
+    spec, found = choose_local(engine).spec, {}
     (out / "profiles").mkdir(exist_ok=True)
     for label, values in PRECISIONS.items():
         name = f"{spec.name}-{spec.device}-{label}"
@@ -70,7 +69,7 @@ def profiles(engine: str, out: Path, arguments: argparse.Namespace) -> dict[str,
         folder = out / "measurements" / label
         try:
             measured = measure(
-                engine,
+                choose(engine),
                 arguments.model,
                 out=folder,
                 settings=settings,
@@ -104,7 +103,8 @@ def replays(engine: str, out: Path, arguments: argparse.Namespace) -> dict[str, 
     sequences = out / "measurements" / "bfloat16" / "sequences.jsonl"
     labels = ("float32", "bfloat16", "bfloat16-fp32-head", "bfloat16-defaults")
     under = [
-        ",".join([engine, *(f"{key}={_text(value)}" for key, value in PRECISIONS[label].items())]) for label in labels
+        parse_under(",".join([engine, *(f"{key}={_text(value)}" for key, value in PRECISIONS[label].items())]))
+        for label in labels
     ]
     table = out / "replay.parquet"
     table.unlink(missing_ok=True)
@@ -123,10 +123,11 @@ def ladder(engine: str, out: Path, arguments: argparse.Namespace) -> dict[str, A
     from skewsim.runs.prediction import distances
 
     values = {"engine.dtype": "bfloat16", "task.response_length": 32}
-    measured = out / "profiles" / f"{find_spec(engine).name}-{find_spec(engine).device}-bfloat16-fp32-head.json"
+    chosen = choose_local(engine)
+    measured = out / "profiles" / f"{chosen.name}-{chosen.spec.device}-bfloat16-fp32-head.json"
     profile = str(measured) if measured.exists() else "none"
     real = Ladder(seeds=arguments.seeds, steps=arguments.steps, values=values)
-    alike = simulated_as(engine, real.scenarios[0].engine, profile=profile)
+    alike = chosen.stand_in(real.scenarios[0].engine, profile=profile)
     simulated = Ladder(
         seeds=arguments.seeds, steps=arguments.steps, profile=alike.profile, values=values | alike.values
     )
@@ -143,7 +144,7 @@ def ladder(engine: str, out: Path, arguments: argparse.Namespace) -> dict[str, A
 
 
 def climb(ladder: Ladder, engine: str | None) -> LadderResult:
-    ensemble = ladder.ensemble(engine=(lambda name: resolve_engine(engine)) if engine else None)
+    ensemble = ladder.ensemble(engine=(lambda rung: choose(engine).open()) if engine else None)
     records: list[StepRecord] = []
     try:
         while ensemble.alive and (found := ensemble.step()):
@@ -172,7 +173,7 @@ def main() -> int:
     parser.add_argument("--only", default=",".join(PARTS), help=f"some of {','.join(PARTS)}")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
-    report: dict[str, Any] = {"engine": find_spec(arguments.engine).name, "date": time.strftime("%Y-%m-%d")}
+    report: dict[str, Any] = {"engine": choose(arguments.engine).name, "date": time.strftime("%Y-%m-%d")}
     for name in arguments.only.split(","):
         began = time.perf_counter()
         try:

@@ -35,10 +35,13 @@ import torch
 from real_engines import CONFIG
 
 import harness.measure as ours
-from harness.arguments import Size, engine_arguments, sampling_parameters
-from harness.engines import find_spec, require, worker_environment
+from harness.arguments import engine_arguments, sampling_parameters
+from harness.engines import choose
+from harness.places import require, worker_environment
 from harness.plan import make_plan
-from harness.scorer import Processing, Scorer
+from harness.requests import Size
+from harness.scorer import Processing, TrainerScorer
+from harness.specs import find_spec
 from skewsim.model.policy import Policy
 from skewsim.settings import EngineSettings
 
@@ -110,7 +113,7 @@ def bare(engine: str, model: Path | str, more: dict[str, Any]) -> dict[str, floa
     if done.returncode:
         sys.exit(f"the bare engine ended with exit code {done.returncode}: {done.stderr[-2000:]}")
     found: dict[str, Any] = json.loads(done.stdout)
-    scorer = Scorer(plan.folder)
+    scorer = TrainerScorer(plan.folder)
     began, work = time.monotonic(), time.process_time()
     scorer.score(order["prompts"], found["tokens"], Processing.of(settings))
     seconds, work = time.monotonic() - began, time.process_time() - work
@@ -138,7 +141,7 @@ def measured(engine: str, model: Path | str, more: dict[str, Any]) -> dict[str, 
     ours.Journal.begin, ours.fit_profile = beginning, fitting  # type: ignore[method-assign, assignment]
     try:
         with tempfile.TemporaryDirectory() as folder:
-            ours.measure(engine, model, out=Path(folder), **more)
+            ours.measure(choose(engine), model, out=Path(folder), **more)
             end, work = time.monotonic(), time.process_time() - spent["work"]
     finally:
         ours.Journal.begin, ours.fit_profile = begin, fit  # type: ignore[method-assign]

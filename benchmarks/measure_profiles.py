@@ -18,6 +18,7 @@ import tempfile
 from importlib import resources
 from pathlib import Path
 
+from harness.engines import choose
 from harness.measure import measure
 from skewsim.settings import EngineSettings
 
@@ -40,7 +41,7 @@ def main() -> None:
         name = f"{engine}-{label}"
         with tempfile.TemporaryDirectory() as folder:
             settings = EngineSettings.model_validate({"temperature": 0.8, **values})
-            found = measure(engine, out=folder, settings=settings, num_tokens=tokens, name=name)
+            found = measure(choose(engine), out=folder, settings=settings, num_tokens=tokens, name=name)
             shutil.copy(found.profile_path, shipped / f"{name}.json")
         fit = found.profile.metrics
         print(name, {key: fit[key] for key in ("logprob_diff_mean", "kl_k3", "bias")}, flush=True)

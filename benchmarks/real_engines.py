@@ -29,11 +29,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from harness.arguments import Size
-from harness.engines import ENGINES, find_spec, status
 from harness.mixture import find_swaps, mixture_logprobs
-from harness.scorer import Processing, Scorer
-from harness.session import EngineSession, Request, Row, Update
+from harness.places import status
+from harness.requests import InFlightUpdate, Request, Row, Size
+from harness.scorer import Processing, TrainerScorer
+from harness.session import EngineSession
+from harness.specs import ENGINES, find_spec
 from skewsim.diagnose.models import ModelScorer
 from skewsim.errors import SkewsimError, UserError
 from skewsim.files import atomic_writer
@@ -92,7 +93,7 @@ class Models:
             if not name.endswith("norm"):
                 weight += NOISE * other * (weight.std() / other.std())
         Policy(CONFIG, changed).save(self.folders["new"])
-        self.scorers = {name: Scorer(folder) for name, folder in self.folders.items()}
+        self.scorers = {name: TrainerScorer(folder) for name, folder in self.folders.items()}
         self.mixed = {name: ModelScorer.from_folder(folder) for name, folder in self.folders.items()}
 
     def logprobs(self, name: str, rows: Sequence[Row], temperature: float) -> list[Floats]:
@@ -105,7 +106,7 @@ class Models:
 def _head_scale(policy: Policy, folder: Path) -> float:
     """The factor on the head at which the mean entropy on random contexts is ENTROPY, by bisection."""
     policy.save(folder)
-    hidden = Scorer(folder).model.base_model(input_ids=torch.tensor(PROMPTS[:16])).last_hidden_state.detach()
+    hidden = TrainerScorer(folder).model.base_model(input_ids=torch.tensor(PROMPTS[:16])).last_hidden_state.detach()
     logits = hidden @ policy.config.views(policy.flat)["lm_head"][0].T
     low, high = 1.0, 32.0
     for _ in range(30):
@@ -139,7 +140,9 @@ class Bench:
         with EngineSession(self.spec, self.models.folders["old"], settings, size=SIZE, forced=forced) as session:
             yield session
 
-    def sample(self, session: EngineSession, settings: EngineSettings, *, update: Update | None = None) -> list[Row]:
+    def sample(
+        self, session: EngineSession, settings: EngineSettings, *, update: InFlightUpdate | None = None
+    ) -> list[Row]:
         requests = [Request(i, prompt, seed=i) for i, prompt in enumerate(PROMPTS)]
         rows = session.generate(requests, settings, max_tokens=TOKENS, update=update)
         return sorted(rows, key=lambda row: row.id)
@@ -165,7 +168,9 @@ class Bench:
                 self.lacks("3", label)
                 continue
             session.update(self.models.folders["old"], version=0, clear_cache=True)
-            swap = Update(str(self.models.folders["new"]), version=1, at=SWAP_AT, mode="keep", clear_cache=clear)
+            swap = InFlightUpdate(
+                str(self.models.folders["new"]), version=1, at=SWAP_AT, mode="keep", clear_cache=clear
+            )
             rows = self.sample(session, settings, update=swap)
             self.add("3", label, "new weights, after it", rows, self.models.logprobs("new", rows, 1.0), start=SWAP_AT)
             self.add("3", label, "old weights, after it", rows, self.models.logprobs("old", rows, 1.0), start=SWAP_AT)
@@ -335,7 +340,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     began = time.perf_counter()
-    names = arguments.engines or [name for name in ENGINES if status(name).state == "installed"]
+    names = arguments.engines or [name for name in ENGINES if status(find_spec(name)).state == "installed"]
     with tempfile.TemporaryDirectory() as scratch:
         models = Models(Path(scratch))
         rows = [row for name in names for row in Bench(name, models).run()]

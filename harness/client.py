@@ -1,13 +1,12 @@
-"""Starts a worker, feeds it, and ends it: a dead, hung or babbling one is a clear `EngineError` within seconds.
+"""Starts a worker process, sends it commands and ends it. One that dies, hangs or sends nonsense is an `EngineError`.
 
-The worker runs in a session of its own, so that it can be killed together with whatever it started, and is killed
-on every way out: close, error, garbage collection, interpreter exit. (Should this process be killed itself, the
-worker sees its stdin close and ends.) Rows are yielded as they arrive; those received before a failure are the
-caller's.
+The worker runs in a process session of its own, so that it can be killed together with whatever it started. It is
+killed on every way out: close, error, garbage collection, interpreter exit. (If this process is killed itself, the
+worker sees its stdin close and ends.) Rows are yielded as they arrive, so those that came before a failure are kept.
 
-Three clocks watch it. Silence: the worker says once a second that it lives, so a frozen process is found out in
-`Limits.silence_s`. Idleness: one that says so and neither runs nor reads is found out in `Limits.idle_s`. Progress: the
-same message counts what it has done, so one that runs in circles is found out in `Limits.progress_s`.
+Three time limits apply. `Limits.silence_s`: the worker sends a message every second, so a frozen process is noticed
+when none comes. `Limits.idle_s`: a worker that sends these messages and neither computes nor reads waits for something
+that will not come. `Limits.progress_s`: the messages count what the worker has done, so an endless loop is noticed.
 """
 
 from __future__ import annotations
@@ -38,20 +37,20 @@ class Limits:
     """Seconds after which a worker is given up."""
 
     init_s: float = 300.0
-    """Start, import and model loading, as long as it lives."""
+    """For its start: imports and loading the model."""
     start_silence_s: float = 8.0
-    """Without any sign of life while it starts, from its first word on. Imports and loading held the heartbeat up for
-    1.4 s at most on the CPU engines, on a loaded machine; on CUDA that is not known, see `EngineSession`."""
+    """Without a message while it starts, after its first one. Imports and loading held the messages up for at most
+    1.4 s on the CPU engines, on a loaded machine; `EngineSession` allows more on CUDA, where that was not measured."""
     silence_s: float = 8.0
-    """Without any sign of life, once it is ready."""
+    """Without a message, once it is ready."""
     idle_s: float = 6.0
-    """Alive, with a command to carry out, and not at work: see `harness.idleness`."""
+    """With a command to carry out, sending messages, and not at work: see `harness.idleness`."""
     progress_s: float = field(default_factory=lambda: read_seconds("SKEWSIM_ENGINE_TIMEOUT", default=120.0))
-    """At work, but without a step done or a row sent; SKEWSIM_ENGINE_TIMEOUT sets it."""
+    """At work, without finishing a step or sending a row; SKEWSIM_ENGINE_TIMEOUT sets it."""
 
 
 class WorkerClient:
-    """One worker process; one command at a time."""
+    """One worker process, which carries out one command at a time."""
 
     def __init__(
         self, command: Sequence[str], *, env: Mapping[str, str] | None = None, limits: Limits | None = None
@@ -117,13 +116,13 @@ class WorkerClient:
                     return message.get("result") or {}
                 elif message["event"] == "error":
                     raise EngineError(f"engine worker refused {command}: {message.get('message')}")
-        except (EngineError, GeneratorExit):  # an exit: the caller stopped listening, the worker still talks
+        except (EngineError, GeneratorExit):  # GeneratorExit: the caller stopped listening while rows still come
             self.close()
             raise
         raise self._failure("stopped")
 
     def close(self) -> None:
-        """End the worker and all it started; again and again does no harm."""
+        """End the worker and all it started; calling it twice does no harm."""
         self._kill()
         for thread in self._threads:
             thread.join(timeout=2)
@@ -143,12 +142,12 @@ class WorkerClient:
             raise self._death() from None
 
     def _messages(self) -> Iterator[dict[str, Any]]:
-        """Checked messages of the command under way; every other outcome is an EngineError."""
+        """Checked messages of the command under way. Raises EngineError for whatever else happens."""
         now = time.monotonic()
         heard = moved = now
         progress = -1
         idleness = Idleness(self._process.pid)
-        silence = self._limits.silence_s if self._ready else self._limits.init_s  # until its first word
+        silence = self._limits.silence_s if self._ready else self._limits.init_s  # before its first message
         patience = self._limits.progress_s if self._ready else self._limits.init_s
         while True:
             if idleness.lasts(self._limits.idle_s):
@@ -157,7 +156,7 @@ class WorkerClient:
                 line = self._inbox.get(timeout=0.2)
             except queue.Empty:
                 if self._process.poll() is not None and self._inbox.empty():
-                    raise self._death() from None  # dead, though a child of its own still holds the pipe
+                    raise self._death() from None  # it has ended, though a child of its own still holds the pipe open
                 now = time.monotonic()
                 if now - heard > silence:
                     raise self._failure(f"gave no sign of life for {silence:g} s") from None
@@ -211,6 +210,7 @@ class WorkerClient:
 
 
 def read_seconds(variable: str, *, default: float) -> float:
+    """The seconds that an environment variable sets. Raises UserError."""
     text = os.environ.get(variable)
     try:
         seconds = default if text is None else float(text)
@@ -228,7 +228,7 @@ def _start(target: Any, *args: Any) -> threading.Thread:
 
 
 def _pump(stream: IO[str], put: Any, end: Any = None) -> None:
-    """Lines of a pipe to a callback, so that the worker never blocks on a full one; None at the end."""
+    """Hand each line of a pipe to `put`, so that the worker never waits for room in it; then None to `end`."""
     with contextlib.suppress(OSError, ValueError):
         for line in stream:
             put(line)

@@ -1,25 +1,36 @@
 """The commands that need a real engine or another program's log: engines, measure, replay, import.
 
-What does the work is imported when a command runs, so that ``--help`` loads none of it.
+What does the work is imported when a command runs, so that ``--help`` loads none of it. An engine's name becomes an
+engine here (`harness.engines`); what a command calls takes no names.
 """
 
 from __future__ import annotations
 
 import re
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 
 from skewsim.cli.display import counter, print_json, print_table, say
-from skewsim.cli.simulate import METRIC_COLUMNS, Assignments, Flag, fresh_folder, metric_rows, resumable
-from skewsim.errors import EngineError, Terminated, UserError
+from skewsim.cli.options import (
+    METRIC_COLUMNS,
+    Assignments,
+    Flag,
+    Repeated,
+    fresh_folder,
+    metric_rows,
+    resumable,
+    terminable,
+)
+from skewsim.errors import EngineError, UserError
 from skewsim.settings import Scenario
 from skewsim.share import parse_assignments
+
+if TYPE_CHECKING:
+    from harness.legs import Legs
+    from harness.measure import Measurement
 
 engines = App(help="Install, list and check real engines, each in an environment of its own.")
 
@@ -37,9 +48,10 @@ def install(engine: str, /, *, force: Flag = False, torch_index: str | None = No
     torch_index
         Where torch comes from, as in https://download.pytorch.org/whl/cpu.
     """
-    from harness.install import install as make
+    import harness.install
+    from harness.engines import choose_local
 
-    make(engine, progress=say, torch_index=torch_index, force=force)
+    harness.install.install(choose_local(engine).spec, progress=say, torch_index=torch_index, force=force)
 
 
 @engines.command(name="list")
@@ -51,9 +63,9 @@ def list_engines(*, json: Flag = False) -> None:
     json
         One JSON object.
     """
-    from harness.engines import list_engines as known
+    import harness.engines
 
-    found = known()
+    found = harness.engines.list_engines()
     if json:
         rows = [{"name": each.name, "state": each.state, "folder": str(each.folder)} for each in found]
         print_json({"engines": rows})
@@ -72,9 +84,10 @@ def check(engine: str, /, *, json: Flag = False) -> int:
     json
         One JSON object.
     """
-    from harness.engines import check as probe
+    from harness.engines import choose_local
+    from harness.probe import check_engine
 
-    found = probe(engine, progress=say)
+    found = check_engine(choose_local(engine), progress=say)
     if json:
         print_json(asdict(found))
     else:
@@ -102,7 +115,7 @@ def measure(
     max_tokens: int | None = None,
     generations: int = 1,
     prompts: Path | None = None,
-    prompt_ids: Annotated[list[str] | None, Parameter(negative="")] = None,
+    prompt_ids: Repeated = None,
     assignments: Assignments = None,
     attention: Literal["eager", "sdpa", "flash_attention_2"] = "sdpa",
     device: str = "cpu",
@@ -157,18 +170,20 @@ def measure(
         raise UserError("--resume needs --out: the folder to go on with")
     if prompts is not None and prompt_ids:
         raise UserError("--prompts and --prompt-ids: allowed is one of them")
-    if legs and "://" in engine:
-        raise UserError(f"--legs with --engine {engine}: a server does not score given tokens; allowed: a local engine")
     scenario = Scenario().with_values(parse_assignments(assignments or []) | {"seed": seed})
+    import harness.legs
+    import harness.measure
+    from harness.engines import choose, choose_local
+    from harness.scorer import TrainerSide
+
+    chosen = choose(engine)
+    refusal = f"--legs with --engine {engine}: a server does not score given tokens; allowed: a local engine"
+    local = choose_local(engine, refusal=refusal) if legs else None
     folder = out or fresh_folder(f"measure-{re.sub(r'[^A-Za-z0-9.]+', '-', engine)}")
-    from harness.measure import Trainer
-
-    trainer = Trainer(scenario.trainer.dtype, scenario.trainer.head_dtype, attention=attention, device=device)
+    trainer = TrainerSide(scenario.trainer.dtype, scenario.trainer.head_dtype, attention=attention, device=device)
     with terminable(), resumable(folder if out else None), counter(tokens) as progress:
-        from harness.measure import measure as measured
-
-        found = measured(
-            engine,
+        found = harness.measure.measure(
+            chosen,
             model,
             out=folder,
             settings=scenario.engine,
@@ -184,10 +199,10 @@ def measure(
             progress=progress,
         )
         split = None
-        if legs:
-            from harness.legs import measure_legs
-
-            split = measure_legs(folder, engine, model, settings=scenario.engine, trainer=trainer, progress=progress)
+        if local:
+            split = harness.legs.measure_legs(
+                folder, local, model, settings=scenario.engine, trainer=trainer, progress=progress
+            )
     _report(found, split, json=json)
 
 
@@ -225,10 +240,17 @@ def replay(
         One JSON object.
     """
     with terminable(), counter(len(under)) as progress:
-        from harness.replay import replay as replayed
+        import harness.replay
 
-        found = replayed(
-            sequences, model, under=under, path=path, num_tokens=tokens, out=out, device=device, progress=progress
+        found = harness.replay.replay(
+            sequences,
+            model,
+            under=[harness.replay.parse_under(text) for text in under],
+            path=path,
+            num_tokens=tokens,
+            out=out,
+            device=device,
+            progress=progress,
         )
     if json:
         print_json(found.to_json())
@@ -245,20 +267,6 @@ def replay(
         say(f"every token: {out}")
 
 
-@contextmanager
-def terminable() -> Iterator[None]:
-    """SIGTERM ends the command as Ctrl+C does, so that the engine is ended with it; exit code 143."""
-
-    def end(signal_number: int, frame: object) -> None:
-        raise Terminated("terminated")
-
-    before = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
 def _token_ids(text: str) -> list[int]:
     try:
         return [int(word) for word in text.split(",")]
@@ -266,7 +274,8 @@ def _token_ids(text: str) -> list[int]:
         raise UserError(f"--prompt-ids {text}: allowed are numbers with commas between them, as in 1,5,3") from None
 
 
-def _report(found: Any, split: Any, *, json: bool) -> None:
+def _report(found: Measurement, split: Legs | None, *, json: bool) -> None:
+    """Print a measurement's profile, and its legs if they were asked for."""
     profile = found.profile
     if json:
         legs = {} if split is None else {"legs": split.to_json()["legs"]}
@@ -289,7 +298,7 @@ def import_log(
     *,
     out: Path,
     format: str = "auto",
-    column: Annotated[list[str] | None, Parameter(negative="")] = None,
+    column: Repeated = None,
 ) -> None:
     """Read rollouts that another program logged (verl, TRL, PipelineRL, prime-rl, slime, NeMo-RL) into a token table.
 

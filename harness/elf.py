@@ -1,8 +1,9 @@
-"""One edit to a shared library: a version of a needed library's symbols that it asks for becomes a wish.
+"""One edit to a shared library: a symbol version that it requires of another library becomes optional.
 
-The x86 CPU wheels of vLLM 0.8.5 to 0.10.2 ask for GLIBCXX_3.4.32, the version of a marker symbol that no code of theirs
-refers to; a distribution with an older libstdc++ (Debian 12 has 3.4.30) refuses to load them. The ELF format has a flag
-for this, VER_FLG_WEAK in ``vna_flags`` of the SHT_GNU_verneed section (System V ABI; LSB 3.0, "Symbol Versioning").
+The x86 CPU wheels of vLLM 0.8.5 to 0.10.2 require GLIBCXX_3.4.32, the version of a marker symbol that none of their
+code uses. A system with an older libstdc++ (Debian 12 has 3.4.30) therefore refuses to load them. The ELF format has a
+flag for an optional version: VER_FLG_WEAK in ``vna_flags`` of the SHT_GNU_verneed section (System V ABI; LSB 3.0,
+"Symbol Versioning").
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ VER_FLG_WEAK = 0x2
 
 
 def weaken(path: Path, version: str) -> int:
-    """Mark every requirement of that version as weak; returns how many there were. ValueError: no 64-bit ELF file."""
+    """Make every requirement of that version optional; returns how many there were. ValueError: no 64-bit ELF file."""
     data = bytearray(path.read_bytes())
     if data[:6] != b"\x7fELF\x02\x01":
         raise ValueError(f"{path} is no 64-bit little-endian ELF file")
@@ -31,7 +32,9 @@ def weaken(path: Path, version: str) -> int:
             found += 1
     if found:
         mode = path.stat().st_mode
-        with atomic_writer(path) as handle:  # a new file: the old one may be hard-linked into a package cache
+        with atomic_writer(
+            path
+        ) as handle:  # written as a new file, since the old one may be hard-linked into a package cache
             handle.write(data)
             os.fchmod(handle.fileno(), mode)
     return found

@@ -1,8 +1,8 @@
-"""A model's folder as an engine wants it: with int8 weights, or with a tokenizer where a version insists on one.
+"""A model's folder as an engine needs it: with int8 weights, or with a tokenizer if it does not start without one.
 
-int8 is the W8A8 of compressed-tensors, which vLLM runs on CPUs and GPUs: each matrix of a layer is rounded to 8 bits with a
-scale for each output channel, activations are rounded for each token as they come; embedding, norms and head stay as they
-are. (Format: neuralmagic/compressed-tensors, "int-quantized".)
+int8 is the W8A8 of compressed-tensors, which vLLM runs on CPUs and GPUs. Each weight matrix of a layer is rounded to 8
+bits, with a scale for each output channel, and activations are rounded at run time, with a scale for each token;
+embedding, norms and head stay as they are. (Format: neuralmagic/compressed-tensors, "int-quantized".)
 """
 
 from __future__ import annotations
@@ -40,7 +40,10 @@ _INT8: dict[str, Any] = {
 
 
 def prepared(folder: Path, scratch: Path, *, int8: bool = False, tokenizer: bool = False) -> Path:
-    """The folder itself, or a changed copy of it in `scratch`; big files that stay are linked, not copied."""
+    """The folder itself, or a changed copy in `scratch`; files that do not change are linked, not copied.
+
+    Raises UserError, FileFormatError.
+    """
     tokenizer = tokenizer and not any((folder / name).exists() for name in ("tokenizer.json", "tokenizer.model"))
     if not int8 and not tokenizer:
         return folder
@@ -63,7 +66,10 @@ def prepared(folder: Path, scratch: Path, *, int8: bool = False, tokenizer: bool
 
 
 def quantized(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Every matrix of a layer as int8 with a scale for each row: ``w ~ scale * round(w / scale)``, scale = max |w| / 127."""
+    """Every matrix of a layer as int8 with a scale for each row, max |w| / 127: ``w ~ scale * round(w / scale)``.
+
+    All other tensors stay as they are.
+    """
     found: dict[str, torch.Tensor] = {}
     for name, tensor in tensors.items():
         if ".layers." not in name or tensor.ndim != 2:
@@ -78,7 +84,7 @@ def quantized(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def _write_tokenizer(folder: Path, *, vocab_size: int) -> None:
-    """Token number n is the word "n"; nobody reads it, but the engine starts."""
+    """Write a tokenizer in which token number n is the word "n". It is never used; the engine only has to find one."""
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
     from tokenizers.pre_tokenizers import WhitespaceSplit

@@ -1,8 +1,8 @@
-"""The same tokens scored in several ways, and how two ways differ: no sampling, so no sampling noise.
+"""The same tokens scored in several ways, and how two of the ways differ, without the noise of sampling.
 
-A way is the trainer (transformers), or an engine under some settings on one of its two paths: *decode*, where each token
-is forced in its turn as if it had been sampled, and *prefill*, where the whole sequence is one prompt (`prompt_logprobs`). All at
-temperature 1 and raw, which is what prefill reports in every V1.
+A way is the trainer (transformers), or an engine under some settings on one of its two paths: on *decode* each token is
+forced in its turn as if it had been sampled; on *prefill* the whole sequence is one prompt (`prompt_logprobs`). All are
+raw and at temperature 1, which is what prefill reports in every V1.
 """
 
 from __future__ import annotations
@@ -15,24 +15,22 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from harness.arguments import Size
-from harness.client import Limits
-from harness.engines import EngineSpec
-from harness.session import EngineSession
+from harness.choices import LocalChoice
+from harness.requests import Size
 from skewsim.errors import EngineError, FileFormatError, UserError
 from skewsim.settings import EngineSettings
 from skewsim.skew.metrics import ProbabilityBin, by_probability, skew_metrics
 from skewsim.skew.sequences import SequenceRecord, read_sequences
 
 Floats = npt.NDArray[np.float64]
-Path_ = Literal["decode", "prefill"]
+EnginePath = Literal["decode", "prefill"]
 ASKED_AT_ONCE = 4096
 """Sequences handed to an engine in one go."""
 
 
 @dataclass(frozen=True)
 class Given:
-    """Whole sequences to score: token ids only."""
+    """Whole sequences to score, as token ids."""
 
     prompts: list[list[int]]
     responses: list[list[int]]
@@ -55,7 +53,7 @@ class Given:
 
 
 def read_given(path: Path | str, *, vocab_size: int, num_tokens: int | None = None) -> Given:
-    """The sequences of a file (`skewsim.skew.sequences`), the first ones up to `num_tokens`. Raises UserError in one line.
+    """The first sequences of a file (`skewsim.skew.sequences`), up to `num_tokens` tokens. Raises UserError.
 
     Tokens that the engine did not sample (a tool's answer) are scored like the others.
     """
@@ -91,31 +89,27 @@ def _prompt(record: SequenceRecord, path: Path | str, number: int) -> list[int]:
 
 
 def at_temperature_1(settings: EngineSettings) -> EngineSettings:
-    """The same engine for given tokens: nothing of the sampler is left."""
+    """The settings without those of the sampler, which does not act on given tokens."""
     return settings.model_copy(update={"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0})
 
 
 def score_given(
     given: Given,
-    engine: EngineSpec,
+    engine: LocalChoice,
     model: Path,
     settings: EngineSettings,
     *,
-    paths: Sequence[Path_],
+    paths: Sequence[EnginePath],
     sequences: int,
-    root: Path | str | None = None,
-    limits: Limits | None = None,
-) -> tuple[dict[Path_, Floats], dict[str, Any]]:
-    """Log-probabilities (tokens,) on each path, with `sequences` in a batch; and what the engine said of itself.
+) -> tuple[dict[EnginePath, Floats], dict[str, Any]]:
+    """Log-probabilities (tokens,) in nats on each path, and what the engine said of itself.
 
-    Raises EngineError, UserError for a setting that the engine lacks.
+    `sequences` are in a batch. Raises EngineError, UserError for a setting that the engine lacks.
     """
     size = Size(*given.longest, sequences)
     pairs = list(zip(given.prompts, given.responses, strict=True))
-    with EngineSession(
-        engine, model, at_temperature_1(settings), size=size, forced=True, root=root, limits=limits
-    ) as session:
-        found: dict[Path_, Floats] = {}
+    with engine.session(model, at_temperature_1(settings), size=size, forced=True) as session:
+        found: dict[EnginePath, Floats] = {}
         for path in paths:
             rows: list[list[float]] = []
             for part in _parts(pairs, ASKED_AT_ONCE):
@@ -156,7 +150,7 @@ class Difference:
     """Largest absolute difference."""
     k3: float
     identical: float
-    """Share of tokens with the same number, to the last bit."""
+    """Share of tokens whose two numbers are the same to the last bit."""
     by_probability: list[ProbabilityBin]
     """By the trainer's probability, in the published bins."""
     not_finite: int

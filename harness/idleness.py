@@ -1,7 +1,8 @@
-"""Whether a worker that says it lives is doing anything: what its processes ran, waited for a core, or read.
+"""Whether a worker process is at work: how long its threads ran or queued for a processor core, and what they read.
 
-A worker that computes, on however busy a machine, either runs or stands in the queue for a core; one that loads reads,
-or waits for its disk. One that does neither for seconds waits for something that will not come: a lock, a pipe, a peer.
+A worker that computes either runs or queues for a core, on however busy a machine; one that loads a model reads, or
+waits for a disk. One that does none of this for seconds waits for something that will not come: a lock, a pipe, another
+process.
 """
 
 from __future__ import annotations
@@ -15,15 +16,17 @@ from pathlib import Path
 
 _PROC = Path("/proc")
 _POLLING = 0.1
-"""Share of a core below which a thread only polls: gloo's loops take 1 % each, for ever, and there are many."""
+"""Share of a core below which a thread is taken to poll, not to work: gloo has many that take 1 % each for ever."""
 _BUSY = 0.05
-"""Least share of one core that the other threads of a worker which gets on run or queue for."""
+"""Share of one core above which the threads that do not poll are together taken to be at work."""
 _READ = 1 << 16
+"""Bytes read that count as work."""
 _EVERY_S = 0.5
+"""Seconds between two looks."""
 
 
 class Idleness:
-    """Looks at every process of a session. Where the system does not say (no Linux), nothing ever counts as idle."""
+    """Watches all processes of a process session. On systems other than Linux, which do not tell, none is ever idle."""
 
     def __init__(self, session: int) -> None:
         self._session = session
@@ -32,7 +35,7 @@ class Idleness:
         self._seen: deque[tuple[float, float, float]] = deque()
 
     def lasts(self, seconds: float) -> bool:
-        """Whether the session has been idle for so long; to be asked several times a second."""
+        """Whether the session has been idle for so many seconds; call it several times a second."""
         now = time.monotonic()
         if self._seen and now - self._seen[-1][0] < _EVERY_S:
             return False
@@ -52,12 +55,14 @@ class Idleness:
         self._seen.append((now, ran, read))
         while len(self._seen) > 1 and now - self._seen[1][0] >= seconds:
             self._seen.popleft()
-            self._others.clear()  # a number may be given again
+            self._others.clear()  # a process number may be used again
         began, ran_before, read_before = self._seen[0]
         return now - began >= seconds and ran - ran_before < _BUSY * (now - began) and read - read_before < _READ
 
     def _look(self) -> dict[Path, float]:
-        """Seconds run or queued by each thread and bytes read by each process; none where unknown, or one waits for a disk.
+        """Seconds that each thread ran or queued, and bytes that each process read.
+
+        Empty if a process waits for a disk, or if the system does not tell.
 
         `/proc/PID/task/TID/schedstat` begins with the nanoseconds on a core and in the queue for one (Linux).
         """
@@ -66,7 +71,7 @@ class Idleness:
             if number in self._others or not number.isdecimal():
                 continue
             process = _PROC / number
-            with contextlib.suppress(OSError, ValueError, IndexError):  # it has ended meanwhile
+            with contextlib.suppress(OSError, ValueError, IndexError):  # the process has ended meanwhile
                 state, *fields = (process / "stat").read_text().rpartition(")")[2].split()
                 if int(fields[2]) != self._session:
                     self._others.add(number)

@@ -1,9 +1,10 @@
-"""How an engine gets its environment: packages, overrides, and what a version's files need before they run.
+"""Making an engine's environment: its packages, and what a version's files need before they run.
 
-uv makes it, because uv knows overrides: the CPU wheels pin ``torch==X+cpu``, which PyPI lacks, and ask for CUDA-linked
-torchvision and torchaudio, which break the import. Where there is no uv, pip installs the wheel alone and then what it
-asks for, without those lines. An engine counts as installed once its marker file is written, the last act of an
-installation; one killed half-way is listed as incomplete and made anew.
+uv does it, because uv can override requirements: the CPU wheels pin ``torch==X+cpu``, which PyPI does not have, and ask
+for torchvision and torchaudio, which PyPI has only linked against CUDA and which then break the import. Without uv, pip
+installs the wheel alone and after it what the wheel asks for, less those lines. An engine counts as installed once its
+marker file is written, which is the last act of an installation; one that was killed half-way is listed as incomplete
+and is made anew.
 """
 
 from __future__ import annotations
@@ -17,32 +18,33 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 
 from harness.elf import weaken
-from harness.engines import LEFT_OUT, MARKER, EngineSpec, EngineStatus, Progress, engines_root, find_spec, status
+from harness.places import MARKER, EngineStatus, engines_root, status
+from harness.specs import LEFT_OUT, EngineSpec
 from skewsim.errors import EngineError, UserError
 from skewsim.files import atomic_writer
 
+Progress = Callable[[str], None]
 CPU_TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
 
 
 def install(
-    spec: EngineSpec | str,
+    spec: EngineSpec,
     *,
     root: Path | str | None = None,
     progress: Progress | None = None,
     torch_index: str | None = None,
     force: bool = False,
 ) -> EngineStatus:
-    """Make the engine's environment; one that is already there is left alone unless `force`.
+    """Make the engine's environment; one that is there already is left alone unless `force`.
 
-    PyPI's torch is a CUDA build of several GB, which runs on the CPU all the same; `torch_index` (or UV_INDEX,
+    PyPI's torch is a CUDA build of several GB, which runs on the CPU as well; `torch_index` (or UV_INDEX,
     UV_FIND_LINKS) points at a smaller CPU build, such as CPU_TORCH_INDEX. Raises EngineError if a step fails.
     """
-    spec = find_spec(spec) if isinstance(spec, str) else spec
     if spec.python:
         raise UserError(f"engine={spec.name}: its environment is not ours to change; install vllm there with pip")
     say = progress or (lambda text: None)
@@ -55,7 +57,8 @@ def install(
         shutil.rmtree(found.folder, ignore_errors=True)
         if not torch_index:
             say(
-                f"torch {spec.torch} comes from the default index; for a CPU-only build: --torch-index {CPU_TORCH_INDEX}"
+                f"torch {spec.torch} comes from the default index; "
+                f"for a CPU-only build: --torch-index {CPU_TORCH_INDEX}"
             )
         uv = _find_uv()
         (_install_with_uv if uv else _install_with_pip)(spec, found.folder, say, torch_index)
@@ -89,7 +92,7 @@ def _install_with_uv(spec: EngineSpec, folder: Path, say: Progress, torch_index:
 
 
 def _install_with_pip(spec: EngineSpec, folder: Path, say: Progress, torch_index: str | None) -> None:
-    """pip knows no overrides: install the wheel alone, then what it asks for without the lines overridden."""
+    """Install the wheel alone, then what it asks for, less the requirements to override: pip cannot override them."""
     from packaging.requirements import Requirement
 
     _run([sys.executable, "-m", "venv", str(folder)], what=f"install {spec.name}")
@@ -109,7 +112,7 @@ def _install_with_pip(spec: EngineSpec, folder: Path, say: Progress, torch_index
 
 
 def _mend(folder: Path, spec: EngineSpec, say: Progress) -> None:
-    """Libraries that ask for a newer C++ runtime than the system's, for a symbol that nothing uses, ask no longer."""
+    """Change libraries that ask for a newer C++ runtime than the system's, for a symbol that nothing uses."""
     if not spec.spurious_symbol or _provided(spec.spurious_symbol):
         return
     for library in folder.glob("lib/python*/site-packages/vllm/*.so"):
@@ -146,7 +149,7 @@ def _python_for(spec: EngineSpec) -> str:
 
 
 def _pip_settings() -> list[str]:
-    """uv does not read pip's settings; those that the user has in the environment are handed on."""
+    """The settings for pip in the user's environment, as arguments of uv, which does not read them."""
     flags = {"PIP_FIND_LINKS": "--find-links", "PIP_INDEX_URL": "--default-index", "PIP_EXTRA_INDEX_URL": "--index"}
     return [
         part for name, flag in flags.items() for value in os.environ.get(name, "").split() for part in (flag, value)
@@ -154,7 +157,7 @@ def _pip_settings() -> list[str]:
 
 
 def _run(command: list[str], *, what: str) -> str:
-    """Run a step; its last line is the error if it fails."""
+    """Run a step and return its output. EngineError with the end of what it said if it fails."""
     done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     if done.returncode:
         words = " ".join((done.stderr or done.stdout).split())
@@ -175,7 +178,7 @@ def _versions(python: Path) -> dict[str, str]:
 
 @contextlib.contextmanager
 def _locked(root: Path, spec: EngineSpec) -> Iterator[None]:
-    """One installation of an engine at a time; the lock goes with the process that holds it."""
+    """Let one process at a time install an engine; the lock ends with the process that holds it."""
     try:
         root.mkdir(parents=True, exist_ok=True)
         handle = open(root / f".{spec.name}.lock", "w")  # noqa: SIM115

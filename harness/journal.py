@@ -1,11 +1,12 @@
-"""What a measurement has so far, on disk, so that whatever ends it loses nothing and repeats nothing.
+"""What a measurement has so far, on disk: whatever interrupts it, no answer is lost and none is asked for twice.
 
-Three files in its folder. ``measurement.json``: what was asked, and of which engine. ``unfinished.jsonl``: a line for each
-answered sequence, appended once it is scored (the format of `skewsim.skew.sequences`, with `id`, `prompt_id`, `square_mass` and,
-where the sampler truncates, `kept_mass` beside it), and gone at the end. A line is whole or it is cut off, and one that is cut off was never
-there. From the lines come ``tokens.npz`` and ``sequences.jsonl``, in the order of their ids, each whole or absent.
+``measurement.json`` says what was asked, and of which engine. ``unfinished.jsonl`` has a line for each answered
+sequence, appended once it is scored: the format of `skewsim.skew.sequences`, and beside it `id`, `prompt_id`,
+`square_mass` and, where the sampler truncates, `kept_mass`. A last line that is cut off is ignored. At the end,
+``tokens.npz`` and ``sequences.jsonl`` are made from the lines, in the order of their ids, each whole or absent, and
+``unfinished.jsonl`` is removed.
 
-One process at a time: the operating system's lock on the journal dies with the process that holds it.
+One process at a time measures into a folder: it holds the operating system's lock on the journal, which ends with it.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ from array import array
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
@@ -27,22 +27,23 @@ from skewsim.files import atomic_writer
 from skewsim.skew.tokens import TokenTable
 
 FORMAT, SCHEMA_VERSION = "skewsim-measurement", 1
-ASKED, LINES, TABLE, SEQUENCES = "measurement.json", "unfinished.jsonl", "tokens.npz", "sequences.jsonl"
+ASKED, LINES = "measurement.json", "unfinished.jsonl"
+TABLE, SEQUENCES, PROFILE = "tokens.npz", "sequences.jsonl", "profile.json"
 
 
 class Journal:
-    """The journal of one measurement in `folder`; making one only looks. `begin` writes.
+    """The journal of one measurement in `folder`. Nothing is written before `begin`.
 
-    Raises UserError where the folder holds another measurement, or this one without `resume`; nothing of it is touched.
+    Raises UserError if the folder holds another measurement, or this one and `resume` is not set.
     """
 
     def __init__(self, folder: Path | str, asked: Mapping[str, Any], *, resume: bool = False) -> None:
         self.folder = Path(folder)
         self.lines, self.table_path = self.folder / LINES, self.folder / TABLE
         self.done: set[int] = set()
-        """Ids of the sequences that are there."""
+        """Ids of the sequences that it has."""
         self.meta: dict[str, Any] = {}
-        """Provenance of all rows, from the process that began."""
+        """Provenance of all rows, as the process wrote it that began the measurement."""
         self.finished = False
         self._asked = json.loads(json.dumps(asked))
         self._file: int | None = None
@@ -51,7 +52,7 @@ class Journal:
         self._look(resume)
 
     def begin(self, meta: Mapping[str, Any]) -> None:
-        """Open for appending; `meta` is kept if it is the first, and else must be of the same engine version."""
+        """Open for appending. `meta` is written if there is none yet; else its engine version must be the same."""
         if self.meta:
             _compare({"engine_version": self.meta.get("engine_version")}, meta, ("engine_version",), self.folder)
         try:
@@ -67,7 +68,7 @@ class Journal:
             self.meta = dict(meta)
 
     def append(self, lines: Iterable[Mapping[str, Any]]) -> None:
-        """Hand sequences to the operating system before this returns: a kill does not lose them."""
+        """Append sequences; once this returns, the operating system has them, and killing this process loses none."""
         assert self._file is not None, "begin() comes first"
         found = list(lines)
         data = memoryview("".join(json.dumps(line, separators=(",", ":")) + "\n" for line in found).encode())
@@ -80,12 +81,14 @@ class Journal:
 
     @property
     def kept(self) -> str:
-        """What a failure leaves, in words."""
+        """What is left after a failure, in words."""
         return f"{len(self.done)} sequences are kept, and --resume goes on"
 
     def table(self) -> tuple[TokenTable, int]:
-        """All rows in the order of their ids, and how many were left out since a logprob is not finite."""
-        columns = {name: array("q") for name in ("sequence", "position", "token", "weight_version", "prompt")}
+        """All rows in the order of their ids, and how many were left out because a logprob is not finite."""
+        columns: dict[str, array[Any]] = {
+            name: array("q") for name in ("sequence", "position", "token", "weight_version", "prompt")
+        }
         columns |= {n: array("d") for n in ("engine_logprob", "trainer_logprob", "kept_mass", "square_mass")}
         self._places.clear()
         for start, end, line in read_lines(self.lines):
@@ -107,7 +110,7 @@ class Journal:
         return table, int((~kept).sum())
 
     def save(self, table: TokenTable) -> None:
-        """Write the two files that stay: the table made of the lines, and the lines in the order of their ids."""
+        """Write the two files that stay: the table, and the lines in the order of their ids."""
         table.save(self.table_path)
         with open(self.lines, "rb") as source, atomic_writer(self.folder / SEQUENCES) as handle:
             for start, end in (place for _, place in sorted(self._places.items())):
@@ -115,7 +118,7 @@ class Journal:
                 handle.write(source.read(end - start))
 
     def remove(self) -> None:
-        """The measurement is whole: the journal has done its work."""
+        """Remove the journal's lines; the measurement is whole."""
         self.lines.unlink()
         self.finished = True
 
@@ -128,15 +131,13 @@ class Journal:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _look(self, resume: bool) -> None:
         if self.folder.exists() and not self.folder.is_dir():
             raise UserError(f"--out {self.folder} is a file; allowed is a folder")
-        names = (ASKED, LINES, TABLE, SEQUENCES, "profile.json")
+        names = (ASKED, LINES, TABLE, SEQUENCES, PROFILE)
         if not any((self.folder / name).exists() for name in names):
             return
         if not resume:
@@ -189,7 +190,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, int, dict[str, Any]]]:
 
 
 def _numbers(values: list[float | None]) -> Iterable[float]:
-    return (np.nan if value is None else value for value in values) if None in values else values  # type: ignore[return-value]
+    return [np.nan if value is None else value for value in values]
 
 
 def _read_document(path: Path) -> dict[str, Any]:

@@ -1,10 +1,11 @@
-"""A skew in three legs, each with its own fix, over the same tokens at temperature 1 and so without sampling noise.
+"""The skew split into three parts, called legs, each with a fix of its own. Same tokens throughout, at temperature 1.
 
     trainer - decode = (trainer - prefill) + (prefill - decode),      and beside it: usual batch - other batch
 
-The first leg is two programs that do the same sum: precisions, kernels, the head. The second is one engine's two ways
-through one sequence: keys and values read back from their cache, and other kernels for one token than for many. The
-third is the engine against itself: sums in another order where another batch is under way.
+The first leg compares two programs that compute the same: precisions, kernels, the head. The second compares the two
+ways in which one engine goes through a sequence: decoding reads keys and values back from the cache, and uses other
+kernels for one token than prefill does for many. The third compares the engine with itself in batches of another size,
+where sums are taken in another order.
 """
 
 from __future__ import annotations
@@ -17,42 +18,43 @@ from typing import Any
 
 import numpy as np
 
-from harness.client import Limits
-from harness.engines import find_spec, require
+from harness.choices import LocalChoice
 from harness.given import Difference, bin_names, difference, figure, read_given, score_given
 from harness.journal import SEQUENCES
-from harness.measure import SEQUENCES_AT_ONCE, Trainer
-from harness.scorer import Scorer
+from harness.scorer import TrainerScorer, TrainerSide
 from skewsim.files import atomic_writer
 from skewsim.learn.base_policy import shipped_folder
 from skewsim.settings import EngineSettings, TaskSettings
 
 FORMAT, SCHEMA_VERSION = "skewsim-legs", 1
 FILE = "legs.json"
+USUAL_BATCH = 64
+"""Sequences in a batch, as in a measurement."""
 MOST_TOKENS = 16384
-"""Enough for three digits; the rest of a long measurement is not replayed."""
+"""Tokens that are replayed at most; they give three digits."""
 BATCHES = (1, 8)
 """Other batch sizes."""
 TOKENS_BY_BATCH = {1: 2048}
-"""A batch of one is twenty times as slow."""
+"""Fewer tokens for a batch of one sequence, which is twenty times as slow."""
 FIXES = {
-    "trainer against prefill": "precision and kernels: the same dtype and an fp32 head on both sides (engine.head_dtype=float32, "
-    "trainer.head_dtype=float32), the same attention; if it stays: other weights or another rope, skewsim diagnose --model",
-    "decode against prefill": "the key/value cache and the decode kernel: kv_cache_dtype=auto, enable_prefix_caching=False, "
-    "another attention backend, enforce_eager=True",
+    "trainer against prefill": "precision and kernels: the same dtype and an fp32 head on both sides "
+    "(engine.head_dtype=float32, trainer.head_dtype=float32), the same attention; if it stays: other weights or "
+    "another rope, skewsim diagnose --model",
+    "decode against prefill": "the key/value cache and the decode kernel: kv_cache_dtype=auto, "
+    "enable_prefix_caching=False, another attention backend, enforce_eager=True",
     "other batch sizes": "the order of sums: VLLM_BATCH_INVARIANT=1 on CUDA, a fixed max_num_seqs, or a wider dtype",
 }
 FLOOR = 1e-4
-"""Nats rms, between float32 implementations with a margin: nothing to mend below it."""
+"""Nats rms that two float32 implementations differ by, with a margin; there is nothing to mend below it."""
 
 
 @dataclass(frozen=True)
 class Leg:
-    """One leg: reference minus way."""
+    """One leg: how two ways of scoring the same tokens differ."""
 
     name: str
     what: str
-    """Which two, in words."""
+    """Which two ways, in words."""
     found: Difference
 
     @property
@@ -68,7 +70,7 @@ class Leg:
 
 @dataclass(frozen=True)
 class Legs:
-    """What was found, and which leg is the longest."""
+    """What was found."""
 
     legs: list[Leg]
     tokens: int
@@ -79,7 +81,7 @@ class Legs:
         return ["leg", "mean", "rms", "max", "k3", *(f"p {n}" for n in bin_names(self.legs[0].found))]
 
     def describe(self) -> list[str]:
-        """A line for each leg: how large, and what mends it; the largest first."""
+        """A line for each leg, the largest first: how large it is and what mends it."""
         order = sorted(self.legs, key=lambda leg: -leg.found.rms)
         return [f"{leg.what}: rms {leg.found.rms:.2g} nats; {leg.fix}" for leg in order]
 
@@ -96,39 +98,31 @@ class Legs:
 
 def measure_legs(
     folder: Path,
-    engine: str,
+    engine: LocalChoice,
     model: Path | str,
     *,
     settings: EngineSettings,
-    trainer: Trainer | None = None,
+    trainer: TrainerSide | None = None,
     batches: tuple[int, ...] = BATCHES,
     progress: Callable[[int, int, str], None] | None = None,
-    root: Path | str | None = None,
-    limits: Limits | None = None,
 ) -> Legs:
     """The three legs of the measurement in `folder`, also written there as ``legs.json``.
 
-    Takes the first `MOST_TOKENS` of its sequences. Raises UserError, EngineError; the measurement is not touched.
+    Takes the first `MOST_TOKENS` tokens of its sequences. Raises UserError, EngineError; the measurement's own files
+    stay as they are.
     """
-    say, trainer, spec = progress or (lambda done, total, text: None), trainer or Trainer(), find_spec(engine)
-    require(spec, root=root)
+    say, trainer = progress or (lambda done, total, text: None), trainer or TrainerSide()
+    engine.require()
     path = shipped_folder(TaskSettings()) if str(model) == "base" else Path(model)
     total = 2 + len(batches)
     say(0, total, "legs: the trainer")
-    scorer = Scorer(
-        path,
-        dtype=trainer.dtype,
-        head_dtype=trainer.head_dtype,
-        attention=trainer.attention,
-        device=trainer.device,
-    )
+    scorer = TrainerScorer.of(path, trainer)
     given = read_given(folder / SEQUENCES, vocab_size=scorer.vocab_size, num_tokens=MOST_TOKENS)
     expected = np.concatenate([s.logprobs for s in scorer.score(given.prompts, given.responses)])
     del scorer
     say(1, total, "legs: decode and prefill")
-    usual = min(SEQUENCES_AT_ONCE, len(given.prompts))
-    run = {"root": root, "limits": limits}
-    found, info = score_given(given, spec, path, settings, paths=("decode", "prefill"), sequences=usual, **run)
+    usual = min(USUAL_BATCH, len(given.prompts))
+    found, info = score_given(given, engine, path, settings, paths=("decode", "prefill"), sequences=usual)
     prefill, decode = found["prefill"], found["decode"]
     legs = [
         Leg("trainer against prefill", "trainer - prefill", difference(expected, prefill, expected)),
@@ -139,7 +133,7 @@ def measure_legs(
         some = read_given(
             folder / SEQUENCES, vocab_size=2**63, num_tokens=min(TOKENS_BY_BATCH.get(batch, MOST_TOKENS), given.tokens)
         )
-        other, _ = score_given(some, spec, path, settings, paths=("decode",), sequences=batch, **run)
+        other, _ = score_given(some, engine, path, settings, paths=("decode",), sequences=batch)
         first = slice(0, some.tokens)
         what = f"batch of {usual} - batch of {batch}"
         legs.append(Leg("other batch sizes", what, difference(decode[first], other["decode"], expected[first])))
@@ -150,7 +144,7 @@ def measure_legs(
 
 
 def _plain(value: Any) -> Any:
-    """What is no number is null."""
+    """The value for JSON: floats that are not finite become None."""
     if isinstance(value, dict):
         return {key: _plain(each) for key, each in value.items()}
     if isinstance(value, list):

@@ -1,9 +1,9 @@
-"""Measure an engine's skew on a model: tokens from the engine, logprobs from the trainer's side, a table, a profile.
+"""Measure an engine's skew on a model: tokens from the engine, logprobs from the trainer's side, a table and a profile.
 
-Prompts go to the engine by the thousand, and its rows are scored while it works on the next ones. Every batch is in the
-journal (`harness.journal`) before the next is scored, so whatever ends a measurement leaves the rows it has, and
-`resume` asks for the others only. Log-probabilities that are not finite (a token outside the trainer's support, an
-overflow) are counted and left out, never set to zero.
+Prompts are given to the engine by the thousand, and its rows are scored while it works on the next ones. Every batch is
+in the journal (`harness.journal`) before the next is scored: whatever ends a measurement leaves the rows that it has,
+and `resume` asks for the others only. Log-probabilities that are not finite (a token that the trainer's side cut off,
+an overflow) are counted and left out, never set to zero.
 """
 
 from __future__ import annotations
@@ -17,16 +17,15 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from harness.arguments import Size
-from harness.client import Limits
-from harness.engines import EngineSpec, find_spec, require
-from harness.journal import SEQUENCES, TABLE, Journal
+import numpy as np
+
+from harness.journal import PROFILE, SEQUENCES, TABLE, Journal
 from harness.plan import Plan, Prompts, make_plan
-from harness.scorer import Attention, Processing, Scorer, Scores
-from harness.server_session import ServerSession
-from harness.session import EngineSession, Request, Row
+from harness.protocols import RealChoice, Session
+from harness.requests import Request, Row, Size
+from harness.scorer import Processing, TokenScores, TrainerScorer, TrainerSide
 from skewsim.errors import EngineError, UserError
-from skewsim.settings import DType, EngineSettings
+from skewsim.settings import EngineSettings
 from skewsim.skew.fitting import fit_profile
 from skewsim.skew.profile import SkewProfile, load_profile, save_profile
 from skewsim.skew.sequences import SequenceRecord
@@ -35,24 +34,13 @@ from skewsim.skew.tokens import TokenTable
 Progress = Callable[[int, int, str], None]
 """(tokens done, tokens asked for, what is being done)."""
 SEQUENCES_AT_ONCE = 64
+"""Sequences that the engine computes in one batch."""
 REQUESTS_AT_ONCE = 8192
-"""Given to the engine in one go; a million of them at once would only wait there."""
+"""Requests that are given to the engine in one go; a million of them would only wait there and take memory."""
 SCORED_AT_ONCE = 4096
-"""Tokens, prompts included, that are scored and written together, or what came in `SCORED_AFTER` seconds."""
+"""Tokens, prompts included, that are scored and written together."""
 SCORED_AFTER = 5.0
-
-
-@dataclass(frozen=True)
-class Trainer:
-    """The trainer's side: how `transformers` computes the logprobs."""
-
-    dtype: DType = "float32"
-    head_dtype: DType | None = None
-    """None: the body's."""
-    attention: Attention = "sdpa"
-    device: str = "cpu"
-    renormalize: bool = True
-    """Restrict the softmax to what top-p, top-k and min-p leave."""
+"""Seconds after which fewer of them are scored all the same."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +53,7 @@ class Measurement:
     info: dict[str, Any]
     """What the engine said of itself."""
     dropped: int
-    """Tokens left out because a logprob was not finite."""
+    """Tokens that were left out because a logprob was not finite."""
     seconds: dict[str, float]
     """Wall time of this process: start, engine (generating), scorer, total."""
 
@@ -82,11 +70,8 @@ class Measurement:
         return self.folder / SEQUENCES
 
 
-PROFILE = "profile.json"
-
-
 def measure(
-    engine_name: str,
+    engine: RealChoice,
     model_folder: Path | str = "base",
     *,
     out: Path | str,
@@ -95,25 +80,24 @@ def measure(
     num_tokens: int = 8192,
     max_tokens: int | None = None,
     num_generations: int = 1,
-    trainer: Trainer | None = None,
+    trainer: TrainerSide | None = None,
     batch_tokens: int | None = None,
     seed: int = 0,
     name: str | None = None,
     resume: bool = False,
     progress: Progress | None = None,
-    root: Path | str | None = None,
-    limits: Limits | None = None,
 ) -> Measurement:
     """Measure at least `num_tokens` tokens and write table, sequences and profile into the folder `out`.
 
-    `engine_name` may be a server's address; it must serve the same model. `model_folder` is a Hugging Face folder, or
-    ``base`` (the shipped policy of the first task, on its own prompts). `batch_tokens` bounds what the trainer's side
-    computes at once. `resume` goes on with what `out` holds; sequences that are there are not asked for again.
+    `engine` is what `harness.engines.choose` makes of a name; a server must have the same model. `model_folder` is a
+    Hugging Face folder, or ``base`` (the policy that ships for the first task, on its own prompts). `batch_tokens`
+    bounds what the trainer's side computes at once. `resume` goes on with what `out` holds; sequences that are there
+    are not asked for again.
 
     Raises UserError before anything is written, EngineError with the rows received kept.
     """
     began = time.monotonic()
-    settings, trainer = settings or EngineSettings(), trainer or Trainer()
+    settings, trainer = settings or EngineSettings(), trainer or TrainerSide()
     say = progress or (lambda done, total, text: None)
     plan = make_plan(
         model_folder,
@@ -123,30 +107,28 @@ def measure(
         num_generations=num_generations,
         seed=seed,
     )
-    spec = None if "://" in engine_name else find_spec(engine_name)
-    asked = plan.asked(spec.name if spec else engine_name, settings, asdict(trainer))
+    asked = plan.asked(engine.name, settings, asdict(trainer))
     seconds = {"start": 0.0, "engine": 0.0, "scorer": 0.0}
     with Journal(out, asked, resume=resume) as journal:
         rest = [] if journal.finished else [r for r in plan.requests() if r.id not in journal.done]
         info = dict(journal.meta.get("settings", {}).get("actual", {}))
         if rest:
-            if spec:
-                require(spec, root=root)
+            engine.require()
             work = _Work(journal, plan, settings, trainer, batch_tokens, rest, say)
             try:
-                info = work.run(spec or engine_name, root=root, limits=limits)
+                info = work.run(engine)
             except EngineError as error:
                 raise EngineError(f"{error}; {journal.kept}" if journal.done else str(error)) from None
             seconds |= work.seconds
         say(num_tokens, num_tokens, "fitting")
-        table, profile = _conclude(journal, name=name or f"{spec.name if spec else 'server'}-{settings.dtype}")
+        table, profile = _conclude(journal, name=name or f"{engine.profile_stem}-{settings.dtype}")
     seconds["total"] = time.monotonic() - began
     dropped = int(getattr(profile.provenance, "dropped", 0))
     return Measurement(table, profile, Path(out), info, dropped, seconds)
 
 
 def _conclude(journal: Journal, *, name: str) -> tuple[TokenTable, SkewProfile]:
-    """Table, sequences and profile of a journal that holds every sequence; or what an earlier process made of it."""
+    """Write table, sequences and profile of a journal that holds every sequence, or read what was written before."""
     path = journal.folder / PROFILE
     if journal.finished:
         return TokenTable.load(journal.table_path), load_profile(path)
@@ -162,7 +144,7 @@ def _conclude(journal: Journal, *, name: str) -> tuple[TokenTable, SkewProfile]:
 
 
 def _batched(rows: Iterator[Row], prompt_tokens: int) -> Iterator[list[Row]]:
-    """Rows in batches; those in hand when the iterator fails come first, then the failure."""
+    """The rows in batches. If the iterator fails, the rows that came before are yielded first; then this fails too."""
     batch: list[Row] = []
     size, since = 0, time.monotonic()
     try:
@@ -172,7 +154,7 @@ def _batched(rows: Iterator[Row], prompt_tokens: int) -> Iterator[list[Row]]:
             if size >= SCORED_AT_ONCE or time.monotonic() - since > SCORED_AFTER:
                 yield batch
                 batch, size, since = [], 0, time.monotonic()
-    except (Exception, KeyboardInterrupt):  # whatever it was: the rows in hand are scored and kept, then it goes on up
+    except (Exception, KeyboardInterrupt):  # whatever it was, the rows that came are scored and kept first
         if batch:
             yield batch
         raise
@@ -188,7 +170,7 @@ class _Work:
         journal: Journal,
         plan: Plan,
         settings: EngineSettings,
-        trainer: Trainer,
+        trainer: TrainerSide,
         batch_tokens: int | None,
         requests: list[Request],
         say: Progress,
@@ -198,30 +180,19 @@ class _Work:
         self._done = min((plan.count - len(requests)) * plan.max_tokens, plan.num_tokens)
         threading.Thread(target=import_module, args=("skewsim.skew.fitting",), daemon=True).start()  # needed at the end
         say(self._done, plan.num_tokens, "loading the trainer's model")
-        self._scorer = Scorer(
-            plan.folder,
-            dtype=trainer.dtype,
-            head_dtype=trainer.head_dtype,
-            attention=trainer.attention,
-            device=trainer.device,
-            batch_tokens=batch_tokens,
-        )
+        self._scorer = TrainerScorer.of(plan.folder, trainer, batch_tokens=batch_tokens)
         self._sampler = {n: getattr(settings, n) for n in ("temperature", "top_p", "top_k", "min_p")}
         self._truncates = settings.truncates
         self.seconds = {"start": 0.0, "engine": 0.0, "scorer": 0.0}
 
-    def run(self, engine: EngineSpec | str, *, root: Path | str | None, limits: Limits | None) -> dict[str, Any]:
-        """Until every request is answered; returns what the engine said of itself."""
+    def run(self, engine: RealChoice) -> dict[str, Any]:
+        """Go on until every request is answered; returns what the engine said of itself."""
         began, plan = time.monotonic(), self._plan
-        self._say(self._done, plan.num_tokens, f"starting {engine if isinstance(engine, str) else engine.name}")
+        self._say(self._done, plan.num_tokens, f"starting {engine.name}")
         size = Size(plan.prompt_tokens, plan.max_tokens, min(SEQUENCES_AT_ONCE, plan.count))
-        with (
-            ServerSession(engine, self._settings)
-            if isinstance(engine, str)
-            else EngineSession(engine, plan.folder, self._settings, size=size, root=root, limits=limits)
-        ) as session:
+        with engine.session(plan.folder, self._settings, size=size) as session:
             self.seconds["start"] = time.monotonic() - began
-            self._journal.begin(provenance(plan, self._settings, self._scorer, session))
+            self._journal.begin(provenance(plan, self._settings, self._scorer, engine.package, session))
             for start in range(0, len(self._requests), REQUESTS_AT_ONCE):
                 asked = self._requests[start : start + REQUESTS_AT_ONCE]
                 rows = session.generate(asked, self._settings, max_tokens=plan.max_tokens, stop=plan.stop)
@@ -239,13 +210,13 @@ class _Work:
         self._done += sum(len(row.tokens) for row in rows)
         self._say(min(self._done, self._plan.num_tokens), self._plan.num_tokens, "measuring")
 
-    def _line(self, row: Row, number: int, prompt: list[int], scores: Scores) -> dict[str, Any]:
+    def _line(self, row: Row, number: int, prompt: list[int], scores: TokenScores) -> dict[str, Any]:
         record = SequenceRecord(
-            tokens=row.tokens,
-            engine_logprobs=row.logprobs,
+            tokens=np.array(row.tokens),
+            engine_logprobs=np.array(row.logprobs),
             trainer_logprobs=scores.logprobs,
-            weight_versions=row.versions,
-            prompt_tokens=prompt,
+            weight_versions=np.array(row.versions),
+            prompt_tokens=np.array(prompt),
             settings=self._sampler,
         )
         line = {"id": row.id, "prompt_id": number, **record.to_json(), "square_mass": scores.square_mass.tolist()}
@@ -253,13 +224,13 @@ class _Work:
 
 
 def provenance(
-    plan: Plan, settings: EngineSettings, scorer: Scorer, session: EngineSession | ServerSession
+    plan: Plan, settings: EngineSettings, scorer: TrainerScorer, package: str, session: Session
 ) -> dict[str, Any]:
     """Where a table comes from: engine, model, both precisions, what was asked and what the engine chose by itself."""
     import transformers
 
     return {
-        "engine": session.spec.package if isinstance(session, EngineSession) else "server",
+        "engine": package,
         "engine_version": str(session.info.get("vllm", "not known")),
         "dtype": settings.dtype,
         "head_dtype": settings.head_dtype,

@@ -1,16 +1,18 @@
-"""The oracle for weight updates in mid-sequence: what a trainer gets that replays exactly what the engine did.
+"""The oracle for weight updates in mid-sequence: the logprobs of a trainer that repeats exactly what the engine did.
 
 An engine that takes new weights while a request is under way, and keeps its keys and values, computes every later token
-with the new weights over keys and values of the old ones. That is neither the old policy nor the new one, so scoring under
-either leaves skew: lag against the old, stale keys and values against the new. A trainer that replays the mixture (a cache
-filled under the old weights, continued under the new) reaches the numeric floor, and only from the right token on: scanning
-the boundary finds where each request was swapped. If the engine makes the keys and values again, plain old-then-new does.
+with the new weights over keys and values that the old ones made. That is neither the old policy nor the new one, so
+scoring with either leaves skew: lag against the old weights, stale keys and values against the new ones. A trainer that
+fills a cache with the old weights and goes on with the new ones comes down to rounding error, but only if it changes
+over at the right token: trying every token finds where each request's weights were swapped. If the engine computes the
+keys and values again, scoring first with the old weights and then with the new ones does.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -28,11 +30,11 @@ class Swap:
     at: int
     """The first token under the new weights; its length: none is."""
     kept: bool
-    """Keys and values of the old weights went on being used."""
+    """Whether the keys and values that the old weights made went on being used."""
     rms: float
-    """nats, of trainer minus engine over the sequence, replayed so."""
+    """Rms skew of the sequence in nats, if it is scored with this swap."""
     runner_up: float
-    """The same at the next best place: how sure this one is."""
+    """The same for the second best swap; the larger the gap, the surer the best one is."""
 
 
 def mixture_logprobs(
@@ -46,19 +48,18 @@ def mixture_logprobs(
     head_dtype: str = "float32",
     temperature: float = 1.0,
 ) -> list[Floats]:
-    """(T,) logprobs of each sequence's tokens: before its boundary the old weights', from it on the new ones'.
+    """(T,) logprobs of each sequence's tokens: the old weights' before its token number `at`, then the new ones'.
 
-    `kept`: the new weights read keys and values that the old ones made; else they are made again.
+    `kept`: the new weights read the keys and values that the old ones made; else these are computed again.
     """
-    precision = {"dtype": dtype, "head_dtype": head_dtype}
-    before = _logprobs(old.logits(records, **precision), records, temperature)
+    before = _logprobs(old.logits(records, dtype=dtype, head_dtype=head_dtype), records, temperature)
     if kept:
-        # the token before the boundary is the first that the new weights read
+        # to predict token number `at`, the new weights read the token before it
         cut = [_prompt(r) + min(b, len(r.tokens)) - 1 for r, b in zip(records, at, strict=True)]
-        mixed = new.logits(records, older=old, old_tokens=cut, **precision)
+        mixed = new.logits(records, dtype=dtype, head_dtype=head_dtype, older=old, old_tokens=cut)
         after = _logprobs(mixed, records, temperature)
     else:
-        after = _logprobs(new.logits(records, **precision), records, temperature)
+        after = _logprobs(new.logits(records, dtype=dtype, head_dtype=head_dtype), records, temperature)
     return [np.concatenate([x[:b], y[b:]]) for x, y, b in zip(before, after, at, strict=True)]
 
 
@@ -71,9 +72,9 @@ def find_swaps(
     head_dtype: str = "float32",
     temperature: float = 1.0,
 ) -> list[Swap]:
-    """Scan every boundary of every sequence, with old keys and values kept and made again; the best one of each.
+    """The swap of each sequence under which its engine logprobs fit best, of all tokens and with `kept` true and false.
 
-    Costs T + 1 forward passes over the log. Whole sequences only (no mask).
+    Scores the whole log 2 (T + 1) times with each of the two models. Whole sequences only (no mask).
     """
     lengths = np.array([len(r.tokens) for r in records])
     errors = {
@@ -97,7 +98,7 @@ def find_swaps(
 
 
 def _best(errors: dict[tuple[int, bool], float], length: int) -> Swap:
-    """From the first token on, or never, kept and made again are the same."""
+    """The best swap and the second best. A swap after the last token is the same with `kept` true and false."""
     distinct = {key: value for key, value in errors.items() if not (key[0] == length and not key[1])}
     at, kept = min(distinct, key=distinct.__getitem__)
     rms = distinct.pop((at, kept))
@@ -108,7 +109,9 @@ def _prompt(record: SequenceRecord) -> int:
     return 0 if record.prompt_tokens is None else len(record.prompt_tokens)
 
 
-def _logprobs(logits: npt.NDArray[np.float32], records: Sequence[SequenceRecord], temperature: float) -> list[Floats]:
+def _logprobs(
+    logits: npt.NDArray[np.floating[Any]], records: Sequence[SequenceRecord], temperature: float
+) -> list[Floats]:
     scaled = logits.astype(np.float64) / temperature
     tokens = np.concatenate([r.tokens for r in records])
     top = scaled.max(axis=1)

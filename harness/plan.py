@@ -1,7 +1,7 @@
-"""What to ask which model: prompts, lengths, and requests whose seeds are functions of (seed, id).
+"""What a measurement asks which model: prompts, lengths, and requests.
 
-So a measurement that was interrupted can ask for the rest alone and end with the table of an undisturbed one. `asked`
-is what must be the same then.
+A request's seed depends on the plan's seed and the request's number alone. So a measurement that was interrupted can
+ask for the rest only, and ends with the table of one that was not. `Plan.asked` is what must be the same for that.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import Any
 import torch
 
 from harness.prompts import built_in, check_prompts, read_prompts
+from harness.requests import Request
 from harness.scorer import read_model_config, stop_tokens
-from harness.session import Request
 from skewsim.errors import UserError
 from skewsim.learn.base_policy import shipped_folder
 from skewsim.seeding import Purpose, generator
@@ -31,7 +31,7 @@ Prompts = Sequence[Sequence[int]] | Path | str | None
 
 @dataclass(frozen=True)
 class Plan:
-    """Requests to a model, whole groups, cycling through the prompts."""
+    """Requests to a model: the prompts in turn, again and again, each with `num_generations` requests."""
 
     folder: Path
     label: str
@@ -64,7 +64,7 @@ class Plan:
         return [Request(i, self.prompts[self.prompt_id(i)], seed) for i, seed in enumerate(seeds)]
 
     def asked(self, engine: str, settings: EngineSettings, trainer: Mapping[str, Any]) -> dict[str, Any]:
-        """Everything that the table is a function of, as plain JSON."""
+        """Everything that decides what is in the table, as plain JSON."""
         facts = asdict(self)
         del facts["folder"]
         prompts = hashlib.sha256(json.dumps(facts.pop("prompts")).encode()).hexdigest()[:16]

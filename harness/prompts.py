@@ -1,7 +1,8 @@
-"""Prompts to measure with: token ids, a file, the task's own, or a built-in set.
+"""Prompts to measure with: token ids, a file, or a built-in set.
 
-A file is JSON lines, each a list of token ids, an object with ``prompt_token_ids``, or one with ``prompt`` (text); or
-plain text, one prompt a line. Text needs the model's tokenizer. A model without one is asked random token ids.
+A file is either JSON lines, each a list of token ids, an object with ``prompt_token_ids``, or one with ``prompt``
+(text); or plain text, one prompt a line. Text needs the model's tokenizer. The built-in set of a model without a
+tokenizer is random token ids.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The same tokens under several engines or settings, side by side: what a setting changes, without sampling noise.
 
-Engines run one after another, each in its own environment. Every column is compared with the trainer (transformers in
-float32), with the first setting on the same path, and, where both paths are asked for, decode with prefill.
+Engines run one after another, each in its own environment. The logprobs of every setting and path are compared with the
+trainer's (transformers in float32), with those of the first setting on the same path, and, where both paths are asked
+for, decode's with prefill's.
 """
 
 from __future__ import annotations
@@ -10,23 +11,36 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from harness.client import Limits
-from harness.engines import EngineSpec, find_spec, require
-from harness.given import Difference, Floats, Path_, bin_names, difference, figure, read_given, score_given
-from harness.scorer import Scorer, read_model_config
+from harness.choices import LocalChoice
+from harness.engines import choose_local
+from harness.given import Difference, EnginePath, Floats, bin_names, difference, figure, read_given, score_given
+from harness.scorer import TrainerScorer, read_model_config
 from skewsim.errors import EngineError, UserError
 from skewsim.files import atomic_writer
 from skewsim.learn.base_policy import shipped_folder
 from skewsim.settings import EngineSettings, Scenario, TaskSettings
 from skewsim.share import parse_assignments
 
+if TYPE_CHECKING:
+    from harness.client import Limits
+
 FORMAT, SCHEMA_VERSION = "skewsim-replay", 1
 SEQUENCES_AT_ONCE = 64
-SAMPLING = ("temperature", "top_p", "top_k", "min_p", "logprobs_mode", "mode", "clear_cache", "lag", "update_at_token")
+SAMPLER_ONLY = (
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "logprobs_mode",
+    "mode",
+    "clear_cache",
+    "lag",
+    "update_at_token",
+)
 
 
 @dataclass(frozen=True)
@@ -35,13 +49,13 @@ class Under:
 
     label: str
     """As it was typed."""
-    spec: EngineSpec
+    engine: LocalChoice
     settings: EngineSettings
 
 
 @dataclass(frozen=True)
-class Line:
-    """One comparison: a setting's path against something."""
+class Comparison:
+    """The logprobs of one setting and path against others, of the same tokens."""
 
     name: str
     against: str
@@ -62,13 +76,13 @@ class Replay:
 
     labels: list[str]
     tokens: int
-    rows: list[Line]
+    rows: list[Comparison]
     columns: dict[str, Floats]
-    """(tokens,) log-probabilities: trainer, then LABEL:PATH."""
+    """(tokens,) log-probabilities in nats: trainer, then LABEL:PATH."""
     infos: dict[str, dict[str, Any]]
     """What each engine said of itself."""
     failed: dict[str, str] = field(default_factory=dict)
-    """Engines that died, and of what; the others' rows stand."""
+    """Label of a setting whose engine failed -> why; the others' rows are there all the same."""
 
     @property
     def bins(self) -> list[str]:
@@ -85,61 +99,62 @@ class Replay:
         }
 
 
-def parse_under(text: str) -> Under:
-    """``ENGINE[,path=value,...]``; a path without a dot is an engine setting's. Raises UserError."""
+def parse_under(text: str, *, root: Path | str | None = None, limits: Limits | None = None) -> Under:
+    """What ``ENGINE[,path=value,...]`` stands for; a path without a dot is an engine setting's. Raises UserError.
+
+    `root` and `limits` as for `harness.engines.choose`.
+    """
     name, *values = text.split(",")
-    if "://" in name:
-        raise UserError(f"--under {text}: a server does not score given tokens; allowed: a local engine")
+    refusal = f"--under {text}: a server does not score given tokens; allowed: a local engine"
+    engine = choose_local(name, root=root, limits=limits, refusal=refusal)
     given = parse_assignments([v if "." in v.partition("=")[0] else f"engine.{v}" for v in values])
     wrong = next((path for path in given if not path.startswith("engine.")), None)
     if wrong:
         raise UserError(f"--under {text}: {wrong} is no engine setting; allowed are engine.NAME=VALUE")
-    useless = next((n for n in SAMPLING if f"engine.{n}" in given), None)
+    useless = next((n for n in SAMPLER_ONLY if f"engine.{n}" in given), None)
     if useless:
         raise UserError(f"--under {text}: engine.{useless} does not act on given tokens (temperature 1, raw logprobs)")
-    return Under(text, find_spec(name), Scenario().with_values(given).engine)
+    return Under(text, engine, Scenario().with_values(given).engine)
 
 
 def replay(
     sequences: Path | str,
     model: Path | str,
     *,
-    under: Sequence[str],
+    under: Sequence[Under],
     path: Literal["decode", "prefill", "both"] = "both",
     num_tokens: int | None = None,
     out: Path | None = None,
     device: str = "cpu",
     progress: Callable[[int, int, str], None] | None = None,
-    root: Path | str | None = None,
-    limits: Limits | None = None,
 ) -> Replay:
-    """Score the tokens of `sequences` under every engine, and by the trainer.
+    """Score the tokens of `sequences` under every engine, and by the trainer. `under`: see `parse_under`.
 
-    An engine that dies is listed in `failed` and leaves the others' rows. Raises UserError before any engine starts;
-    EngineError if no engine has answered.
+    An engine that fails is listed in `Replay.failed`; the others' rows are there all the same. Raises UserError before
+    any engine starts; EngineError if no engine has answered.
     """
-    say, ways = progress or (lambda done, total, text: None), [parse_under(text) for text in under]
+    say, ways = progress or (lambda done, total, text: None), list(under)
     if len({way.label for way in ways}) < len(ways):
         raise UserError("--under: the same is given twice; allowed: each once")
     if out is not None and (out.suffix not in (".npz", ".parquet") or out.exists()):
         raise UserError(f"--out {out}: allowed is a new file ending in .npz or .parquet")
     for way in ways:
-        require(way.spec, root=root)
+        way.engine.require()
     folder = shipped_folder(TaskSettings()) if str(model) == "base" else Path(model)
     read_model_config(folder)
     say(0, len(ways), "scoring by the trainer")
-    scorer = Scorer(folder, device=device)
+    scorer = TrainerScorer(folder, device=device)
     given = read_given(sequences, vocab_size=scorer.vocab_size, num_tokens=num_tokens)
     trainer = np.concatenate([s.logprobs for s in scorer.score(given.prompts, given.responses)])
     del scorer
-    paths: tuple[Path_, ...] = ("decode", "prefill") if path == "both" else (path,)
+    paths: tuple[EnginePath, ...] = ("decode", "prefill") if path == "both" else (path,)
     columns, infos, failed = {"trainer": trainer}, dict[str, dict[str, Any]](), dict[str, str]()
     at_once = min(SEQUENCES_AT_ONCE, len(given.prompts))
     for number, way in enumerate(ways):
         say(number, len(ways), f"replaying under {way.label}")
         try:
             found, infos[way.label] = score_given(
-                given, way.spec, folder, way.settings, paths=paths, sequences=at_once, root=root, limits=limits
+                given, way.engine, folder, way.settings, paths=paths, sequences=at_once
             )
         except EngineError as error:
             failed[way.label] = str(error)
@@ -153,25 +168,25 @@ def replay(
     return done
 
 
-def _compare(ways: list[Under], paths: tuple[Path_, ...], columns: dict[str, Floats]) -> list[Line]:
-    trainer, rows, first = columns["trainer"], list[Line](), dict[str, tuple[int, Floats]]()
+def _compare(ways: list[Under], paths: tuple[EnginePath, ...], columns: dict[str, Floats]) -> list[Comparison]:
+    trainer, rows, first = columns["trainer"], list[Comparison](), dict[str, tuple[int, Floats]]()
     for number, way in enumerate(ways, start=1):
         here = {name: columns[f"{way.label}:{name}"] for name in paths if f"{way.label}:{name}" in columns}
         for name, values in here.items():
-            rows.append(Line(f"{number} {name}", "trainer", difference(trainer, values, trainer)))
+            rows.append(Comparison(f"{number} {name}", "trainer", difference(trainer, values, trainer)))
             if name in first:
                 which, reference = first[name]
-                rows.append(Line(f"{number} {name}", f"{which} {name}", difference(reference, values, trainer)))
+                rows.append(Comparison(f"{number} {name}", f"{which} {name}", difference(reference, values, trainer)))
             else:
                 first[name] = (number, values)
         if len(here) == 2:
             found = difference(here["prefill"], here["decode"], trainer)
-            rows.append(Line(f"{number} decode", f"{number} prefill", found))
+            rows.append(Comparison(f"{number} decode", f"{number} prefill", found))
     return rows
 
 
 def _save(path: Path, columns: dict[str, Any], done: Replay) -> None:
-    """Every token's numbers, and what they are, whole or absent."""
+    """Write every token's numbers, with a header that says what they are; the file is whole or absent."""
     header = json.dumps({"format": FORMAT, "schema_version": SCHEMA_VERSION, "engines": done.infos})
     with atomic_writer(path) as handle:
         if path.suffix == ".npz":

@@ -1,8 +1,8 @@
-"""The trainer's side: what a Hugging Face model itself says about given tokens.
+"""The trainer's side of a measurement: how probable a Hugging Face model itself finds given tokens.
 
-`transformers` computes the logits, at a chosen dtype, head dtype and attention implementation; the sampler's processing
-(temperature, min-p, top-k, top-p) is the simulator's own, so it means the same on both sides. A trainer that does not
-renormalise after truncation takes the plain log-softmax at the temperature: `Processing.renormalize` false. Only
+`transformers` computes the logits, at a chosen dtype, head dtype and attention implementation. What the sampler does to
+logits (temperature, min-p, top-k, top-p) is done by the simulator's code, so it means the same on both sides. A trainer
+that does not renormalise after truncation takes the plain log-softmax at the temperature (`renormalize` false). Only
 safetensors are read, and no code that comes with a model is run.
 """
 
@@ -24,7 +24,21 @@ from skewsim.errors import FileFormatError, UserError
 from skewsim.settings import DType, EngineSettings
 
 Attention = Literal["eager", "sdpa", "flash_attention_2"]
-LOGITS_AT_ONCE = 2**24  # float32 logits held at once; 64 MB, and as much again for their softmax
+LOGITS_AT_ONCE = 2**24
+"""float32 logits that are held at once: 64 MB, and as much again for their softmax."""
+
+
+@dataclass(frozen=True)
+class TrainerSide:
+    """How `transformers` computes the trainer's logprobs."""
+
+    dtype: DType = "float32"
+    head_dtype: DType | None = None
+    """None: the body's."""
+    attention: Attention = "sdpa"
+    device: str = "cpu"
+    renormalize: bool = True
+    """Restrict the softmax to the tokens that top-p, top-k and min-p leave."""
 
 
 @dataclass(frozen=True)
@@ -48,20 +62,20 @@ class Processing:
 
 
 @dataclass(frozen=True)
-class Scores:
-    """The trainer's view of one response; all (T,) float64."""
+class TokenScores:
+    """The trainer's numbers for the T tokens of one response; all (T,) float64."""
 
     logprobs: npt.NDArray[np.float64]
-    """-inf for a token outside the support."""
+    """nats; -inf for a token that top-p, top-k or min-p cut off."""
     square_mass: npt.NDArray[np.float64]
-    """Sum of squared probabilities, which the logit-noise law needs."""
+    """Sum of the squared probabilities of all tokens: what noise on logits does to a logprob depends on it."""
     entropy: npt.NDArray[np.float64]
     kept_mass: npt.NDArray[np.float64]
-    """Probability that top-p, top-k and min-p leave; 1 without them."""
+    """Probability of all tokens that top-p, top-k and min-p leave; 1 without them."""
 
 
-class Scorer:
-    """One model at one precision. Raises UserError with one line for a folder that is no model."""
+class TrainerScorer:
+    """One model at one precision. Raises UserError for a folder that is no model, or a device that is not there."""
 
     def __init__(
         self,
@@ -82,6 +96,18 @@ class Scorer:
         self.model = _load(self.folder, dtype=dtype, attention=attention).to(device).eval()
         _set_head(self.model, getattr(torch, self.head_dtype))
 
+    @classmethod
+    def of(cls, folder: Path | str, side: TrainerSide, *, batch_tokens: int | None = None) -> TrainerScorer:
+        """The model as this trainer computes it; `batch_tokens` bounds the tokens of a batch."""
+        return cls(
+            folder,
+            dtype=side.dtype,
+            head_dtype=side.head_dtype,
+            attention=side.attention,
+            device=side.device,
+            batch_tokens=batch_tokens,
+        )
+
     @property
     def vocab_size(self) -> int:
         return int(self.model.get_output_embeddings().weight.shape[0])
@@ -89,12 +115,12 @@ class Scorer:
     @torch.inference_mode()
     def score(
         self, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], processing: Processing | None = None
-    ) -> list[Scores]:
-        """One `Scores` for each response, in order; prompts and responses may differ in length."""
+    ) -> list[TokenScores]:
+        """One `TokenScores` for each response, in order; prompts and responses may differ in length."""
         processing = processing or Processing()
         pairs = list(zip(prompts, responses, strict=True))
         order = sorted(range(len(pairs)), key=lambda i: len(pairs[i][0]) + len(pairs[i][1]))
-        found: dict[int, Scores] = {}
+        found: dict[int, TokenScores] = {}
         limit = min(LOGITS_AT_ONCE // self.vocab_size, self._batch_tokens or LOGITS_AT_ONCE)
         for batch in _batches(order, [len(p) + len(r) for p, r in pairs], limit=limit):
             try:
@@ -107,8 +133,11 @@ class Scorer:
                 ) from None
         return [found[i] for i in range(len(pairs))]
 
-    def _batch(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], processing: Processing) -> Iterator[Scores]:
-        """The scores of one batch. All its rows at once, in pieces that fit: a call for each would cost more than its work."""
+    def _batch(
+        self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], processing: Processing
+    ) -> Iterator[TokenScores]:
+        """The scores of one batch. Its tokens are taken together, in pieces that fit into memory: a call for each
+        sequence would take longer than what it computes."""
         lengths = [len(response) for _, response in pairs]
         logits = torch.cat(self._logits(pairs))
         tokens = torch.tensor([t for _, response in pairs for t in response], device=self.device)
@@ -116,7 +145,7 @@ class Scorer:
         pieces = [_scores(*part, processing) for part in zip(logits.split(rows), tokens.split(rows), strict=True)]
         columns = [np.concatenate([piece[n] for piece in pieces]) for n in range(4)]
         for parts in zip(*(np.split(column, np.cumsum(lengths)[:-1]) for column in columns), strict=True):
-            yield Scores(*parts)
+            yield TokenScores(*parts)
 
     def _logits(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[Tensor]:
         """float32 logits (T, V) before each response token, right-padded sequences in one batch."""
@@ -126,7 +155,7 @@ class Scorer:
         for row, (prompt, response) in enumerate(pairs):
             ids[row, : lengths[row]] = torch.tensor([*prompt, *response])
             mask[row, : lengths[row]] = 1
-        # right padding never reaches back through causal attention; a mask only where there is some
+        # causal attention never sees the padding on the right; the mask is only for models that want one
         padded = {} if min(lengths) == max(lengths) else {"attention_mask": mask.to(self.device)}
         logits = self.model(input_ids=ids.to(self.device), use_cache=False, **padded).logits
         rows = zip(logits, pairs, strict=True)
@@ -134,7 +163,7 @@ class Scorer:
 
 
 def _scores(logits: Tensor, tokens: Tensor, processing: Processing) -> list[npt.NDArray[np.float64]]:
-    """The four columns of `Scores` of logits (L, V) and tokens (L,)."""
+    """The four columns of `TokenScores` of logits (L, V) and tokens (L,)."""
     processed = process(logits.double(), processing.settings())
     logprobs = processed.logprobs
     if processed.kept_mass is not None and not processing.renormalize:
@@ -158,7 +187,7 @@ def _batches(order: list[int], lengths: list[int], *, limit: int) -> list[list[i
 
 
 def read_model_config(folder: Path | str) -> dict[str, Any]:
-    """The folder's config.json, after a look at whether this is a model at all. Raises UserError."""
+    """The folder's config.json. Raises UserError if the folder is not a model with safetensors."""
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"model={str(folder)!r}: no such folder; allowed: a Hugging Face model folder")
@@ -196,8 +225,8 @@ def _check_device(device: str, *, attention: str, dtype: str) -> None:
         raise UserError(f"device={device!r}: this torch sees no CUDA device; allowed: cpu")
     if attention == "flash_attention_2" and (kind != "cuda" or dtype == "float32"):
         raise UserError(
-            f"attention={attention!r} with device={device!r} and dtype={dtype!r}: it needs cuda and a dtype of 16 bits; "
-            "allowed elsewhere: eager, sdpa"
+            f"attention={attention!r} with device={device!r} and dtype={dtype!r}: it needs cuda and a dtype of "
+            "16 bits; allowed elsewhere: eager, sdpa"
         )
 
 
@@ -222,7 +251,7 @@ def _load(folder: Path, *, dtype: str, attention: str) -> Any:
 
 
 def _set_head(model: Any, dtype: torch.dtype) -> None:
-    """Compute the head at a dtype of its own, on a copy of the weight if it is shared with the embedding."""
+    """Compute the head at a dtype of its own; its weight becomes a copy, since the embedding may share it."""
     head = model.get_output_embeddings()
     if head.weight.dtype == dtype:
         return

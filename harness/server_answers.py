@@ -1,7 +1,7 @@
 """What a completion server answers, checked token by token.
 
-An answer is worth nothing for training unless every token has its id and its log-probability, and their number is the
-one asked for: a server that drops, adds or stops by rules of its own would put every later token at the wrong place.
+An answer is of use for training only if every token has its id and its log-probability, and if there are as many tokens
+as were asked for. A server that drops tokens, adds some, or stops by rules of its own would shift all later tokens.
 """
 
 from __future__ import annotations
@@ -9,16 +9,16 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from harness.session import Request, Row
+from harness.requests import Request, Row
 from skewsim.errors import EngineError
 
 
 class Incomplete(Exception):
-    """The answer broke off."""
+    """The answer broke off before its end."""
 
 
-class Flight:
-    """One request under way."""
+class Answer:
+    """The answer to one request, as it comes in."""
 
     def __init__(self, request: Request, *, max_tokens: int, stop: tuple[int, ...]) -> None:
         self.request, self._max_tokens, self._stop = request, max_tokens, stop
@@ -41,10 +41,10 @@ class Flight:
     def take(self, piece: dict[str, Any], *, version: int) -> None:
         """Add a part of the answer. Raises EngineError."""
         if piece.get("error"):
-            raise EngineError(f"refused a request: {one_line(json.dumps(piece).encode())}")
+            raise EngineError(f"refused a request: {error_text(json.dumps(piece).encode())}")
         choices = piece.get("choices")
         if not isinstance(choices, list) or any(not isinstance(c, dict) for c in choices) or len(choices) > 1:
-            raise EngineError(f"answered without one choice: {one_line(json.dumps(piece).encode())}")
+            raise EngineError(f"answered without one choice: {error_text(json.dumps(piece).encode())}")
         if not choices:  # a part with only the usage
             return
         (choice,) = choices
@@ -84,12 +84,12 @@ def parse(text: str | bytes) -> dict[str, Any]:
     except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
-        words = one_line(text.encode() if isinstance(text, str) else text)
+        words = error_text(text.encode() if isinstance(text, str) else text)
         raise EngineError(f"answered what is no JSON object: {words[:80]!r}")
     return found
 
 
-def one_line(content: bytes) -> str:
+def error_text(content: bytes) -> str:
     """What an error body says, as one short line."""
     text = content[:4000].decode(errors="replace")
     try:

@@ -1,10 +1,10 @@
-"""What a running server says of itself, in the words that a local engine uses, and what that means for a scenario.
+"""What a running server says of itself, in the words of `EngineSettings`, and whether that is what was asked for.
 
-Everything that a server fixed when it started (precision, logprobs mode, caches, scheduling) cannot be set from here.
-What can be read back is compared with what was asked for; the rest is listed as not known, never passed over. Sources:
-``/v1/models``, ``/version``, ``/metrics`` (vLLM's cache_config_info, a gauge with the cache's settings as labels), and
-``/server_info`` of vLLM's development endpoints. The logprobs mode shows in the numbers themselves: raw logprobs of the
-same context do not depend on the temperature, processed ones do.
+What a server fixed when it started (precision, logprobs mode, caches, scheduling) cannot be set from here. What it
+tells is compared with what was asked for, and the rest is listed as not known. Sources: ``/v1/models``, ``/version``,
+``/metrics`` (vLLM's cache_config_info, a gauge with the cache's settings as labels), and ``/server_info`` of vLLM's
+development endpoints. The logprobs mode can be seen from two answers: raw logprobs after the same prompt do not depend
+on the temperature, processed ones do.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ ARGUMENTS = {
     "enable_prefix_caching": "--{}enable-prefix-caching",
     "async_scheduling": "--{}async-scheduling",
 }
-"""Settings that a vLLM server fixes at its start, and the argument that does."""
+"""Settings that a vLLM server fixes at its start -> the argument that sets it."""
 
 
 def choose_model(models: dict[str, Any], wanted: str | None) -> dict[str, Any]:
-    """The entry of ``/v1/models`` to ask. Raises UserError if it is not the only one and none was named."""
+    """The entry of ``/v1/models`` to ask. Raises UserError if there are several and none was named, or not this one."""
     found = models.get("data")
     if not isinstance(found, list) or not all(isinstance(m, dict) and isinstance(m.get("id"), str) for m in found):
         raise EngineError("GET /v1/models: answered without a list of models")
@@ -42,7 +42,7 @@ def choose_model(models: dict[str, Any], wanted: str | None) -> dict[str, Any]:
 
 
 def facts_of(model: dict[str, Any], version: Any, details: Any, metrics: str | None) -> dict[str, Any]:
-    """The server's own account of itself, without what it does not tell."""
+    """What the server tells of itself, as settings and facts; what it does not tell is not in it."""
     facts: dict[str, Any] = {"model": model["id"], "max_model_len": model.get("max_model_len")}
     if isinstance(version, dict):
         facts["vllm"] = version.get("version")
@@ -55,9 +55,9 @@ def facts_of(model: dict[str, Any], version: Any, details: Any, metrics: str | N
 def known_settings(
     name: str, settings: EngineSettings, facts: dict[str, Any]
 ) -> tuple[dict[str, dict[str, Any]], list[str]]:
-    """Settings that the server runs otherwise than asked, and those not known. Raises UserError for what would differ.
+    """Settings that the server runs with otherwise than asked, as for a local engine, and settings that are not known.
 
-    A CPU build of vLLM turns asynchronous scheduling off by itself: that is reported, as it is for a local engine.
+    Raises UserError for one that differs, except asynchronous scheduling: CPU builds of vLLM turn it off by themselves.
     """
     overruled: dict[str, dict[str, Any]] = {}
     for setting, argument in ARGUMENTS.items():
@@ -78,14 +78,17 @@ def known_settings(
 
 
 def logprobs_mode(warm: dict[str, Any], cold: dict[str, Any]) -> str | None:
-    """The mode, from the likeliest token's logprob at temperature 1 and at 0.5; None if they cannot tell."""
+    """The mode, from answers at temperature 1 (`warm`) and 0.5 (`cold`); None if they do not tell.
+
+    Compares the logprob of the most probable token.
+    """
     try:
         tops = [answer["choices"][0]["logprobs"]["top_logprobs"][0] for answer in (warm, cold)]
         first, second = (max(float(value) for value in top.values()) for top in tops)
     except (KeyError, IndexError, TypeError, ValueError, AttributeError):
         return None
     if not first < -0.01:
-        return None  # so sure of its token that a temperature changes nothing
+        return None  # the token is so probable that a temperature changes nothing
     return "raw_logprobs" if abs(first - second) < 1e-3 * abs(first) else "processed_logprobs"
 
 

@@ -1,15 +1,16 @@
-"""An OpenAI-compatible server as a session: typed requests in, typed rows out, over ``POST /v1/completions``.
+"""An OpenAI-compatible server as a `Session`: typed requests in, typed rows out, over ``POST /v1/completions``.
 
-Prompts go as token ids. Token ids come back as numbers (``return_token_ids``) or as "token_id:17"
-(``return_tokens_as_token_ids``, which vLLM has since 0.8), log-probabilities because of ``logprobs=1``. Answers are
-streamed, so that a server which stops sending is found out within seconds however long its answers are, and every
-token is counted to the weight version under which it came. A server that ignores ``stream`` is read as well.
+Prompts are sent as token ids. Token ids come back as numbers (``return_token_ids``) or as "token_id:17"
+(``return_tokens_as_token_ids``, which vLLM has since 0.8), and log-probabilities because of ``logprobs=1``. Answers are
+streamed: so a server that stops sending is noticed within seconds, however long its answers are, and every token is
+counted to the weight version that was loaded when it came. A server that ignores ``stream`` is read as well.
 
-A plain server takes no weights. vLLM's development endpoints (VLLM_SERVER_DEV_MODE=1) do: /pause, /collective_rpc with
-reload_weights and a folder that both sides see, /resume (https://docs.vllm.ai/en/latest/usage/security.html).
+A plain server takes no new weights. A vLLM server with its development endpoints (VLLM_SERVER_DEV_MODE=1) does: /pause,
+then /collective_rpc with reload_weights and a folder that both sides see under the same path (TMPDIR chooses where it
+lies), then /resume (https://docs.vllm.ai/en/latest/usage/security.html).
 
-Busy (429), failing (5xx) and broken connections are tried again for about four seconds; all else is an `EngineError`
-of one line, in which the key never stands. Everything runs in one event loop on a thread of its own.
+A server that is busy (429) or failing (5xx), and broken connections, are tried again for about four seconds. All else
+is an `EngineError` of one line, without the key. Everything runs in one event loop on a thread of its own.
 """
 
 from __future__ import annotations
@@ -26,38 +27,37 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self, TypeVar
-from urllib.parse import urlsplit
 
 import httpx2
 
+from harness.address import KEYS, Address
 from harness.client import read_seconds
-from harness.server_answers import Flight, Incomplete, one_line, parse
+from harness.requests import InFlightUpdate, Request, Row, Size
+from harness.server_answers import Answer, Incomplete, error_text, parse
 from harness.server_facts import choose_model, facts_of, known_settings, logprobs_mode
-from harness.session import Request, Row, Update
 from skewsim.errors import EngineError, UserError
 from skewsim.settings import EngineSettings
 
-KEYS = ("SKEWSIM_API_KEY", "OPENAI_API_KEY")
 LOOK_S = 4.0
-"""Seconds for what a server need not answer."""
+"""Seconds to wait for endpoints that a server need not have."""
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class ServerLimits:
-    """Seconds after which a server is given up, and how often it is asked again before."""
+    """After how many seconds a server is given up, and how often it is asked again before that."""
 
     connect_s: float = 4.0
     silence_s: float = field(default_factory=lambda: read_seconds("SKEWSIM_ENGINE_TIMEOUT", default=8.0))
-    """Without a token of any request, or any other answer; SKEWSIM_ENGINE_TIMEOUT sets it."""
+    """The longest wait for the next token of any request, or any other answer; SKEWSIM_ENGINE_TIMEOUT sets it."""
     waits_s: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0)
-    """Before each further attempt."""
+    """The pause before each further attempt."""
     concurrency: int = 512
     """Requests under way at once."""
 
 
 class _Again(Exception):
-    """Worth another attempt, after so many seconds at least."""
+    """A failure that is worth another attempt, after `wait` seconds at least."""
 
     def __init__(self, what: str, *, wait: float = 0.0, busy: bool = False) -> None:
         super().__init__(what)
@@ -65,10 +65,21 @@ class _Again(Exception):
 
 
 class ServerSession:
-    """Connects on construction, and reads back what can be; the server itself is never started or ended here."""
+    """Connects when it is made, and reads back what can be read; the server itself is never started or ended here.
 
-    def __init__(self, url: str, settings: EngineSettings | None = None, *, limits: ServerLimits | None = None) -> None:
-        address = split_address(url)
+    Raises UserError for settings that the server runs otherwise, and for a `size` that it does not take; EngineError.
+    """
+
+    started_here = False
+
+    def __init__(
+        self,
+        address: Address,
+        settings: EngineSettings | None = None,
+        *,
+        size: Size | None = None,
+        limits: ServerLimits | None = None,
+    ) -> None:
         self.name, self._base, self._root = address.name, address.name, address.name.removesuffix("/v1")
         self._limits = limits or ServerLimits()
         self._key = next((os.environ[name] for name in KEYS if os.environ.get(name)), None)
@@ -86,6 +97,8 @@ class ServerSession:
             self.takes_weights: bool = self.info["takes_weights"]
             found = known_settings(self.name, settings, self.info) if settings else ({}, [])
             self.overruled, self.info["not_known"] = found
+            if size is not None:
+                self._refuse_longer(size.prompt_tokens + size.max_tokens)
         except BaseException:
             self.close()
             raise
@@ -102,14 +115,14 @@ class ServerSession:
         *,
         max_tokens: int,
         stop: Iterable[int] = (),
-        update: Update | None = None,
+        update: InFlightUpdate | None = None,
     ) -> Iterator[Row]:
-        """Rows as they finish. Raises EngineError; the rows yielded before are whole."""
+        """Rows in the order in which they finish. Raises EngineError; the rows yielded before it are whole."""
         ends = tuple(stop)
-        flights = [Flight(request, max_tokens=max_tokens, stop=ends) for request in requests]
+        answers = [Answer(request, max_tokens=max_tokens, stop=ends) for request in requests]
         body = self._body(settings, max_tokens=max_tokens, stop=ends)
         rows: queue.Queue[Row | None] = queue.Queue()
-        work = self._start(self._watched(self._answer_all(flights, body, update, rows.put)))
+        work = self._start(self._watched(self._answer_all(answers, body, update, rows.put)))
         work.add_done_callback(lambda _: rows.put(None))
         try:
             while (row := rows.get()) is not None:
@@ -119,12 +132,12 @@ class ServerSession:
             work.cancel()
 
     def update(self, folder: Path | str, *, version: int, clear_cache: bool) -> float:
-        """New weights between requests; returns seconds."""
-        update = Update(str(folder), version=version, at=0, mode="wait", clear_cache=clear_cache)
+        """Load new weights between requests; returns seconds. UserError if the server takes none."""
+        update = InFlightUpdate(str(folder), version=version, at=0, mode="wait", clear_cache=clear_cache)
         return self._run(self._watched(self._swap(update)))
 
     def close(self) -> None:
-        """End all requests under way; again and again does no harm."""
+        """End all requests under way; calling it twice does no harm."""
         if self._end.alive and hasattr(self, "_client"):
             with contextlib.suppress(Exception):
                 self._run(_shut(self._client))
@@ -136,10 +149,15 @@ class ServerSession:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _refuse_longer(self, length: int) -> None:
+        most = self.info.get("max_model_len")
+        if most is not None and length > most:
+            raise UserError(f"engine={self.name} takes {most} tokens a request (--max-model-len); {length} are needed")
+
     # -- requests -------------------------------------------------------------------------------------------
 
     def _body(self, settings: EngineSettings, *, max_tokens: int, stop: Sequence[int]) -> dict[str, Any]:
-        """What all requests share; settings that are off are left out, since older versions refuse them."""
+        """The part of the body that all requests share, without settings that are off: older versions refuse them."""
         body: dict[str, Any] = {
             "model": self.model,
             "max_tokens": max_tokens,
@@ -156,46 +174,46 @@ class ServerSession:
         return body | ({"stop_token_ids": list(stop)} if stop else {})
 
     async def _answer_all(
-        self, flights: list[Flight], body: dict[str, Any], update: Update | None, put: Callable[[Row], None]
+        self, answers: list[Answer], body: dict[str, Any], update: InFlightUpdate | None, put: Callable[[Row], None]
     ) -> None:
-        began, due, left = self._loop.time(), asyncio.Event(), len(flights)
+        began, due, left = self._loop.time(), asyncio.Event(), len(answers)
 
-        async def answer(flight: Flight) -> None:
+        async def ask(answer: Answer) -> None:
             nonlocal left
             async with self._slots:
-                await self._insist(lambda: self._stream(flight, body, reached))
-            put(flight.row())
+                await self._insist(lambda: self._stream(answer, body, reached))
+            put(answer.row())
             left -= 1
             if not left:
                 due.set()
 
-        def reached(flight: Flight) -> None:
-            if update and len(flight.tokens) >= update.at:
+        def reached(answer: Answer) -> None:
+            if update and len(answer.tokens) >= update.at:
                 due.set()
 
         async with asyncio.TaskGroup() as group:
-            for flight in flights:
-                group.create_task(answer(flight))
+            for answer in answers:
+                group.create_task(ask(answer))
             if update:
-                if flights:
+                if answers:
                     await due.wait()
                 await self._swap(update)
-        tokens = sum(len(flight.tokens) for flight in flights)
+        tokens = sum(len(answer.tokens) for answer in answers)
         self.stats = {"tokens": tokens, "seconds": self._loop.time() - began}
 
-    async def _stream(self, flight: Flight, body: dict[str, Any], reached: Callable[[Flight], None]) -> None:
+    async def _stream(self, answer: Answer, body: dict[str, Any], reached: Callable[[Answer], None]) -> None:
         """One answer from its beginning to its end."""
-        flight.clear()
-        async with self._client.stream("POST", f"{self._base}/completions", json=body | flight.asks()) as response:
+        answer.clear()
+        async with self._client.stream("POST", f"{self._base}/completions", json=body | answer.asks()) as response:
             await self._check(response)
             async for piece in _pieces(response):
-                flight.take(piece, version=self.version)
+                answer.take(piece, version=self.version)
                 self._moved = self._loop.time()
-                reached(flight)
-        flight.check()
+                reached(answer)
+        answer.check()
 
-    async def _swap(self, update: Update) -> float:
-        """Stop, load, go on. Tokens that came before the server had stopped are the old weights'."""
+    async def _swap(self, update: InFlightUpdate) -> float:
+        """Pause, load, go on. Tokens that came before the server paused count as the old weights'."""
         if not self.takes_weights:
             raise UserError(
                 f"engine={self.name} takes no new weights: vLLM's development endpoints are not there; "
@@ -206,7 +224,7 @@ class ServerSession:
         await self._post("/pause", params={"mode": update.mode, "clear_cache": update.clear_cache and not keep})
         try:
             await self._settle()
-            if update.clear_cache and keep:  # which /pause leaves alone in this mode
+            if update.clear_cache and keep:  # in this mode /pause does not clear it
                 await self._post("/reset_prefix_cache", params={"reset_running_requests": True})
             elif update.clear_cache:
                 await self._post("/reset_prefix_cache")
@@ -220,14 +238,14 @@ class ServerSession:
         return self._loop.time() - began
 
     async def _settle(self) -> None:
-        """Until what the server sent before it stopped has been read."""
+        """Wait until everything that the server sent before it paused has been read."""
         for _ in range(20):
             await asyncio.sleep(0.03)
             if self._loop.time() - self._moved > 0.03:
                 return
 
     async def _look(self, wanted: str | None) -> dict[str, Any]:
-        """What the server says of itself, each asked once."""
+        """What the server says of itself."""
         model = choose_model(await self._insist(lambda: self._get("/v1/models")), wanted)
         version, metrics, details = await asyncio.gather(
             self._try("/version"), self._try("/metrics"), self._try("/server_info", config_format="json")
@@ -241,17 +259,17 @@ class ServerSession:
         return facts
 
     async def _takes_weights(self) -> bool:
-        """Whether vLLM's development endpoints are there: a GET of one that is only for POST is 405, else 404."""
+        """Whether vLLM's development endpoints are there. GET of /collective_rpc, for POST only, is 405 then."""
         response = await self._client.get(f"{self._root}/is_paused", timeout=LOOK_S)
-        if response.status_code >= 500:  # it is there, but the engine behind it is dead
-            raise EngineError(f"GET /is_paused: answered {response.status_code}: {one_line(response.content)}")
+        if response.status_code >= 500:  # the server is there, but its engine is dead
+            raise EngineError(f"GET /is_paused: answered {response.status_code}: {error_text(response.content)}")
         paused = _json(response.text) if response.status_code == 200 else None
         if not isinstance(paused, dict) or "is_paused" not in paused:
             return False
         return (await self._client.get(f"{self._root}/collective_rpc", timeout=LOOK_S)).status_code == 405
 
     async def _taste(self, model: str, *, temperature: float) -> dict[str, Any]:
-        """One token after a fixed prompt; empty if the server does not answer so."""
+        """The answer of one token to a fixed prompt, for its logprobs; empty if the server gives none."""
         body = {"model": model, "prompt": [1, 2, 3], "max_tokens": 1, "logprobs": 1, "seed": 0}
         extra = {"temperature": temperature, "return_tokens_as_token_ids": True}
         with contextlib.suppress(httpx2.HTTPError):
@@ -268,7 +286,7 @@ class ServerSession:
         return parse(response.content)
 
     async def _try(self, path: str, **params: str) -> str | None:
-        """What an endpoint that need not be there says; None if it does not."""
+        """What an endpoint says that a server need not have; None if it is not there."""
         with contextlib.suppress(httpx2.HTTPError):
             response = await self._client.get(self._root + path, params=params, timeout=LOOK_S)
             return response.text if response.status_code == 200 else None
@@ -285,13 +303,13 @@ class ServerSession:
         self._moved = self._loop.time()
 
     async def _check(self, response: httpx2.Response) -> None:
-        """Raises unless the answer is a good one."""
+        """Raises EngineError, or _Again, unless the status is 200."""
         code = response.status_code
         if code == 200:
             return
         with contextlib.suppress(httpx2.TransportError):
             await response.aread()
-        words = one_line(response.content if response.is_stream_consumed else b"")
+        words = error_text(response.content if response.is_stream_consumed else b"")
         what = f"answered {code}{': ' + words if words else ''}"
         if code == 429 or code >= 500:
             after = response.headers.get("retry-after", "")
@@ -301,7 +319,7 @@ class ServerSession:
         raise EngineError(what)
 
     async def _insist(self, work: Callable[[], Awaitable[T]]) -> T:
-        """Again after 429, 5xx and broken connections; a busy server is patiently asked while others get answers."""
+        """Try again after 429, 5xx and broken connections; a busy server, for as long as other requests get on."""
         attempt, moved = 0, self._moved
         while True:
             try:
@@ -316,7 +334,7 @@ class ServerSession:
             await asyncio.sleep(wait)
 
     async def _watched(self, work: Coroutine[Any, Any, T]) -> T:
-        """The work's result, unless nothing moves for `silence_s`; whatever goes wrong has the server's name in it."""
+        """The work's result. EngineError with the server's name if it fails, or if nothing comes for `silence_s`."""
         self._moved = self._loop.time()
         task = asyncio.ensure_future(work)
         try:
@@ -339,7 +357,7 @@ class ServerSession:
             task.cancel()
 
     def _scrub(self, text: str) -> str:
-        """A server may repeat the key in its error; it goes no further."""
+        """The text without the key, which a server may repeat in an error."""
         return text.replace(self._key, "***") if self._key else text
 
     async def _open(self) -> tuple[httpx2.AsyncClient, asyncio.Semaphore]:
@@ -390,33 +408,11 @@ def _said(error: Exception, *, attempts: int) -> str:
 
 
 def _first(error: BaseException) -> BaseException:
-    """The mistake itself, out of the group of all that failed."""
+    """One error out of a group: an EngineError if there is one."""
     while isinstance(error, BaseExceptionGroup):
         known = [e for e in error.exceptions if isinstance(e, EngineError)]
         error = (known or error.exceptions)[0]
     return error
-
-
-@dataclass(frozen=True)
-class Address:
-    """``http://host:port/v1`` and the model to ask there, where there is more than one."""
-
-    name: str
-    model: str | None
-
-
-def split_address(url: str) -> Address:
-    """The parts of ``http://host:port/v1#model``. Raises UserError."""
-    parts = urlsplit(url.strip())
-    try:
-        good = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
-    except ValueError:
-        good = False
-    if parts.username or parts.password or parts.query:
-        raise UserError(f"engine: nothing secret belongs into an address; the key comes from {' or '.join(KEYS)}")
-    if not good or not parts.path.rstrip("/").endswith("/v1"):
-        raise UserError(f"engine={url!r}: allowed is http://host:port/v1, or http://host:port/v1#MODEL")
-    return Address(f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}", parts.fragment or None)
 
 
 async def _shut(client: httpx2.AsyncClient) -> None:

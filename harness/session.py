@@ -1,75 +1,37 @@
-"""One running engine and one model: typed requests in, typed rows out, over a worker process."""
+"""An engine that runs as a worker process of ours, as a `Session`: one model, typed requests in, typed rows out."""
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Self
 
-from harness.arguments import Size, engine_arguments, missing_kernel, overruled, refuse_update, sampling_parameters
+from harness.arguments import engine_arguments, missing_kernel, overruled, refuse_update, sampling_parameters
 from harness.client import Limits, WorkerClient
-from harness.engines import EngineSpec, find_spec, require, worker_environment
 from harness.folders import prepared
+from harness.places import require, worker_environment
+from harness.requests import InFlightUpdate, Request, Row, Size
+from harness.specs import EngineSpec
 from skewsim.errors import EngineError
 from skewsim.settings import EngineSettings
 
 WORKER = Path(__file__).with_name("worker.py")
 
 
-@dataclass(frozen=True)
-class Request:
-    """One prompt to answer."""
-
-    id: int
-    prompt: list[int]
-    seed: int | None = None
-    salt: str | None = None
-    """Requests share cached prefixes only with those of the same salt."""
-
-
-@dataclass(frozen=True)
-class Update:
-    """New weights from a folder with model.safetensors, in mid-generation."""
-
-    folder: str
-    version: int
-    at: int
-    """The token boundary: before the step in which the furthest request would sample its token number `at`."""
-    mode: Literal["keep", "wait", "abort"]
-    clear_cache: bool
-
-
-@dataclass(frozen=True)
-class Row:
-    """One response."""
-
-    id: int
-    tokens: list[int]
-    logprobs: list[float]
-    versions: list[int]
-    """Weight version that sampled each token, by the worker's count of steps."""
-    finish: str
-    """stop, length or abort."""
-    support: list[list[int]] | None = None
-    """The tokens that the sampler left, where the whole vocabulary's logprobs were asked for."""
-    spans: list[list[Any]] | None = None
-    """The engine's own record of weight versions, [version, start, end], where it keeps one."""
-    cached: int | None = None
-    """Prompt tokens taken from the prefix cache."""
-
-
 class EngineSession:
-    """Starts on construction; ends with `close`, with its block, or with the interpreter.
+    """Starts when it is made; ends with `close`, at the end of its ``with`` block, or with the interpreter.
 
-    One started with `forced` can `replay` given tokens; its logprobs are raw.
+    If started with `forced`, it can `replay` given tokens, and its logprobs are raw. Raises UserError for settings that
+    the version lacks, EngineNotInstalled, EngineError.
     """
+
+    started_here = True
 
     def __init__(
         self,
-        engine: EngineSpec | str,
+        spec: EngineSpec,
         model: Path | str,
         settings: EngineSettings,
         *,
@@ -80,7 +42,7 @@ class EngineSession:
         root: Path | str | None = None,
         limits: Limits | None = None,
     ) -> None:
-        self.spec = find_spec(engine) if isinstance(engine, str) else engine
+        self.spec = spec
         if forced and "raw_logprobs" in self.spec.logprobs_modes:
             settings = settings.model_copy(update={"logprobs_mode": "raw_logprobs"})
         self.arguments = engine_arguments(self.spec, settings, size=size, full_logprobs=full_logprobs)
@@ -89,6 +51,7 @@ class EngineSession:
         self._full_logprobs = full_logprobs
         self._scratch = tempfile.TemporaryDirectory(prefix="skewsim-model-")
         self._settings = settings
+        self.takes_weights = settings.quantization is None
         folder = prepared(
             Path(model),
             Path(self._scratch.name) / "model",
@@ -125,9 +88,9 @@ class EngineSession:
         *,
         max_tokens: int,
         stop: Iterable[int] = (),
-        update: Update | None = None,
+        update: InFlightUpdate | None = None,
     ) -> Iterator[Row]:
-        """Rows as they finish. Raises EngineError; the rows yielded before are whole."""
+        """Rows in the order in which they finish. Raises EngineError; the rows yielded before it are whole."""
         if update:
             refuse_update(self.spec, self._settings)
         full = self._full_logprobs
@@ -154,7 +117,7 @@ class EngineSession:
             raise EngineError(f"engine worker left {len(expected)} of {len(requests)} requests without an answer")
 
     def score(self, sequences: Sequence[Sequence[int]], *, temperature: float = 1.0) -> list[list[float]]:
-        """Log-probability of each sequence's tokens from the second on, on the engine's prefill path."""
+        """Log-probability (nats) of each sequence's tokens from the second on, as the engine's prefill computes it."""
         found: list[list[float]] = [[] for _ in sequences]
         requests = [{"id": i, "tokens": list(s)} for i, s in enumerate(sequences)]
         for row in self._client.stream("score", sequences=requests, temperature=temperature):
@@ -162,7 +125,7 @@ class EngineSession:
         return found
 
     def replay(self, sequences: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[list[float]]:
-        """Log-probability of each token of each (prompt, response), on the engine's decode path.
+        """Log-probability (nats) of each response token of each (prompt, response), as decoding computes it.
 
         Raw and at temperature 1. All are asked at once; the engine's `Size` says how many of them share a batch.
         """
@@ -173,26 +136,25 @@ class EngineSession:
         return found
 
     def update(self, folder: Path | str, *, version: int, clear_cache: bool) -> float:
-        """New weights between requests; returns seconds."""
+        """Load new weights between requests; returns seconds."""
         refuse_update(self.spec, self._settings)
         result = self._client.call("update", folder=str(folder), version=version, clear_cache=clear_cache)
         return float(result["seconds"])
 
     def close(self) -> None:
+        """End the process; calling it twice does no harm."""
         self._client.close()
         self._scratch.cleanup()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
 def _row(data: dict[str, Any], expected: set[int]) -> Row:
-    """A checked row; `expected` loses its id."""
+    """A checked row; its id is taken out of `expected`."""
     try:
         row = Row(**data)
         lengths = {len(row.tokens), len(row.logprobs), len(row.versions)}

@@ -1,7 +1,7 @@
-"""What a version of vLLM has, from its number, generation and device, so that a version nobody tried is known too.
+"""What a version of vLLM can do, worked out from its number, generation and device.
 
-Sources: vLLM's own ``EngineArgs`` of each version, and for CPU builds what was seen to run on 0.8.5.post2, 0.9.2.post2,
-0.18.1, 0.26.0 and 0.32.0 (docs/engines.md).
+So a version that nobody has tried yet is known as well. Sources: vLLM's own ``EngineArgs`` of each version, and for CPU
+builds what was seen to run on 0.8.5.post2, 0.9.2.post2, 0.18.1, 0.26.0 and 0.32.0 (docs/engines.md).
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ Device = Literal["cpu", "cuda"]
 
 @dataclass(frozen=True)
 class Feature:
-    """A setting, and since when each device has it; None: not in any version so far."""
+    """A setting or ability, and the first version that has it on each device; None: no version so far."""
 
     name: str
     cpu: str | None
     cuda: str | None
     generations: tuple[Generation, ...] = ("v0", "v1")
 
-    def there(self, version: Version, generation: Generation, device: Device) -> bool:
+    def there(self, version: str, generation: Generation, device: Device) -> bool:
         since = self.cpu if device == "cpu" else self.cuda
-        return since is not None and generation in self.generations and version >= Version(since)
+        return since is not None and generation in self.generations and at_least(version, since)
 
 
 V1: tuple[Generation, ...] = ("v1",)
@@ -48,12 +48,16 @@ FEATURES = (
 
 def features(version: str, *, generation: Generation, device: Device) -> frozenset[str]:
     """Names of the features that the version has."""
-    number = Version(Version(version).base_version)  # 0.9.2.post2 and 0.26.0rc1 have what 0.9.2 and 0.26.0 have
-    return frozenset(f.name for f in FEATURES if f.there(number, generation, device))
+    return frozenset(f.name for f in FEATURES if f.there(version, generation, device))
+
+
+def at_least(version: str, since: str) -> bool:
+    """Whether a version is that release or a later one; 0.9.2.post2 and 0.9.2rc1 count as 0.9.2. ValueError."""
+    return Version(Version(version).base_version) >= Version(since)
 
 
 def logprobs_modes(found: frozenset[str], generation: Generation) -> Iterator[str]:
-    """What logprobs may mean: V0 reports processed ones and nothing else, V1 before 0.10 raw ones."""
+    """The values of logprobs_mode that exist: V0 reports processed logprobs only, V1 before 0.10 raw ones only."""
     if generation == "v1":
         yield "raw_logprobs"
     if generation == "v0" or "logprobs_mode" in found:

@@ -1,138 +1,113 @@
-"""A vLLM process as a `RolloutEngine`: settings in vLLM's words, weights in, rollouts out.
+"""vLLM as a `RolloutEngine`, in a process of ours or behind a server: weights go in, rollouts come out.
 
-The same promises as the simulated engine: a rollout starts with the weights the engine holds, the next ones arrive at
-a token boundary (or before, or after), and what that does to requests in flight follows `mode` and `clear_cache`.
-Members (seeds) go through one worker one after another, each with its own weights loaded, its own sampling seeds and
-its own prefix cache (a cache salt), so that a member never sees another's.
+It keeps the promises of the simulated engine: a rollout starts with the weights that the engine holds, the next ones
+arrive at a token boundary (or before the rollout, or after it), and what that does to requests under way is set by
+`mode` and `clear_cache`. Members (seeds) go through one session one after another, each with its own weights loaded,
+its own sampling seeds and its own prefix cache (by a cache salt), so that none sees another's.
 
-What a real engine cannot do is refused: injected skew, and settings that the version lacks. What it cannot tell is
-None: the true log-probability of what it sampled from, and the mass that top-p kept.
+A real engine refuses what it cannot do: injected skew, and settings that its version lacks. What it cannot tell is None
+in the rollouts: the true log-probability under what it sampled from, and the mass that top-p kept.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from harness.arguments import Size, refuse_update
-from harness.client import Limits
-from harness.engines import EngineSpec, find_spec, require
-from harness.server_session import ServerSession
-from harness.session import EngineSession, Request, Row, Update
+from harness.protocols import RealChoice, Session
+from harness.requests import InFlightUpdate, Request, Row, Size
 from skewsim.engine.rollouts import FINISH_ABORT, FINISH_LENGTH, FINISH_STOP, RolloutRequest, Rollouts, WeightUpdate
 from skewsim.errors import UserError
 from skewsim.model.policy import Policy
 from skewsim.seeding import Purpose, generator
-from skewsim.settings import EngineSettings, Scenario
+from skewsim.settings import Scenario
 from skewsim.task import PAD, Task
 
 FINISH = {"stop": FINISH_STOP, "length": FINISH_LENGTH, "abort": FINISH_ABORT}
+CHANGEABLE = {
+    "temperature": 1.0,
+    "top_p": 1.0,
+    "top_k": 0,
+    "min_p": 0.0,
+    "lag": 0,
+    "mode": "keep",
+    "clear_cache": False,
+    "update_at_token": None,
+}
+"""Settings that may change without a new session, since only requests and updates carry them. The values do not matter:
+they stand for whatever is set when the settings of two sessions are compared."""
 
 
 class VllmEngine:
-    """Rollouts from a real engine; `info` holds what it said of itself once it runs."""
+    """Rollouts from a real engine; `info` holds what it said of itself, once it runs."""
 
-    def __init__(
-        self,
-        engine: str | EngineSpec,
-        *,
-        root: Path | str | None = None,
-        limits: Limits | None = None,
-        progress: Callable[[str], None] | None = None,
-    ) -> None:
-        self.spec = find_spec(engine) if isinstance(engine, str) else engine
-        require(self.spec, root=root)
-        self._root, self._limits = root, limits
-        self._prepare(self.spec.name, progress)
-
-    def _prepare(self, name: str, progress: Callable[[str], None] | None) -> None:
-        self.name = name
+    def __init__(self, choice: RealChoice, *, progress: Callable[[str], None] | None = None) -> None:
+        self.choice, self.name = choice, choice.name
         self.info: dict[str, Any] = {}
         self.version = -1
         self._say = progress or (lambda text: None)
         self._folder: tempfile.TemporaryDirectory[str] | None = None
-        self._session: EngineSession | ServerSession | None = None
+        self._session: Session | None = None
         self._shape: tuple[Any, ...] = ()
         self._size = Size(0, 0, 0)
         self._flat: Tensor | None = None
         self._held: tuple[int, int, Tensor] | None = None
-        """Version, member and weights (D,) that the worker holds."""
+        """Version, member and weights (D,) that the session holds; None: not known."""
+
+    @property
+    def session(self) -> Session:
+        """What runs below it; after start()."""
+        assert self._session is not None, "start() comes first"
+        return self._session
+
+    @property
+    def flat(self) -> Tensor:
+        """(E, D) the weights that the next rollout starts with; after start()."""
+        assert self._flat is not None, "start() comes first"
+        return self._flat
 
     def start(self, scenario: Scenario, policy: Policy, *, version: int) -> None:
-        """Begin, or go on after a toggle: weights stay as they are, and so do caches unless the change needs a new
-        process (precision, logprobs mode, prefix caching, batch size)."""
-        _refuse_injected(scenario, self.name)
-        task, engine, trainer = Task(scenario.task), scenario.engine, scenario.trainer
-        self._refuse(engine)
-        self._settings, self._config, self._eos = engine, policy.config, task.eos_id
-        self._support = trainer.correction.keep_sampling_mask and engine.truncates
-        if self._support and engine.logprobs_mode != "processed_logprobs":
-            raise UserError(
-                f"trainer.correction.keep_sampling_mask=true with {self.name} needs "
-                'engine.logprobs_mode="processed_logprobs", which shows what top-p left'
-            )
+        """Begin, or go on after a toggle: weights stay as they are, and so do caches, unless the change needs a new
+        session (precision, logprobs mode, prefix caching, batch size)."""
+        self.choice.check(scenario)
+        task, trainer = Task(scenario.task), scenario.trainer
+        self._settings, self._config, self._eos = scenario.engine, policy.config, task.eos_id
+        self._support = trainer.correction.keep_sampling_mask and scenario.engine.truncates
         if self._flat is None:
             self._flat, self.version = policy.flat.detach().clone(), version
         size = Size(task.prompt_length, task.max_tokens, trainer.num_prompts * trainer.num_generations)
-        # what only the requests carry may change without a new process
-        fixed = engine.model_copy(update={"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "lag": 0})
-        fixed = fixed.model_copy(update={"mode": "keep", "clear_cache": False, "update_at_token": None})
-        shape = (fixed, self._support, policy.config)
+        shape = (scenario.engine.model_copy(update=CHANGEABLE), self._support, policy.config)
         if not (self._session and self._session.alive and shape == self._shape and self._size.holds(size)):
             self._shape, self._size = shape, self._size.joined(size)
             self._launch()
-
-    def _refuse(self, settings: EngineSettings) -> None:
-        """What this engine cannot do in training."""
-        refuse_update(self.spec, settings)
-
-    def _launch(self) -> None:
-        if self._session:
-            self._session.close()
-        assert self._flat is not None
-        self._say(f"starting {self.name}")
-        folder = self._write(self._flat, member=0, name="current")
-        self._session = self._open(folder)
-        self._held = (self.version, 0, self._flat[0])
-        self.info = {"engine": self.name, **self._session.info, "overruled": self._session.overruled}
-        for name, values in self._session.overruled.items():
-            self._say(f"{self.name} runs with {name}={values['actual']}, though {values['asked']} was asked for")
-
-    def _open(self, folder: Path) -> EngineSession | ServerSession:
-        return EngineSession(
-            self.spec,
-            folder,
-            self._settings,
-            size=self._size,
-            version=self.version,
-            full_logprobs=self._support,
-            root=self._root,
-            limits=self._limits,
-        )
-
-    @property
-    def session(self) -> EngineSession | ServerSession | None:
-        """The process under it, once started."""
-        return self._session
+        if trainer.learning_rate > 0 and not self.session.takes_weights:
+            self.close()
+            raise UserError(
+                f"trainer.learning_rate={trainer.learning_rate:g}: {self.name} takes no new weights; allowed "
+                "is 0, or a vLLM server started with VLLM_SERVER_DEV_MODE=1"
+            )
 
     def generate(self, request: RolloutRequest) -> Rollouts:
         """Sample for every member; afterwards all of them hold the updated weights."""
-        out = _Buffer(request, self._config.vocab_size if self._support else None)
+        out, update = _Buffer(request, self._config.vocab_size if self._support else None), request.update
+        if update and not self.session.takes_weights and torch.equal(update.flat, self.flat):
+            request = replace(request, update=None)  # nothing changes, so nothing has to be sent
         for member, seed in enumerate(request.seeds):
             rows = self._rows(request, member, seed) if self._finite(request, member) else []
             for row in rows:
                 out.write(member, row)
-        if request.update:
-            self._flat, self.version = request.update.flat.detach().clone(), request.update.version
+        if update:
+            self._flat, self.version = update.flat.detach().clone(), update.version
         return out.rollouts(request)
 
     def close(self) -> None:
-        """End the worker; start() would begin anew."""
+        """End the session; start() would begin anew."""
         if self._session:
             self._session.close()
         self._session, self._flat = None, None
@@ -142,30 +117,44 @@ class VllmEngine:
 
     def state(self) -> dict[str, Tensor]:
         """The weights that the engine holds and their version, for a checkpoint; cached prefixes are not in it."""
-        assert self._flat is not None, "start() comes first"
-        return {"flat": self._flat, "version": torch.tensor(self.version)}
+        return {"flat": self.flat, "version": torch.tensor(self.version)}
 
     def restore(self, state: dict[str, Tensor]) -> None:
         """Continue from a checkpoint; after start()."""
         self._flat, self.version = state["flat"], int(state["version"])
 
+    def _launch(self) -> None:
+        if self._session:
+            self._session.close()
+        self._say(f"starting {self.name}")
+        self._session = self.choice.session(
+            self._write(self.flat, member=0, name="current"),
+            self._settings,
+            size=self._size,
+            version=self.version,
+            full_logprobs=self._support,
+        )
+        self._held = (self.version, 0, self.flat[0]) if self._session.started_here else None
+        self.info = {"engine": self.name, **self._session.info, "overruled": self._session.overruled}
+        for name, values in self._session.overruled.items():
+            self._say(f"{self.name} runs with {name}={values['actual']}, though {values['asked']} was asked for")
+        if not_known := self.info.get("not_known"):
+            self._say(f"{self.name} does not tell its {', '.join(not_known)}")
+
     def _finite(self, request: RolloutRequest, member: int) -> bool:
-        """A member that has diverged answers nothing: vLLM cannot sample from weights that are no numbers."""
-        assert self._flat is not None, "start() comes first"
-        flats = [self._flat] + ([request.update.flat] if request.update else [])
+        """Whether a member's weights are numbers. One that has diverged answers nothing: vLLM cannot sample from it."""
+        flats = [self.flat] + ([request.update.flat] if request.update else [])
         return all(bool(flat[member].isfinite().all()) for flat in flats)
 
-    def _rows(self, request: RolloutRequest, member: int, seed: int) -> list[Row]:
-        assert self._session is not None, "start() comes first"
-        assert self._flat is not None
+    def _rows(self, request: RolloutRequest, member: int, seed: int) -> Sequence[Row]:
         update = request.update
         if update and request.update_at == 0:
             self._load(member, update, clear_cache=self._settings.clear_cache)
             update = None
         elif not self._holds(member):
-            self._load(member, WeightUpdate(self._flat, self.version), clear_cache=False)
+            self._load(member, WeightUpdate(self.flat, self.version), clear_cache=False)
         rows = list(
-            self._session.generate(
+            self.session.generate(
                 self._requests(request, member, seed),
                 self._settings,
                 max_tokens=request.max_tokens,
@@ -175,23 +164,28 @@ class VllmEngine:
         )
         if update:
             self._held = (update.version, member, update.flat[member].clone())
+        if (
+            not self.session.takes_weights
+        ):  # so it counts no versions: all tokens are of the weights it is trusted to have
+            return [replace(row, versions=[self.version] * len(row.tokens)) for row in rows]
         return rows
 
     def _holds(self, member: int) -> bool:
-        assert self._flat is not None
         if self._held is None or self._held[:2] != (self.version, member):
             return False
-        return torch.equal(self._held[2], self._flat[member])
+        return torch.equal(self._held[2], self.flat[member])
 
     def _load(self, member: int, weights: WeightUpdate, *, clear_cache: bool) -> None:
-        """Give the worker a member's weights, between requests."""
-        assert self._session is not None
-        folder = self._write(weights.flat, member=member, name="current")
-        self._session.update(folder, version=weights.version, clear_cache=clear_cache)
+        """Give the session a member's weights, between requests; one that takes none is trusted to have the first's."""
+        if self.session.takes_weights:
+            folder = self._write(weights.flat, member=member, name="current")
+            self.session.update(folder, version=weights.version, clear_cache=clear_cache)
+        elif not torch.equal(weights.flat[member], self.flat[0]):
+            raise UserError(f"engine={self.name} takes no new weights, and members' weights differ; allowed: one seed")
         self._held = (weights.version, member, weights.flat[member].clone())
 
-    def _in_flight(self, update: WeightUpdate, member: int, *, at: int) -> Update:
-        return Update(
+    def _in_flight(self, update: WeightUpdate, member: int, *, at: int) -> InFlightUpdate:
+        return InFlightUpdate(
             folder=str(self._write(update.flat, member=member, name="next")),
             version=update.version,
             at=at,
@@ -208,6 +202,7 @@ class VllmEngine:
         return [Request(i, p, s, salt) for i, (p, s) in enumerate(zip(prompts, seeds, strict=True))]
 
     def _write(self, flat: Tensor, *, member: int, name: str) -> Path:
+        """A member's weights as a Hugging Face folder; a server must see it under the same path."""
         self._folder = self._folder or tempfile.TemporaryDirectory(prefix="skewsim-weights-")
         folder = Path(self._folder.name) / name
         Policy(self._config, flat).save(folder, member=member)
@@ -215,7 +210,7 @@ class VllmEngine:
 
 
 class _Buffer:
-    """Rows of all members as they come, and at last the Rollouts."""
+    """Collects the rows of all members as they come, and makes them into Rollouts."""
 
     def __init__(self, request: RolloutRequest, vocab_size: int | None) -> None:
         members, sequences = len(request.seeds), request.prompts.shape[1] * request.num_generations
@@ -250,8 +245,3 @@ class _Buffer:
             finish_reasons=self.finish.to(device),
             support=None if self.support is None else self.support.to(device),
         )
-
-
-def _refuse_injected(scenario: Scenario, name: str) -> None:
-    if scenario.skew.active:
-        raise UserError(f"skew.noise={scenario.skew.noise!r}: {name} is real, nothing is injected; allowed: none")

@@ -1,9 +1,10 @@
 """Runs one vLLM engine inside that engine's own environment: JSON lines in on stdin, JSON lines out on stdout.
 
-Standard library, vllm and the plugin on PYTHONPATH only, since nothing else of the project is installed here; works with
-vLLM 0.8.5 (V0) and everything after it. vLLM and its C libraries print on stdout, so the real one is put aside first and descriptor 1 becomes stderr. The worker drives ``LLMEngine.step()``
-itself, in process: nothing runs between two steps, so not stepping is vLLM's pause, a weight update falls on an exact
-token boundary, and every token's weight version is known by counting.
+It imports only the standard library, vllm, and the plugin on PYTHONPATH, since nothing else of the project is installed
+there. It works with vLLM 0.8.5 (V0) and everything after it. vLLM and its C libraries print on stdout, so the real
+stdout is put aside first and descriptor 1 becomes stderr. The worker calls ``LLMEngine.step()`` itself, in its own
+process: nothing runs between two steps. So to pause is simply not to step, a weight update falls on an exact token
+boundary, and every token's weight version is known by counting.
 
 In:  {"id": 3, "command": "generate", ...}
 Out: {"id": 3, "event": "row" | "done" | "error", ...} and {"event": "alive", "progress": n} every second.
@@ -27,13 +28,14 @@ PROTOCOL = 1
 
 
 class Channel:
-    """The put-aside stdout: whole lines, from any thread."""
+    """The real stdout: whole lines, from any thread."""
 
     def __init__(self) -> None:
         self._stream = os.fdopen(os.dup(1), "w", encoding="utf-8")
         os.dup2(2, 1)
         self._lock = threading.Lock()
         self.progress = 0
+        """Counts what the worker has done; only that it changes matters."""
 
     def send(self, message: dict[str, Any]) -> None:
         self.progress += 1
@@ -45,14 +47,14 @@ class Channel:
             self._stream.flush()
 
     def beat(self) -> None:
-        """Say forever that the process lives, and how often it has got on."""
+        """Send a message every second, forever, with the count of what has been done."""
         while True:
             time.sleep(1.0)
             with contextlib.suppress(OSError, ValueError):
                 self._write({"event": "alive", "progress": self.progress})
 
 
-class Worker:
+class EngineWorker:
     """One engine and the commands on it; each command is a method that returns its result."""
 
     def __init__(self, channel: Channel) -> None:
@@ -64,6 +66,7 @@ class Worker:
         self._v1 = self._forced = False
 
     def run(self, message: dict[str, Any]) -> None:
+        """Carry out one command, and send its result or its error."""
         self._current, command = message.pop("id"), message.pop("command")
         try:
             if command not in ("init", "info", "generate", "score", "replay", "update", "reset_prefix_cache"):
@@ -142,14 +145,14 @@ class Worker:
         return {"seconds": time.monotonic() - started}
 
     def reset_prefix_cache(self, *, running: bool = False) -> dict[str, Any]:
-        """Drop cached prefixes; `running` drops the keys and values of requests in flight too (they are made again)."""
+        """Drop cached prefixes; `running`: also the keys and values of requests under way, which are computed again."""
         reset = self._engine.reset_prefix_cache
         return {"reset": reset(reset_running_requests=True) if running else reset()}
 
     def generate(
         self, *, requests: list[dict[str, Any]], sampling: dict[str, Any], update: dict[str, Any] | None = None
     ) -> dict[str, Any]:
-        """Answer every request; rows leave as they finish. See `_apply` for the update."""
+        """Answer every request; a row is sent when its request has finished. See `_apply` for the update."""
         started, flights = time.monotonic(), {}
         for request in requests:
             key = f"{self._count}"
@@ -170,7 +173,7 @@ class Worker:
         return {"steps": steps, "tokens": tokens, "seconds": time.monotonic() - started}
 
     def _apply(self, update: dict[str, Any], flights: dict[str, Flight]) -> dict[str, Any] | None:
-        """The update arrives while requests are in flight; returns what is left of it for later."""
+        """Carry out an update while requests are under way; returns what is left to do once they have finished."""
         if update["mode"] == "wait":
             return {**update, "at": sys.maxsize}
         live = [key for key, flight in flights.items() if not flight.finished]
@@ -213,7 +216,12 @@ class Worker:
             key, wanted = f"{self._count}", sequence["tokens"]
             self._count += 1
             waiting[key] = sequence
-            params = {"temperature": 1.0, "max_tokens": len(wanted), "logprobs": 0, "ignore_eos": True}
+            params: dict[str, Any] = {
+                "temperature": 1.0,
+                "max_tokens": len(wanted),
+                "logprobs": 0,
+                "ignore_eos": True,
+            }
             if self._v1:
                 found[key] = []
                 params["extra_args"] = {KEY: wanted}
@@ -255,7 +263,7 @@ class Worker:
         flight.versions += [self._version] * len(new)
         for token, chosen in zip(new, part.logprobs or [], strict=False):
             flight.logprobs.append(chosen[token].logprob)
-            if len(chosen) > 2:  # the whole vocabulary was asked for: what is left of it is the support
+            if len(chosen) > 2:  # the whole vocabulary was asked for: what is not -inf is the support
                 flight.support.append([t for t, entry in chosen.items() if entry.logprob > float("-inf")])
         if output.finished:
             spans = getattr(part, "weight_versions", None)
@@ -309,7 +317,7 @@ class Flight:
 
 
 def read_commands(inbox: queue.Queue[dict[str, Any]]) -> None:
-    """Feed the inbox from stdin; the end of stdin ends the process, even in the middle of a command."""
+    """Put commands from stdin into the inbox; the end of stdin ends the process, even in the middle of a command."""
     for line in sys.stdin:
         inbox.put(json.loads(line))
     os._exit(0)
@@ -317,20 +325,22 @@ def read_commands(inbox: queue.Queue[dict[str, Any]]) -> None:
 
 def main() -> None:
     here = os.path.dirname(os.path.abspath(__file__))
-    sys.path[:] = [p for p in sys.path if os.path.abspath(p or ".") != here]  # our file names must not shadow theirs
+    sys.path[:] = [
+        p for p in sys.path if os.path.abspath(p or ".") != here
+    ]  # else this folder's files would hide vllm's modules of the same name
     missing = os.environ.pop("SKEWSIM_PRELOAD_MISSING", None)
-    if missing:  # for a version that looks for the names of libraries that only change its speed
+    if missing:  # names that the version looks for in LD_PRELOAD, see harness.places
         os.environ["LD_PRELOAD"] = ":".join(filter(None, [os.environ.get("LD_PRELOAD"), missing]))
     channel = Channel()
     inbox: queue.Queue[dict[str, Any]] = queue.Queue()
     threading.Thread(target=channel.beat, daemon=True).start()
     threading.Thread(target=read_commands, args=(inbox,), daemon=True).start()
     channel.send({"event": "hello", "protocol": PROTOCOL, "pid": os.getpid()})
-    worker = Worker(channel)
+    worker = EngineWorker(channel)
     while True:
         message = inbox.get()
         if message["command"] == "shutdown":
-            os._exit(0)  # engines' own exit hooks may hang
+            os._exit(0)  # without the engine's exit hooks, which may hang
         worker.run(message)
 
 

@@ -18,7 +18,7 @@ from typing import Any
 from skewsim import __version__
 from skewsim.cli.display import print_json
 from skewsim.cli.main import resolve
-from skewsim.cli.simulate import Flag
+from skewsim.cli.options import Flag
 from skewsim.extras import EXTRA_OF
 
 LIST_ENGINES, ENGINES_ROOT = "harness.engines:list_engines", "harness.engines:engines_root"

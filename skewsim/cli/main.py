@@ -48,6 +48,8 @@ SWITCHES = {
 """What stands in a command's place and looks like an option; the same two things about each."""
 TERMINAL_UI = "tui.launch:main"
 """What ``skewsim`` with no command opens; it gets the options."""
+CHOOSE_ENGINE = "harness.engines:choose"
+"""The function that makes an `EngineChoice` (`skewsim.engine.choice`) of a real engine's name."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

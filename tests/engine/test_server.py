@@ -19,8 +19,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness.engines import find_spec, require, resolve_engine, worker_environment
+from harness.engines import resolve_engine
 from harness.mixture import find_swaps
+from harness.places import require, worker_environment
+from harness.specs import find_spec
 from skewsim.diagnose.models import ModelScorer
 from skewsim.engine.rollouts import FINISH_LENGTH, RolloutEngine, RolloutRequest, Rollouts, WeightUpdate
 from skewsim.errors import EngineError, UserError
@@ -148,8 +150,12 @@ def test_what_the_server_was_started_with_is_seen_and_another_logprobs_mode_refu
 
 def test_weights_that_the_server_cannot_find_are_one_line(engine: RolloutEngine, server: str, tmp_path: Path) -> None:
     """The last test: vLLM's own engine does not survive it."""
+    from harness.address import split_address
     from harness.server_session import ServerSession
 
-    with ServerSession(server) as session, pytest.raises(EngineError, match="POST /collective_rpc") as caught:
+    with (
+        ServerSession(split_address(server)) as session,
+        pytest.raises(EngineError, match="POST /collective_rpc") as caught,
+    ):
         session.update(tmp_path / "nowhere", version=1, clear_cache=False)
     assert "\n" not in str(caught.value)

@@ -16,8 +16,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness.engines import check
-from harness.session import EngineSession, Request, Update
+from harness.engines import choose, choose_local
+from harness.probe import check_engine
+from harness.requests import InFlightUpdate, Request, Size
+from harness.session import EngineSession
 from harness.vllm_engine import VllmEngine
 from skewsim.engine.rollouts import FINISH_ABORT, FINISH_LENGTH, RolloutRequest, Rollouts, WeightUpdate
 from skewsim.errors import EngineError
@@ -63,7 +65,7 @@ def started(engine: VllmEngine, scenario: Scenario, policy: Policy = OLD) -> Vll
 
 @pytest.fixture(scope="module")
 def engine(engine_name: str) -> Iterator[VllmEngine]:
-    engine = VllmEngine(engine_name)
+    engine = VllmEngine(choose(engine_name))
     yield engine
     engine.close()
 
@@ -183,9 +185,9 @@ def test_a_member_that_diverged_answers_nothing_and_the_others_go_on(engine: Vll
 def test_the_engine_itself_counts_weight_versions_as_the_worker_does(engine: VllmEngine, tmp_path: Path) -> None:
     NEW.save(tmp_path)
     started(engine, FLOAT32).generate(request())
-    session = engine._session
-    assert session is not None
-    update = Update(str(tmp_path), version=7, at=5, mode="keep", clear_cache=False)
+    session = engine.session
+    assert isinstance(session, EngineSession)
+    update = InFlightUpdate(str(tmp_path), version=7, at=5, mode="keep", clear_cache=False)
     asked = [Request(i, prompt, seed=i) for i, prompt in enumerate(TASK.pool[:4].tolist())]
     rows = list(session.generate(asked, FLOAT32.engine, max_tokens=12, update=update))
     assert [row.versions for row in rows] == [[0] * 5 + [7] * 7] * 4
@@ -194,8 +196,8 @@ def test_the_engine_itself_counts_weight_versions_as_the_worker_does(engine: Vll
 
 def test_decode_and_prefill_of_the_engine_agree_in_float32(engine: VllmEngine) -> None:
     rollouts = started(engine, FLOAT32.with_values({"engine.temperature": 1.0})).generate(request())
-    session = engine._session
-    assert session is not None
+    session = engine.session
+    assert isinstance(session, EngineSession)
     whole = torch.cat([rollouts.prompts[0], rollouts.tokens[0]], dim=1).tolist()
     prefill = torch.tensor([row[-TASK.max_tokens :] for row in session.score(whole)])
     assert (prefill - rollouts.engine_logprobs[0]).abs().mean() < 1e-5
@@ -220,8 +222,8 @@ def test_a_worker_killed_in_mid_generation_is_one_error_and_the_rows_before_it_a
     engine: VllmEngine,
 ) -> None:
     started(engine, RAW).generate(request())
-    session = engine._session
-    assert session is not None
+    session = engine.session
+    assert isinstance(session, EngineSession)
     asked = [Request(i, TASK.pool[i % 64].tolist(), seed=i) for i in range(4096)]
     stream = session.generate(asked, RAW.engine, max_tokens=12)
     rows = [next(stream) for _ in range(100)]
@@ -289,17 +291,15 @@ def test_reduced_precision_is_skew_of_the_published_order(
 
 
 def test_the_check_says_what_works(engine_name: str) -> None:
-    found = check(engine_name)
+    found = check_engine(choose_local(engine_name))
     assert found.problem is None
     assert found.ok
     assert set(found.works.values()) == {True}
 
 
 def test_a_model_that_vllm_cannot_load_is_one_error(engine_name: str, tmp_path: Path) -> None:
-    from harness.arguments import Size
-
     OLD.save(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"cut off")
     with pytest.raises(EngineError, match="refused init") as caught:
-        EngineSession(engine_name, tmp_path, FLOAT32.engine, size=Size(14, 12, 4))
+        choose(engine_name).session(tmp_path, FLOAT32.engine, size=Size(14, 12, 4))
     assert "\n" not in str(caught.value)

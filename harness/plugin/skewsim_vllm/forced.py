@@ -1,8 +1,8 @@
-"""Given tokens on the decode path: the sampler may take only the wanted one, and the raw logprob is read off.
+"""Given tokens on the decode path: the sampler is left only the wanted token, and its raw logprob is recorded.
 
-V1 has batch-wide logits processors, which keep track of who sits in which row; raw logprobs are taken before them. V0 has
-one callable a request, which sees its logits before temperature and takes the logprob itself, since V0 only reports
-processed ones. Both give the log-probability at temperature 1.
+V1 has logits processors for the whole batch, which must keep track of which request is in which row; vLLM takes raw
+logprobs before they run. V0 has one callable for each request, which gets the logits before the temperature is applied
+and computes the logprob itself, since V0 reports processed ones only. Both give the log-probability at temperature 1.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from __future__ import annotations
 from typing import Any
 
 KEY = "skewsim_forced"
-"""In a request's ``extra_args``: its response."""
+"""The entry of a request's ``extra_args`` that holds the wanted response."""
 
 
 def processor_class() -> type:
-    """A V1 logits processor. A class made late, since its base comes from vLLM."""
+    """The class of a V1 logits processor. It is made here, and not at import, since its base class comes from vLLM."""
     try:
         from vllm.v1.sample.logits_processor import LogitsProcessor
     except ImportError:
@@ -61,7 +61,7 @@ def processor_class() -> type:
 
 
 def install(engine: Any) -> None:
-    """Put the processor into an engine in this process, for V1 versions whose arguments take none (before 0.10.1)."""
+    """Put the processor into an engine of this process, for V1 before 0.10.1, whose arguments take none."""
     processor = processor_class()()
 
     def add(worker: Any) -> None:
@@ -71,7 +71,7 @@ def install(engine: Any) -> None:
 
 
 class Recorder:
-    """V0: forces one request's response and keeps the logprob of each token, at temperature 1."""
+    """For V0: forces one request's response, and keeps the logprob of each token at temperature 1."""
 
     def __init__(self, wanted: list[int]) -> None:
         self.wanted, self.logprobs = wanted, [float("nan")] * len(wanted)
@@ -85,12 +85,12 @@ class Recorder:
         return logits
 
     def clone(self) -> Recorder:
-        """vLLM copies a request's parameters, but this one must be the one that is read."""
+        """Itself: vLLM copies a request's parameters, and the logprobs are read from this object."""
         return self
 
 
 def only(logits: Any, token: int) -> None:
-    """Leave one token of a row."""
+    """Set the logits of all other tokens to -inf."""
     value = logits[token].clone()
     logits.fill_(float("-inf"))
     logits[token] = value

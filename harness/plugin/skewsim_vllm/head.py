@@ -3,8 +3,8 @@
     PYTHONPATH=.../harness/plugin SKEWSIM_HEAD_DTYPE=float32 vllm serve MODEL
 
 vLLM finds it by its entry point in every process that it starts. Hidden states and the head's weight are cast and
-multiplied at that precision. The cast copy of the weight is kept between steps, and so has to be dropped whenever the
-weights change: a copy that outlives an update is an engine whose body is new and whose head is old.
+multiplied at that precision. The cast copy of the weight is kept between steps, and so it must be dropped whenever the
+weights change: otherwise the engine would go on with a new body and an old head.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ VARIABLE = "SKEWSIM_HEAD_DTYPE"
 DTYPES = ("float32", "bfloat16", "float16")
 
 _copies: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
-"""Head -> its weight, cast, and where the weight lay."""
+"""Head -> its weight, cast, and the memory address of the weight that was cast."""
 
 
 def register() -> None:
-    """Called by vLLM in each process; does nothing without the variable."""
+    """Called by vLLM in each process; does nothing if the variable is not set."""
     dtype = os.environ.get(VARIABLE)
     if not dtype:
         return
@@ -38,14 +38,14 @@ def register() -> None:
 
 
 def active() -> str | None:
-    """The head's dtype, if the plugin computes it."""
+    """The head's dtype, if the plugin computes the head."""
     from vllm.model_executor.layers.logits_processor import LogitsProcessor
 
     return getattr(LogitsProcessor, "skewsim_head_dtype", None)
 
 
 def forget() -> None:
-    """The weights have changed."""
+    """Drop the cast copies: the weights have changed."""
     _copies.clear()
 
 
@@ -68,7 +68,7 @@ def _logits(dtype_name: str) -> Any:
 
 
 def _watch_updates() -> None:
-    """Every way of loading weights ends in the weight loader of embedding and head; from then on the copy is old."""
+    """Drop the copies when weights are loaded: every way of doing so calls the weight loader of embedding and head."""
     from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
 
     load = VocabParallelEmbedding.weight_loader

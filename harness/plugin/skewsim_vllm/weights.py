@@ -1,4 +1,4 @@
-"""New weights into a running engine, by whichever way its version has."""
+"""Loads new weights into a running engine, in whichever way its version offers."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 
 
 def load(worker: Any, folder: str) -> None:
-    """Run by ``collective_rpc`` on every vLLM worker: the weights of a Hugging Face folder, in place.
+    """Run by ``collective_rpc`` on every vLLM worker: load the weights of a Hugging Face folder in place.
 
-    From 0.16 on ``reload_weights`` takes a folder and undoes what was done to the weights after loading (CPU builds
-    prepack them). Before it, loading again through the model is all there is; seen to be exact on 0.8.5 and 0.9.2.
+    From 0.16 on, ``reload_weights`` takes a folder and undoes what was done to the weights after loading (CPU builds
+    prepack them). Before that, the only way is to load again through the model; seen to be exact on 0.8.5 and 0.9.2.
     """
     runner = worker.model_runner
     reload = getattr(runner, "reload_weights", None)
