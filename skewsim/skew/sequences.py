@@ -50,7 +50,7 @@ class SequenceRecord:
         for name, dtype in _TYPES.items():
             value = getattr(self, name)
             if value is not None:
-                array = np.asarray(value, dtype=dtype)
+                array = _array(name, value, dtype)
                 if array.ndim != 1 or (name != "prompt_tokens" and len(array) != len(self.tokens)):
                     raise ValueError(f"{name} has shape {array.shape}, but there are {len(self.tokens)} tokens")
                 object.__setattr__(self, name, array)
@@ -91,6 +91,16 @@ class SequenceRecord:
             line["prompt_id"] = self.prompt_key
         places = {name: value if isinstance(value, int) else value.tolist() for name, value in self.places.items()}
         return line | dict(self.settings) | places
+
+
+def _array(name: str, value: Any, dtype: Any) -> Column:
+    """A list as an array of numbers; null is NaN in a column of floats. ValueError for text, and for parts of a token."""
+    given = np.asarray(value)
+    if given.dtype.kind in "USM" or (dtype is np.int64 and given.dtype.kind == "f" and np.any(given != np.rint(given))):
+        raise ValueError(
+            f"{name} holds {given.dtype}; allowed: {'numbers' if dtype is np.float64 else 'whole numbers'}"
+        )
+    return given.astype(dtype)
 
 
 _TYPES: dict[str, Any] = {
