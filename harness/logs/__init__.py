@@ -41,14 +41,16 @@ FORMATS = {
         *engines.FORMATS,
     )
 }
-PREFERRED = ("prime-rl", "miles", "slime")
-"""Of several formats in one folder, the one with both numbers."""
+PREFERRED = ("prime-rl", "miles", "slime", "slime rollouts", "prime-rl traces")
+"""Of several logs in one folder, the one that says most."""
 BESIDE = {
     "prime-rl": {"prime-rl traces", "prime-rl rollouts", "prime-rl samples"},
     "prime-rl traces": {"prime-rl rollouts", "prime-rl samples"},
+    "miles": {"miles dashboard"},
+    "slime rollouts": {"miles dashboard"},
 }
 """What a framework writes beside a log of the same sequences; not read when that log is there."""
-TOGETHER = {"miles": {"slime"}}
+TOGETHER = {"miles": {"slime rollouts"}, "slime": {"slime rollouts"}}
 """What is read together with a log, as it speaks of the same sequences."""
 _WRONG = (KeyError, ValueError, TypeError, IndexError, AttributeError, OverflowError, RecursionError, MemoryError)
 

@@ -40,10 +40,7 @@ EXPORT = "prime-rl's token export has both numbers: trainer.enable_token_export 
 
 def read_export(row: Row, context: Context) -> Iterator[SequenceRecord]:
     mask = flags(row["loss_mask"], "loss_mask")
-    trained_on_given_text = row.get("rl_weights") is not None and not any(
-        weight for name in ("rl_weights", "ref_kl_weights") for weight in row.get(name) or [] if weight
-    )
-    if trained_on_given_text:
+    if _given_text(row):
         context.notes.say("a sequence that no engine sampled (cross entropy only) is left out")
         return
     yield whole_sequence(
@@ -54,6 +51,12 @@ def read_export(row: Row, context: Context) -> Iterator[SequenceRecord]:
         settings=settings(row),
         places=places(row),
     )
+
+
+def _given_text(row: Row) -> bool:
+    """Whether no token of a sequence belongs to a component of the loss that was sampled; null is the default, 1."""
+    rl, reference = (row.get(name) or [None] for name in ("rl_weights", "ref_kl_weights"))
+    return rl[0] is not None and not any(rl) and not any(reference)
 
 
 def join_exports(files: list[Path]) -> Iterator[tuple[Path, Any]]:

@@ -156,15 +156,7 @@ def _put_together(file: Path, row: Row, name: str, held: Mapping[int, Any], size
 _TRAINER = "the train dump has the trainer's: --dump-details, or --save-debug-train-data"
 FORMATS = (
     Format("miles", (fields("tokens", "response_lengths", "cp_size"),), read, _TRAINER, join=join),
-    Format(
-        "slime",
-        (
-            fields("tokens", "response_length", "rollout_log_probs"),
-            fields("tokens", "response_lengths"),
-            fields("tokens", "response_length", "loss_mask"),
-        ),
-        read,
-        _TRAINER,
-        join=join,
-    ),
+    Format("miles dashboard", (fields("tokens", "total_length", "rollout_log_probs"),), read, _TRAINER, join=join),
+    Format("slime", (fields("tokens", "response_lengths"),), read, _TRAINER, join=join),
+    Format("slime rollouts", (fields("tokens", "response_length"),), read, _TRAINER, join=join),
 )
