@@ -323,6 +323,8 @@ def _message(data: Any) -> Iterator[tuple[int, Any]]:
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
+    if data[at] < 128:
+        return data[at], at + 1
     value = 0
     for shift in itertools.count(0, 7):
         byte = data[at]

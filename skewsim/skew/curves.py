@@ -210,6 +210,7 @@ COVARIATES: tuple[str, ...] = (
     r"vllm:(num_preemptions|prefix_cache_(hits|queries)|spec_decode_.*|request_success)(_total)?",
     r"vllm:(kv_cache_usage_perc|num_requests_(running|waiting)|gpu_cache_usage_perc)",
     r"fully_async/.*(stale|partial|param_version).*",
+    r"(train/)?(is_oob_ratio|js_divergence_error|policy_kl_error|(max|mean)_seq_mult_prob_error|num_masked_seqs_.*)",
     r"train/.*(routing_confidence|max_vio).*|(routing_confidence|max_vio)/.*",
 )
 """Names of what is no skew but may go along with it."""
