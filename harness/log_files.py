@@ -193,7 +193,7 @@ def _transposed(file: Path, columns: Any) -> Iterator[dict[str, Any]]:
         (listed[name] for name in ("tokens", "responses", "sequences", "completion_ids") if name in listed), None
     )
     if lead is None:
-        raise FileFormatError(f"log {file}: fields {', '.join(map(str, list(columns)[:8]))} hold no tokens")
+        raise FileFormatError(f"log {file}: fields {', '.join(map(str, list(listed)[:8]))} hold no tokens")
     for index in range(len(lead)):
         yield {name: values[index] for name, values in listed.items() if len(values) == len(lead)}
 
