@@ -154,7 +154,7 @@ def _rows(values: Any) -> Rows | None:
     return np.asarray(values)
 
 
-def _by_sequence(columns: dict[str, Rows | None]) -> Iterator[dict[str, Rows | None]]:
+def _by_sequence(columns: dict[str, Rows | None]) -> Iterator[dict[str, Any]]:
     """Each sequence's columns, cut after its last sampled token."""
     tokens, mask = columns["tokens"], columns["mask"]
     assert tokens is not None

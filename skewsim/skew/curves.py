@@ -51,7 +51,9 @@ CONVERSIONS: dict[str, Callable[[Column], Column]] = {
 
 
 def _names(framework: str, *rows: tuple[str, ...], telling: bool = True) -> tuple[MetricName, ...]:
-    return tuple(MetricName(framework, *row, telling=telling) for row in rows)
+    """Rows of pattern, key and, where there are any, conversion and remark."""
+    whole = [row + ("",) * (4 - len(row)) for row in rows]
+    return tuple(MetricName(framework, row[0], row[1], row[2], row[3], telling) for row in whole)
 
 
 _OF_SEQUENCES = "a mean of the sequences' means"
