@@ -16,6 +16,7 @@ from typing import Any
 from skewsim.errors import FileFormatError, UserError
 
 SUFFIXES = (".jsonl", ".json", ".ndjson", ".parquet", ".pt")
+METRICS = (".csv", ".wandb", ".db", ".prom")
 PICKLES = (".pkl", ".pickle")
 LONGEST_LINE = 1 << 28
 """Bytes of a line of JSON, or of a file that is one JSON value."""
@@ -39,6 +40,8 @@ def log_files(path: Path) -> list[Path]:
         raise FileFormatError(f"log {path}: no such file")
     if path.suffix in PICKLES:
         raise _pickle(path)
+    if path.suffix in METRICS or "tfevents" in path.name:
+        raise FileFormatError(f"log {path}: metrics by step, no log of tokens")
     if path.suffix not in SUFFIXES:
         raise FileFormatError(f"log {path}: suffix {path.suffix!r} is not known; allowed: {', '.join(SUFFIXES)}")
     return [path]

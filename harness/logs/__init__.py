@@ -22,6 +22,7 @@ from harness.logs.table import LONG, is_long, long_table, wide_reader
 from harness.logs.text_only import refusal
 from harness.logs.values import ValueCounts, count_values, without_tools
 from skewsim.errors import FileFormatError, UserError
+from skewsim.skew.curves import find_name
 from skewsim.skew.sequences import SequenceRecord, build_table, parse_record
 from skewsim.skew.tokens import TokenTable
 
@@ -139,6 +140,8 @@ def detect_format(file: Path) -> str:
     if (words := refusal(keys)) is not None:
         framework, _, rest = words.partition(": ")
         raise FileFormatError(f"{framework} log {file}: {rest}")
+    if any(find_name(key) for key in keys):
+        raise FileFormatError(f"log {file}: metrics by step, no log of tokens")
     raise FileFormatError(
         f"log {file}: fields {', '.join(sorted(keys)[:8])} fit no known format; give format ({', '.join(formats())}) and columns"
     )

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from harness.log_files import read_rows
 from harness.logs.rows import (
     Context,
     Format,
@@ -61,8 +62,6 @@ def _given_text(row: Row) -> bool:
 
 def join_exports(files: list[Path]) -> Iterator[tuple[Path, Any]]:
     """The rows of all ranks and steps; FileFormatError where a step lacks a rank that the others have."""
-    from harness.log_files import read_rows
-
     ranks: dict[Path, dict[int, Path]] = defaultdict(dict)
     for file in files:
         if name := re.fullmatch(r"rank_(\d+)\.jsonl", file.name):
@@ -107,6 +106,16 @@ def read_episode(row: Row, context: Context) -> Iterator[SequenceRecord]:
                 prompt_key=group,
                 places=places(work),
             )
+
+
+def join_episodes(files: list[Path]) -> Iterator[tuple[Path, Any]]:
+    """The rows of what was trained on: `all` holds the `effective` episodes again, and `eval` no training."""
+    for wanted, other in (("train", "eval"), ("effective", "all")):
+        if any(wanted in file.parts for file in files):
+            files = [file for file in files if other not in file.parts[-3:]]
+    for file in files:
+        for row in read_rows(file):
+            yield file, row
 
 
 def read_trace(row: Row, context: Context) -> Iterator[SequenceRecord]:
@@ -179,7 +188,7 @@ FORMATS = (
         read_export,
         join=join_exports,
     ),
-    Format("prime-rl traces", (fields("traces", "run"), fields("traces", "env")), read_episode, EXPORT),
+    Format("prime-rl traces", (fields("traces", "run"), fields("traces", "env")), read_episode, EXPORT, join_episodes),
     Format(
         "prime-rl rollouts",
         (fields("nodes"), fields("trajectory"), fields("completion_ids", "completion_logprobs")),

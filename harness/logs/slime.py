@@ -24,6 +24,7 @@ from harness.logs.rows import Context, Format, Row, fields, first, flags, is_who
 from skewsim.errors import FileFormatError
 from skewsim.skew.sequences import SequenceRecord
 
+MOST_RANKS = 4096
 SHARED_OUT = ("rollout_log_probs", "log_probs")
 """What context parallelism shares out among ranks."""
 
@@ -120,7 +121,9 @@ def _whole(rows: list[tuple[Path, Row]]) -> dict[str, Any]:
     """One sequence of the rows that ranks hold of it: shares of context parallelism put together."""
     file, row = rows[0]
     result = dict(row)
-    size = int(row.get("cp_size") or 1)
+    size = row.get("cp_size") or 1
+    if not (is_whole(size) and 0 < size <= MOST_RANKS):
+        raise ValueError(f"cp_size={size!r:.20}; allowed: a whole number from 1 to {MOST_RANKS}")
     for name in SHARED_OUT:
         held = {int(each.get("cp_rank") or 0): each[name] for _, each in rows if each.get(name) is not None}
         if held:
@@ -138,8 +141,8 @@ def _put_together(file: Path, row: Row, name: str, held: Mapping[int, Any], size
             f"miles log {file}: {name} of cp_rank {missing[0]} is missing; all {size} ranks are needed"
         )
     total, response = int(row["total_lengths"]), int(row["response_lengths"])
-    if not 0 < response <= total:
-        raise ValueError(f"response_lengths={response}, total_lengths={total}")
+    if not 0 < response <= total == len(row["tokens"]):
+        raise ValueError(f"response_lengths={response}, total_lengths={total}, but {len(row['tokens'])} tokens")
     padded = total if row.get("qkv_format", "thd") == "thd" else int(row["max_seq_lens"])
     chunk = np.arange(total - response - 1, total - 1) // -(-padded // (2 * size))
     owner = np.where(chunk < size, chunk, 2 * size - 1 - chunk)

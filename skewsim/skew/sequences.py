@@ -54,13 +54,15 @@ class SequenceRecord:
                 if array.ndim != 1 or (name != "prompt_tokens" and len(array) != len(self.tokens)):
                     raise ValueError(f"{name} has shape {array.shape}, but there are {len(self.tokens)} tokens")
                 object.__setattr__(self, name, array)
+        hash(self.prompt_key)  # TypeError: a list tells no prompts apart
         object.__setattr__(self, "places", {name: self._place(name, value) for name, value in self.places.items()})
 
     def _place(self, name: str, value: Any) -> int | Column:
         if name not in PLACES:
             raise ValueError(f"{name} is no place; allowed: {', '.join(PLACES)}")
         array = np.asarray(value)
-        if array.dtype.kind not in "iu" or array.shape not in ((), (len(self.tokens),)):
+        whole = array.dtype.kind == "i" or (array.dtype.kind == "u" and bool(np.all(array < 2**63)))
+        if not whole or array.shape not in ((), (len(self.tokens),)):
             raise ValueError(f"{name} is neither a whole number nor one for each of the {len(self.tokens)} tokens")
         return array if array.ndim else int(array)
 

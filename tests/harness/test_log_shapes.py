@@ -417,6 +417,23 @@ def test_a_whole_prime_rl_run_folder_is_its_export_and_a_lost_rank_is_one_line(t
         import_rollouts(tmp_path)
 
 
+def test_an_episode_that_is_in_two_of_prime_rls_folders_counts_once(tmp_path: Path) -> None:
+    rows = written(tmp_path, "prime-rl traces").read_text()
+    for folder in ("train/all", "eval/all", "eval/effective"):
+        other = tmp_path / "rollouts" / "step_3" / folder / "traces.jsonl"
+        other.parent.mkdir(parents=True)
+        other.write_text(rows)
+    assert_the_two_sequences(tmp_path, "prime-rl", trainer=False)
+
+
+def test_a_log_of_metrics_is_called_that(tmp_path: Path) -> None:
+    (tmp_path / "m.jsonl").write_text('{"step": 1, "sampling/sampling_logp_difference/mean": 0.01}\n')
+    (tmp_path / "m.csv").write_text("Step,rollout_corr/kl\n1,0.1\n")
+    for name in ("m.jsonl", "m.csv"):
+        with pytest.raises(FileFormatError, match="metrics by step"):
+            import_rollouts(tmp_path / name)
+
+
 def test_a_folder_of_several_programs_logs_is_not_guessed_at(tmp_path: Path) -> None:
     written(tmp_path, "nemo-rl")
     written(tmp_path, "open-instruct")
@@ -513,7 +530,7 @@ def test_the_turn_of_a_token_is_the_sampled_span_that_it_is_in(tmp_path: Path) -
 
 # ------------------------------------------------------------------------------------------------------ damaged logs
 
-TOKEN_FIELDS = ("token_ids", "engine_logprobs", "trainer_logprobs", "loss_mask", "mask", "logprobs", "inference_logprobs", "token_loss_mask", "generation_logprobs", "prev_logprobs", "response_tokens", "input_ids", "labels", "nodes", "choices", "parent", "input_lengths", "tokens", "response_length", "response_lengths", "rollout_log_probs", "log_probs", "rollout_data", "samples", "content", "traces")  # fmt: skip
+TOKEN_FIELDS = ("token_ids", "engine_logprobs", "trainer_logprobs", "loss_mask", "mask", "logprobs", "inference_logprobs", "token_loss_mask", "generation_logprobs", "prev_logprobs", "response_tokens", "input_ids", "labels", "nodes", "choices", "parent", "input_lengths", "tokens", "response_length", "response_lengths", "rollout_log_probs", "log_probs", "rollout_data", "samples", "content", "traces", "group_id", "group_index", "id", "step", "rank", "weight_versions", "temperature", "metadata", "model_version", "group", "run", "work", "policy", "start", "idx", "data_parallel_rank", "sample_index", "rollout_position", "rollout_id", "cp_rank", "cp_size", "sample_indices", "total_lengths", "loss_masks", "rl_weights", "micro_sequence_idx", "request", "response", "prompt_token_ids")  # fmt: skip
 
 
 def places_of(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
