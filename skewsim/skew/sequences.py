@@ -3,7 +3,8 @@
 A `TokenTable` holds tokens without their prompts; scoring a sequence again, under other weights or at another
 precision, needs the prompt too. This is the format that keeps it. Keys of a line: `prompt_token_ids`,
 `token_ids`, `engine_logprobs`, and, where known, `trainer_logprobs`, `weight_versions`, `mask` (1 where the
-token was sampled by the engine, 0 for a tool's answer), `prompt_id`, `temperature`, `top_p`, `top_k`, `min_p`.
+token was sampled by the engine, 0 for a tool's answer), `prompt_id`, `temperature`, `top_p`, `top_k`, `min_p`, and
+`step`, `rank`, `replica`, `turn`, `pack_index`: a whole number for the sequence, or one for each of its tokens.
 A log-probability that is unknown or not finite is null. Every line says its `schema_version`; one that does not is of
 version 1, so that other programs may write the format by hand.
 """
@@ -22,7 +23,7 @@ import numpy.typing as npt
 
 from skewsim.errors import FileFormatError
 from skewsim.files import atomic_writer, check_schema_version
-from skewsim.skew.tokens import TokenTable
+from skewsim.skew.tokens import PLACES, TokenTable
 
 Column = npt.NDArray[Any]
 SCHEMA_VERSION = 1
@@ -44,15 +45,28 @@ class SequenceRecord:
     """What tells prompts apart when their tokens are not known."""
     settings: Mapping[str, float] = field(default_factory=dict)
     """temperature, top_p, top_k, min_p of the request."""
+    places: Mapping[str, int | Column] = field(default_factory=dict)
+    """Any of `tokens.PLACES`: a whole number for the sequence, or one for each token."""
 
     def __post_init__(self) -> None:
         for name, dtype in _TYPES.items():
             value = getattr(self, name)
             if value is not None:
-                array = np.asarray(value, dtype=dtype)
+                array = _array(name, value, dtype)
                 if array.ndim != 1 or (name != "prompt_tokens" and len(array) != len(self.tokens)):
                     raise ValueError(f"{name} has shape {array.shape}, but there are {len(self.tokens)} tokens")
                 object.__setattr__(self, name, array)
+        hash(self.prompt_key)  # TypeError: a list tells no prompts apart
+        object.__setattr__(self, "places", {name: self._place(name, value) for name, value in self.places.items()})
+
+    def _place(self, name: str, value: Any) -> int | Column:
+        if name not in PLACES:
+            raise ValueError(f"{name} is no place; allowed: {', '.join(PLACES)}")
+        array = np.asarray(value)
+        whole = array.dtype.kind == "i" or (array.dtype.kind == "u" and bool(np.all(array < 2**63)))
+        if not whole or array.shape not in ((), (len(self.tokens),)):
+            raise ValueError(f"{name} is neither a whole number nor one for each of the {len(self.tokens)} tokens")
+        return array if array.ndim else int(array)
 
     @property
     def sampled(self) -> Column:
@@ -77,7 +91,20 @@ class SequenceRecord:
             line["weight_versions"] = self.weight_versions.tolist()
         if self.mask is not None:
             line["mask"] = self.mask.astype(int).tolist()
-        return line | dict(self.settings) | {"schema_version": SCHEMA_VERSION}
+        if isinstance(self.prompt_key, str | int):
+            line["prompt_id"] = self.prompt_key
+        places = {name: value if isinstance(value, int) else value.tolist() for name, value in self.places.items()}
+        return line | dict(self.settings) | places | {"schema_version": SCHEMA_VERSION}
+
+
+def _array(name: str, value: Any, dtype: Any) -> Column:
+    """A list as an array of numbers; null is NaN in a column of floats. ValueError for text, and for parts of a token."""
+    given = np.asarray(value)
+    if given.dtype.kind in "USM" or (dtype is np.int64 and given.dtype.kind == "f" and np.any(given != np.rint(given))):
+        raise ValueError(
+            f"{name} holds {given.dtype}; allowed: {'numbers' if dtype is np.float64 else 'whole numbers'}"
+        )
+    return given.astype(dtype)
 
 
 _TYPES: dict[str, Any] = {
@@ -104,10 +131,11 @@ class SequenceLog:
 def build_table(records: Iterable[SequenceRecord], *, meta: Mapping[str, Any] | None = None) -> TokenTable:
     """A row for every sampled token; consumes the records one by one. Settings on which all agree go to `meta`."""
     parts: dict[str, list[Column]] = {
-        name: [] for name in ("sequence", "position", "token", *_FLOATS, "weight_version", "prompt")
+        name: [] for name in ("sequence", "position", "token", *_FLOATS, "weight_version", "prompt", *PLACES)
     }
     prompts: dict[Hashable, int] = {}
     settings: list[Mapping[str, float]] = []
+    known = dict.fromkeys(PLACES, False)
     for number, record in enumerate(records):
         kept = np.flatnonzero(record.sampled)
         count = len(kept)
@@ -120,11 +148,15 @@ def build_table(records: Iterable[SequenceRecord], *, meta: Mapping[str, Any] | 
         versions = record.weight_versions
         parts["weight_version"].append(np.full(count, -1) if versions is None else versions[kept])
         parts["prompt"].append(np.full(count, -1 if key is None else prompts.setdefault(key, len(prompts))))
+        for name in PLACES:
+            place = record.places.get(name, -1)
+            known[name] |= name in record.places
+            parts[name].append(np.full(count, place) if isinstance(place, int) else place[kept])
         if not settings or record.settings != settings[-1]:
             settings.append(record.settings)
     if not parts["sequence"]:
         return TokenTable.empty(meta)
-    columns = {name: np.concatenate(arrays) for name, arrays in parts.items()}
+    columns = {name: np.concatenate(arrays) for name, arrays in parts.items() if known.get(name, True)}
     agreed = dict(settings[0]) if len({tuple(sorted(s.items())) for s in settings}) == 1 else {}
     return TokenTable(**columns, meta={**agreed, **(meta or {})})
 
@@ -145,6 +177,7 @@ def parse_record(row: Mapping[str, Any]) -> SequenceRecord:
         prompt_tokens=row.get("prompt_token_ids") or None,
         prompt_key=row.get("prompt_id"),
         settings={name: float(row[name]) for name in SETTINGS if row.get(name) is not None},
+        places={name: row[name] for name in PLACES if row.get(name) is not None},
     )
 
 
@@ -165,7 +198,7 @@ def read_sequences(path: Path | str) -> Iterator[SequenceRecord]:
                     f"sequences {path}, line {number}", row.get("schema_version", 1), newest=SCHEMA_VERSION
                 )
                 record = parse_record(row)
-            except (ValueError, TypeError, KeyError) as error:
+            except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
                 reason = str(error).strip("'\"").splitlines()[0][:160]
                 raise FileFormatError(f"sequences {path}, line {number}: {reason}") from None
             yield record

@@ -1,0 +1,102 @@
+"""A table that somebody made: any names, given by `columns`; a sequence or a token per row."""
+
+from __future__ import annotations
+
+import math
+from array import array
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from harness.log_files import first_row, read_rows
+from harness.logs.rows import Context, Read
+from skewsim.errors import FileFormatError, UserError
+from skewsim.skew.sequences import SETTINGS, SequenceRecord, parse_record
+from skewsim.skew.tokens import PLACES, TYPE_OF_COLUMN, TokenTable
+
+WIDE = ("token_ids", "engine_logprobs", "trainer_logprobs", "weight_versions", "mask", "prompt_token_ids", "prompt_id", *SETTINGS, *PLACES)  # fmt: skip
+LONG = (frozenset({"engine_logprob", "trainer_logprob"}), frozenset({"sequence", "engine_logprob"}))
+"""Fields by which a table with a token per row is known without `columns`."""
+
+
+def wide_reader(columns: Mapping[str, str]) -> Read:
+    """A reader of rows with a sequence each; UserError for a column that is not known."""
+    unknown = [ours for ours in columns if ours not in WIDE]
+    if unknown:
+        raise UserError(f"columns: {unknown[0]} is not known; allowed: {', '.join(WIDE)}")
+
+    def read(row: Any, context: Context) -> Iterator[SequenceRecord]:
+        yield parse_record({ours: row[columns.get(ours, ours)] for ours in WIDE if columns.get(ours, ours) in row})
+
+    return read
+
+
+def is_long(file: Path, columns: Mapping[str, str]) -> bool:
+    row = first_row(file)
+    name = columns.get("engine_logprob", "engine_logprob")
+    return isinstance(row, Mapping) and name in row and np.ndim(row[name]) == 0
+
+
+def long_table(files: Iterable[Path], columns: Mapping[str, str], meta: dict[str, Any]) -> TokenTable:
+    """A token per row; FileFormatError for a column that is not there or no number."""
+    unknown = [ours for ours in columns if ours not in TYPE_OF_COLUMN]
+    if unknown:
+        raise UserError(f"columns: {unknown[0]} is not known; allowed: {', '.join(TYPE_OF_COLUMN)}")
+    tables = [_long_file(file, columns, meta) for file in files]
+    return tables[0] if len(tables) == 1 else TokenTable.concat(tables, renumber=True)
+
+
+def _long_file(file: Path, columns: Mapping[str, str], meta: dict[str, Any]) -> TokenTable:
+    names = {ours: columns.get(ours, ours) for ours in TYPE_OF_COLUMN}
+    read = _parquet_columns if file.suffix == ".parquet" else _json_columns
+    found = read(file, names)
+    missing = [name for ours, name in names.items() if ours in columns and ours not in found]
+    if missing:
+        raise FileFormatError(f"table log {file}: no column {missing[0]}")
+    count = len(found["engine_logprob"])
+    if "sequence" not in found:
+        found["sequence"] = (
+            np.zeros(count) if "position" not in found else np.cumsum(np.diff(found["position"], prepend=0) < 0)
+        )
+    defaults = {"position": _positions(found["sequence"]), "token": np.full(count, -1), "trainer_logprob": np.full(count, np.nan), "weight_version": np.full(count, -1)}  # fmt: skip
+    try:
+        return TokenTable(**{**defaults, **found}, meta=meta)
+    except UserError as error:
+        raise FileFormatError(f"table log {file}: {error}") from None
+
+
+def _positions(sequence: np.ndarray) -> np.ndarray:
+    """Running number of each row within its sequence, in file order."""
+    order = np.argsort(sequence, kind="stable")
+    starts = np.flatnonzero(np.diff(sequence[order], prepend=np.nan) != 0)
+    ranks = np.arange(len(sequence)) - np.repeat(starts, np.diff(np.append(starts, len(sequence))))
+    positions = np.empty(len(sequence))
+    positions[order] = ranks
+    return positions
+
+
+def _json_columns(file: Path, names: Mapping[str, str]) -> dict[str, np.ndarray]:
+    """The columns that the first row has, row by row into flat arrays; what a row lacks is NaN."""
+    columns: dict[str, array[float]] = {}
+    for number, row in enumerate(read_rows(file), start=1):
+        if not isinstance(row, Mapping):
+            raise FileFormatError(f"table log {file}, row {number}: no JSON object")
+        columns = columns or {ours: array("d") for ours, name in names.items() if name in row}
+        for ours, column in columns.items():
+            value = row.get(names[ours])
+            try:
+                column.append(math.nan if value is None else value)
+            except (TypeError, OverflowError):
+                raise FileFormatError(
+                    f"table log {file}, row {number}: {names[ours]}={value!r:.40}; allowed: a number or null"
+                ) from None
+    return {ours: np.frombuffer(column) for ours, column in columns.items()}
+
+
+def _parquet_columns(file: Path, names: Mapping[str, str]) -> dict[str, np.ndarray]:
+    import pyarrow.parquet
+
+    table = pyarrow.parquet.read_table(file, columns=None)
+    return {ours: table.column(name).to_numpy() for ours, name in names.items() if name in table.column_names}

@@ -1,0 +1,168 @@
+"""Both logprobs of every rollout, written from inside a training script as skewsim's sequences.
+
+    from skewsim.callbacks import RolloutCallback
+    trainer = GRPOTrainer(...)
+    trainer.add_callback(RolloutCallback(trainer, "rollouts.jsonl"))
+
+TRL's reward functions and callbacks never see the logprobs; what a `GRPOTrainer` makes of a batch has them both
+(`GRPOTrainer._generate_and_score_completions`, trl/trainer/grpo_trainer.py), and that is where this one looks. Any other
+trainer that has the two numbers in hand writes them with `RolloutLog`. docs/logs.md has the lines for verl.
+
+Needs numpy alone; logging never ends a training run: what cannot be written is said once, as a warning.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from skewsim.skew.sequences import SequenceRecord
+
+Rows = npt.NDArray[Any]
+
+
+class RolloutLog:
+    """A file of sequences that grows by a batch at a time; each batch is on disk when `write` returns."""
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+
+    def write(
+        self,
+        *,
+        tokens: Any,
+        engine_logprobs: Any,
+        trainer_logprobs: Any = None,
+        mask: Any = None,
+        prompts: Any = None,
+        prompt_mask: Any = None,
+        weight_versions: Any = None,
+        prompt_ids: Any = None,
+        temperature: float | None = None,
+        **places: int,
+    ) -> int:
+        """Append a batch; returns the number of sequences.
+
+        `tokens`, both logprobs and `mask` (1 where the engine sampled the token) are tensors or arrays of shape (N, T),
+        padded on the right; `prompts` and `prompt_mask` of shape (N, P); `weight_versions` and `prompt_ids` (what tells
+        prompts apart) of shape (N,). `places` are whole numbers: step, rank, replica. ValueError if shapes differ.
+        """
+        columns = {
+            "tokens": _rows(tokens),
+            "engine_logprobs": _rows(engine_logprobs),
+            "trainer_logprobs": _rows(trainer_logprobs),
+            "mask": _rows(mask),
+        }
+        given, allowed = _rows(prompts), _rows(prompt_mask)
+        lines = []
+        for number, row in enumerate(_by_sequence(columns)):
+            prompt = None if given is None else given[number]
+            if prompt is not None and allowed is not None:
+                prompt = prompt[allowed[number].astype(bool)]
+            key = None if prompt_ids is None else prompt_ids[number]
+            versions = None if weight_versions is None else np.full(len(row["tokens"]), int(weight_versions[number]))
+            record = SequenceRecord(
+                **row,
+                weight_versions=versions,
+                prompt_tokens=prompt,
+                prompt_key=key if isinstance(key, str) or key is None else int(key),
+                settings={} if temperature is None else {"temperature": float(temperature)},
+                places=places,
+            )
+            lines.append(json.dumps(record.to_json(), separators=(",", ":")) + "\n")
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.writelines(lines)
+        return len(lines)
+
+
+class RolloutCallback:
+    """A TRL callback that writes every rollout of a `GRPOTrainer` with the sampler's and the trainer's logprobs.
+
+    Needs `use_vllm=True` (without it there is no second number) and `vllm_importance_sampling_correction=True`, TRL's
+    default, with which the trainer scores each rollout before it learns from it. Each process writes a file of its own.
+    `every` writes only each so many-th batch of rollouts.
+    """
+
+    def __init__(self, trainer: Any, path: Path | str = "rollouts.jsonl", *, every: int = 1) -> None:
+        self._trainer, self._every, self._batches = trainer, every, 0
+        path, rank = Path(path), int(trainer.accelerator.process_index)
+        self.log = RolloutLog(path if rank == 0 else path.with_name(f"{path.stem}.rank{rank}{path.suffix}"))
+        self._rank, self._silenced = rank, False
+        trainer._generate_and_score_completions = self._watched(trainer._generate_and_score_completions)
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        """The events of a `TrainerCallback`: nothing to do at any of them."""
+        if name.startswith("on_"):
+            return lambda *arguments, **named: None
+        raise AttributeError(name)
+
+    def _watched(self, make: Callable[[Any], dict[str, Any]]) -> Callable[[Any], dict[str, Any]]:
+        def watched(inputs: Any) -> dict[str, Any]:
+            made = make(inputs)
+            if self._trainer.model.training:
+                self._batches += 1
+                if (self._batches - 1) % self._every == 0:
+                    self._write(made)
+            return made
+
+        return watched
+
+    def _write(self, made: dict[str, Any]) -> None:
+        if "sampling_per_token_logps" not in made:
+            self._say("the batch has no sampling_per_token_logps; allowed: use_vllm=True. No rollout is written")
+            return
+        if "old_per_token_logps" not in made:
+            self._say("the batch has no old_per_token_logps; set vllm_importance_sampling_correction=True")
+        sampled = _rows(made["completion_mask"])
+        if "tool_mask" in made and sampled is not None:
+            sampled = sampled * _rows(made["tool_mask"])
+        try:
+            self.log.write(
+                tokens=made["completion_ids"],
+                engine_logprobs=made["sampling_per_token_logps"],
+                trainer_logprobs=made.get("old_per_token_logps"),
+                mask=sampled,
+                prompts=made["prompt_ids"],
+                prompt_mask=made["prompt_mask"],
+                temperature=getattr(self._trainer, "temperature", None),
+                step=int(self._trainer.state.global_step),
+                rank=self._rank,
+            )
+        except (ValueError, OSError) as error:
+            self._say(f"a batch was not written: {error}")
+
+    def _say(self, words: str) -> None:
+        if not self._silenced:
+            warnings.warn(f"skewsim.callbacks: {words}", stacklevel=2)
+        self._silenced = True
+
+
+def _rows(values: Any) -> Rows | None:
+    """A tensor or array of shape (N, ...) as a numpy array; bfloat16 as float32."""
+    if values is None:
+        return None
+    if hasattr(values, "detach"):
+        plain = values.detach().cpu()
+        return np.asarray((plain.float() if plain.is_floating_point() else plain).numpy())
+    return np.asarray(values)
+
+
+def _by_sequence(columns: dict[str, Rows | None]) -> Iterator[dict[str, Any]]:
+    """Each sequence's columns, cut after its last sampled token."""
+    tokens, mask = columns["tokens"], columns["mask"]
+    assert tokens is not None
+    for name, column in columns.items():
+        if column is not None and column.shape != tokens.shape:
+            raise ValueError(f"{name} has shape {column.shape}, tokens {tokens.shape}")
+    for number in range(len(tokens)):
+        sampled = np.ones(tokens.shape[1], dtype=bool) if mask is None else mask[number].astype(bool)
+        length = int(np.flatnonzero(sampled)[-1]) + 1 if sampled.any() else 0
+        if length:
+            yield {name: None if column is None else column[number, :length] for name, column in columns.items()}
