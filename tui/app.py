@@ -7,7 +7,7 @@ what the thread has computed and lets the screen on top draw itself.
 from __future__ import annotations
 
 import gc
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -22,26 +22,17 @@ from skewsim.errors import UserError
 from skewsim.share import to_share
 from tui.actions import ACTIONS, Action, bindings, by_id, key_text, valid_on
 from tui.driver import Driver
-from tui.files import curves_csv, find_scenario, last_state, stamp, write
+from tui.files import any_scenario, curves_csv, last_state, stamp, write
 from tui.lab import Lab, next_speed, speed_text
 from tui.lesson import Player, load_lesson
 from tui.measuring import Measuring
 from tui.process import Watch
 from tui.screens.explore import Explore
+from tui.shell import Options
 from tui.views import Look, ascii_wanted
 
 _FRAME = 0.1
 SMALLEST = (60, 18)
-
-
-@dataclass(frozen=True)
-class Options:
-    """What the command line asked for."""
-
-    hidden: frozenset[str] = frozenset()
-    lesson: str | None = None
-    out: Path | None = None
-    view: str | None = None
 
 
 class KeyLine(Footer):
@@ -391,7 +382,7 @@ class SkewsimApp(App[None]):
         self.push_screen(Prompt("Share string, scenario name, or TOML file", self._enter))
 
     def _enter(self, text: str) -> None:
-        self.lab.load(find_scenario(text))
+        self.lab.load(any_scenario(text))
         self.say(f"loaded {text[:24]}")
 
     def do_restore(self) -> None:

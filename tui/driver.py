@@ -41,7 +41,7 @@ class TrackSpec:
 
 
 @dataclass(frozen=True)
-class Update:
+class TrackUpdate:
     """One step of one track, or why it ended: `ended` for the end of its steps, `failed` for an error's one line.
 
     `toggled` is the number of the last toggle that had taken effect by this step.
@@ -115,7 +115,7 @@ class Driver:
         self.train = train
         self._wake = threading.Condition()
         self._orders: deque[Callable[[], None]] = deque()
-        self._updates: deque[Update] = deque()
+        self._updates: deque[TrackUpdate] = deque()
         self._tracks: dict[str, _Track] = {}
         self._stopping = False
         self._steps_wanted = self._serial = 0
@@ -156,7 +156,7 @@ class Driver:
         return epoch
 
     def toggle(self, name: str, scenario: Scenario) -> int:
-        """A new scenario for one track from the next step on; the number is found again in `Update.toggled`."""
+        """A new scenario for one track from the next step on; the number is found again in `TrackUpdate.toggled`."""
         with self._wake:
             self._serial += 1
             serial = self._serial
@@ -182,9 +182,9 @@ class Driver:
             self._times.clear()
             self._wake.notify()
 
-    def drain(self, limit: int = 2000) -> list[Update]:
+    def drain(self, limit: int = 2000) -> list[TrackUpdate]:
         """What has been computed since the last call, of the current epoch."""
-        updates: list[Update] = []
+        updates: list[TrackUpdate] = []
         while self._updates and len(updates) < limit:
             update = self._updates.popleft()
             if update.epoch == self.epoch:
@@ -266,7 +266,7 @@ class Driver:
 
     def _lockstep(self) -> None:
         epoch = self._running_epoch
-        moved, news = False, list[Update]()
+        moved, news = False, list[TrackUpdate]()
         first = epoch != self._said_epoch
         self._said_epoch = epoch
         for track in list(self._tracks.values()):
@@ -279,18 +279,18 @@ class Driver:
         else:
             self.playing = False
 
-    def _advance(self, epoch: int, track: _Track, news: list[Update] | deque[Update]) -> bool:
+    def _advance(self, epoch: int, track: _Track, news: list[TrackUpdate] | deque[TrackUpdate]) -> bool:
         name = track.spec.name
         try:
             records = track.advance()
         except StopIteration:
             track.over = True
-            news.append(Update(epoch, name, (), ended=True))
+            news.append(TrackUpdate(epoch, name, (), ended=True))
             return False
         except Exception as error:  # whatever a run dies of, the screen says so and the other curves go on
             track.over = track.failed = True
             reason = str(error) if isinstance(error, SkewsimError) else f"{type(error).__name__}: {error}"
-            news.append(Update(epoch, name, (), failed=reason.splitlines()[0]))
+            news.append(TrackUpdate(epoch, name, (), failed=reason.splitlines()[0]))
             return False
-        news.append(Update(epoch, name, records, toggled=track.toggled))
+        news.append(TrackUpdate(epoch, name, records, toggled=track.toggled))
         return True

@@ -33,7 +33,7 @@ def curves_csv(lab: Lab) -> str:
     return out.getvalue()
 
 
-def find_scenario(text: str) -> Scenario:
+def any_scenario(text: str) -> Scenario:
     """A scenario from a share string, a TOML file, `last`, or a name that `skewsim scenarios` lists. Raises UserError."""
     text = text.strip()
     if text == "last":

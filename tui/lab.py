@@ -19,7 +19,7 @@ from skewsim.errors import UserError
 from skewsim.scenarios import INITIAL_V1
 from skewsim.settings import Scenario, changes, with_changes
 from tui.controls import FIXES, Control, explore_controls
-from tui.driver import SPEEDS, Driver, TrackSpec, Update
+from tui.driver import SPEEDS, Driver, TrackSpec, TrackUpdate
 from tui.series import Series
 
 REFERENCE, V1, YOURS, TWIN = "reference", "initial_v1", "yours", "twin"
@@ -348,7 +348,7 @@ class Lab:
             self.pause_at, self.heard = None, "predict, switch, then space"
         return bool(updates)
 
-    def _take(self, track: Track, update: Update) -> None:
+    def _take(self, track: Track, update: TrackUpdate) -> None:
         track.ended |= update.ended
         track.failed = update.failed or track.failed
         if not update.records:

@@ -92,12 +92,13 @@ def build(
 ) -> SkewsimApp:
     """The app for these options, with the process that trains for it. Raises UserError."""
     from tui.actions import load_keymap
-    from tui.app import Options, SkewsimApp
+    from tui.app import SkewsimApp
     from tui.driver import Driver
-    from tui.files import find_scenario, writable_folder
+    from tui.files import any_scenario, writable_folder
     from tui.lab import YOURS, Lab, opening
     from tui.lesson import load_lesson
     from tui.presets import check_hidden, find_preset
+    from tui.shell import Options
 
     chosen = find_preset(preset) if preset else None
     keymap = load_keymap()
@@ -108,7 +109,7 @@ def build(
         lesson = found.name
     if out is not None:
         writable_folder(out)
-    yours = find_scenario(target).with_values({"name": YOURS}) if target else opening()
+    yours = any_scenario(target).with_values({"name": YOURS}) if target else opening()
     if chosen is not None:
         yours = yours.with_values(chosen.set)
     driver = Driver(process.train, speed=chosen.speed if chosen else 10)

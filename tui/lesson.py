@@ -26,7 +26,7 @@ class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Check(_Part):
+class CardCheck(_Part):
     """What the learner has to do: bring a control to a value, look at a screen, or let the run reach a step."""
 
     control: str | None = None
@@ -59,7 +59,7 @@ class Ask(_Part):
         return self
 
 
-class Step(_Part):
+class Card(_Part):
     """A card of a lesson."""
 
     say: str
@@ -70,7 +70,7 @@ class Step(_Part):
     set: dict[str, Any] = {}
     ask: Ask | None = None
     do: str | None = None
-    check: Check | None = None
+    check: CardCheck | None = None
     type: str | None = None
 
     @field_validator("set")
@@ -80,7 +80,7 @@ class Step(_Part):
         return {path: None if value == "none" and is_optional(path) else value for path, value in values.items()}
 
     @model_validator(mode="after")
-    def _complete(self) -> Step:
+    def _complete(self) -> Card:
         if (self.do is None) != (self.check is None):
             raise ValueError("do and check go together: what to do, and how to see that it was done")
         return self
@@ -103,7 +103,7 @@ class Lesson(_Part):
     name: str
     title: str
     minutes: int = 5
-    step: list[Step] = Field(min_length=3)
+    step: list[Card] = Field(min_length=3)
     claim: list[Claim] = []
 
     def check_visible(self, hidden: frozenset[str]) -> None:
@@ -156,7 +156,7 @@ class Player:
     asked: int = 0
 
     @property
-    def step(self) -> Step:
+    def step(self) -> Card:
         return self.lesson.step[min(self.at, len(self.lesson.step) - 1)]
 
     @property

@@ -103,11 +103,11 @@ class ControlWidget(Widget, can_focus=True):
         self.post_message(self.Moved(self.control, -1))
 
 
-class Line(Widget):
+class TextLine(Widget):
     """One line (or a few) of text that is set from outside."""
 
     DEFAULT_CSS = """
-    Line { height: 1; width: 1fr; text-wrap: nowrap; text-overflow: ellipsis; }
+    TextLine { height: 1; width: 1fr; text-wrap: nowrap; text-overflow: ellipsis; }
     """
 
     def __init__(self, id: str) -> None:
@@ -154,7 +154,7 @@ def _legend_lines(lab: Lab, look: Look, *, dashes: bool, short: bool) -> list[Te
     return lines
 
 
-def headline(lab: Lab, look: Look, *, score: str = "") -> Text:
+def top_line(lab: Lab, look: Look, *, score: str = "") -> Text:
     """The top line: what is running, how far, how fast, and what was heard last."""
     driver, yours = lab.driver, lab.yours
     if lab.over:
@@ -178,7 +178,7 @@ def headline(lab: Lab, look: Look, *, score: str = "") -> Text:
     return text
 
 
-def status(lab: Lab, look: Look) -> Text:
+def bottom_line(lab: Lab, look: Look) -> Text:
     """The bottom line: what is computed, measured and invented, and how many steps a second."""
     main = lab.main
     record = next(iter(main.series.last.values()), None) if main else None

@@ -154,7 +154,7 @@ def next_folder(out: Path, prefix: str) -> Path:
     return next(path for number in itertools.count(1) if not (path := out / f"{prefix}-{number:03}").exists())
 
 
-class Worker:
+class RunHost:
     """The runs under way, by their numbers."""
 
     def __init__(self) -> None:
@@ -216,7 +216,7 @@ def main(out: int) -> None:
     torch.set_num_threads(1)
     gc.freeze()  # what is imported stays: no collection has to walk it
     gc.enable()
-    worker = Worker()
+    worker = RunHost()
     try:
         with suppress(BrokenPipeError):  # nobody is there any more
             for line in sys.stdin:

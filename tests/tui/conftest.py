@@ -12,9 +12,10 @@ import pytest
 from textual.pilot import Pilot
 
 from skewsim.settings import Scenario
-from tui.app import Options, SkewsimApp
+from tui.app import SkewsimApp
 from tui.driver import Driver
 from tui.lab import Lab, opening
+from tui.shell import Options
 
 from .scripted import scripted
 

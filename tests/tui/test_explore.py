@@ -18,16 +18,16 @@ from skewsim.errors import SkewsimError
 from skewsim.records import StepRecord
 from skewsim.settings import Scenario
 from skewsim.share import to_share
-from tui.app import Options
 from tui.controls import FIXES, explore_controls
 from tui.driver import Driver, TrackSpec, Training
 from tui.files import last_state, remember
 from tui.lab import YOURS, Lab, Track, opening
-from tui.panel import ControlWidget, Line
+from tui.panel import ControlWidget, TextLine
 from tui.plot import Plot, picture
 from tui.presets import check_hidden
 from tui.screens.too_small import TooSmall
 from tui.series import Series
+from tui.shell import Options
 from tui.views import VIEWS
 
 from .conftest import StageMaker
@@ -36,7 +36,7 @@ from .stagecraft import on_stage
 
 
 def headline(s: object) -> str:
-    return s.app.explore.query_one("#headline", Line).plain  # type: ignore[attr-defined,no-any-return]
+    return s.app.explore.query_one("#headline", TextLine).plain  # type: ignore[attr-defined,no-any-return]
 
 
 @on_stage

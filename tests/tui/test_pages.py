@@ -22,7 +22,6 @@ from skewsim.learn.losses import LossInputs
 from skewsim.learn.objectives import compute_loss
 from skewsim.runs.recording import RunFolder
 from skewsim.settings import Scenario
-from tui.app import Options
 from tui.driver import TrackSpec
 from tui.files import curves_csv
 from tui.lab import initial_v1_for, opening, reference_for
@@ -33,6 +32,7 @@ from tui.screens.diagnose import here, report
 from tui.screens.formula import worked
 from tui.screens.runs import find_runs, open_run, summary_line
 from tui.screens.tokens import histogram
+from tui.shell import Options
 from tui.snapshot import Snapshot
 from tui.views import Look
 from tui.worker import loss_source

@@ -104,9 +104,9 @@ class AdviseScreen(Page):
         self._length = max(self._length - 1, 0)
 
     def do_advise_profile(self) -> None:
-        names = self.skewsim.profiles
+        names = self.shell.profiles
         if not names:
-            self.skewsim.say("no measured profile is there yet: press p, then n to measure one")
+            self.shell.say("no measured profile is there yet: press p, then n to measure one")
             return
         at = names.index(self._profile) + 1 if self._profile in names else 0
         self._profile = names[at] if at < len(names) else None

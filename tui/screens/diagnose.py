@@ -105,7 +105,7 @@ class DiagnoseScreen(LensPage):
         return report(self._found, look, self._scenario)
 
     def _examine_step(self) -> tuple[str, Diagnosis]:
-        step, found = self.skewsim.lens.diagnose()
+        step, found = self.shell.lens.diagnose()
         return f"step {step} of yours", found
 
     def _examine_file(self, text: str) -> None:

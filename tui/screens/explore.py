@@ -5,7 +5,7 @@ The screen owns no numbers: it turns keys into verbs of the `Lab`, and ten times
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, cast
+from typing import ClassVar
 
 from rich.text import Text
 from textual import events
@@ -19,20 +19,17 @@ from tui.controls import FIXES, Control, explore_controls
 from tui.lab import SMOOTH, TWIN, Lab
 from tui.lesson import Player
 from tui.lesson_panel import LessonPanel
-from tui.panel import ControlWidget, Line, headline, legend, status
-from tui.plot import Plot, difference, picture
-from tui.screens.steady import Steady
+from tui.panel import ControlWidget, TextLine, bottom_line, legend, top_line
+from tui.plot import Plot, picture, twin_difference
+from tui.shell import ShellScreen
 from tui.views import REWARD, VIEWS, View
-
-if TYPE_CHECKING:
-    from tui.app import SkewsimApp
 
 _EXTRA_PLOTS = 6
 _DIFFERENCE = View("", "yours minus twin")
-"""Not a metric of a curve: what `tui.plot.difference` draws."""
+"""Not a metric of a curve: what `tui.plot.twin_difference` draws."""
 
 
-class Explore(Steady):
+class Explore(ShellScreen):
     """Charts on the left, controls on the right; under each other where the terminal is narrow."""
 
     BINDINGS: ClassVar[list[BindingType]] = bindings("explore")
@@ -51,13 +48,9 @@ class Explore(Steady):
         self._drawn: object = None
         self.last_control: Control = FIXES[0]
 
-    @property
-    def skewsim(self) -> SkewsimApp:
-        return cast("SkewsimApp", self.app)
-
     def compose(self) -> ComposeResult:
-        look = self.skewsim.look
-        yield Line("headline")
+        look = self.shell.look
+        yield TextLine("headline")
         with Container(id="body"):
             with Vertical(id="charts"):
                 yield Plot(REWARD, look=look, id="plot-reward")
@@ -65,23 +58,23 @@ class Explore(Steady):
                     for i in range(_EXTRA_PLOTS):
                         yield Plot(VIEWS[i], look=look, id=f"plot-{i}")
             with Vertical(id="side"):
-                yield Line("legend")
+                yield TextLine("legend")
                 with Grid(id="controls"):
                     for control in self.controls():
                         yield ControlWidget(control, self.lab.yours, look, key=_key_of(control))
         yield LessonPanel(id="lesson")
-        yield Line("hint")
-        yield Line("status")
-        yield self.skewsim.footer()
+        yield TextLine("hint")
+        yield TextLine("status")
+        yield self.shell.footer()
 
     def controls(self) -> list[Control]:
-        return [c for c in explore_controls(self.skewsim.profiles) if c.id not in self.hidden_controls]
+        return [c for c in explore_controls(self.shell.profiles) if c.id not in self.hidden_controls]
 
     def on_mount(self) -> None:
         """Ten times a second nothing is looked up: what is drawn is at hand."""
         self._plots = [self.query_one(f"#plot-{i}", Plot) for i in range(_EXTRA_PLOTS)]
         self._reward = self.query_one("#plot-reward", Plot)
-        self._lines = {name: self.query_one(f"#{name}", Line) for name in ("headline", "legend", "hint", "status")}
+        self._lines = {name: self.query_one(f"#{name}", TextLine) for name in ("headline", "legend", "hint", "status")}
         self._widgets = {widget.control.id: widget for widget in self.query(ControlWidget)}
         self.redraw()
 
@@ -101,22 +94,20 @@ class Explore(Steady):
 
     def redraw(self) -> None:
         """Draw the lab as it is now."""
-        lab, look = self.lab, self.skewsim.look
+        lab, look = self.lab, self.shell.look
         wide, full = self.size.width >= 112, self.size.width >= 170
         self._draw_plots(shown=_EXTRA_PLOTS if full else 2 if wide else 1)
         self._lines["legend"].show(legend(lab, look, width=None if wide else self.size.width - 1))
         self._lines["legend"].styles.height = len(lab.tracks) if wide else 1
-        self._lines["headline"].show(
-            headline(lab, look, score=self.skewsim.player.marks if self.skewsim.player else "")
-        )
-        self._lines["status"].show(status(lab, look))
+        self._lines["headline"].show(top_line(lab, look, score=self.shell.player.marks if self.shell.player else ""))
+        self._lines["status"].show(bottom_line(lab, look))
         for widget in self._widgets.values():
             widget.show(lab.shown, look)
         self._lines["hint"].show(self._hint())
 
     def _draw_plots(self, *, shown: int) -> None:
         """Draw the charts, if what they show is not what they showed: a key is answered without them."""
-        lab, look = self.lab, self.skewsim.look
+        lab, look = self.lab, self.shell.look
         curves = [(t.series, t.series.step, t.hidden) for t in lab.tracks.values()]
         state = (look, shown, self.first_view, lab.smooth, lab.twin, lab.replaying, lab.marks[-1:], curves)
         if state == self._drawn:
@@ -128,7 +119,7 @@ class Explore(Steady):
             if i >= shown:
                 continue
             view = self._views()[(self.first_view + i) % len(self._views())]
-            plot.show(difference(lab, REWARD) if view is _DIFFERENCE else picture(lab, view), look)
+            plot.show(twin_difference(lab, REWARD) if view is _DIFFERENCE else picture(lab, view), look)
 
     def _views(self) -> tuple[View, ...]:
         """What the charts below the reward can show, in the order of the key that turns them."""
@@ -136,7 +127,7 @@ class Explore(Steady):
 
     def _hint(self) -> Text:
         """What the focused control is called in vLLM, TRL or verl; otherwise how to begin, or how to begin again."""
-        look, focused = self.skewsim.look, self.focused
+        look, focused = self.shell.look, self.focused
         if isinstance(focused, ControlWidget):
             return Text(f" {focused.control.names}", style=f"bold {look.strong}", no_wrap=True)
         if said := self._said():
@@ -171,7 +162,7 @@ class Explore(Steady):
         """The panel below, and the control and the metric that the card points at."""
         panel = self.query_one(LessonPanel)
         self.set_class(player is not None, "-asking")
-        panel.show(player, self.skewsim.look)
+        panel.show(player, self.shell.look)
         for widget in self._widgets.values():
             widget.highlight(player is not None and widget.control.id == player.step.highlight)
         watched, keys = player.watched if player is not None else None, [view.key for view in self._views()]
@@ -187,24 +178,24 @@ class Explore(Steady):
             turned.focus()  # the card says which way to turn it
 
     def on_key(self, event: events.Key) -> None:
-        if event.key == "escape" and self.skewsim.player is not None:
+        if event.key == "escape" and self.shell.player is not None:
             event.stop()
             self.on_lesson_panel_left()
 
     def on_lesson_panel_answered(self, message: LessonPanel.Answered) -> None:
-        player = self.skewsim.player
+        player = self.shell.player
         if player is not None:
             player.answer(message.index)
-            self.skewsim.lesson_changed()
+            self.shell.lesson_changed()
 
     def on_lesson_panel_proceeded(self) -> None:
-        player = self.skewsim.player
+        player = self.shell.player
         if player is not None and player.proceed(self.lab):
-            self.skewsim.lesson_changed()
+            self.shell.lesson_changed()
 
     def on_lesson_panel_left(self) -> None:
-        self.skewsim.player = None
-        self.skewsim.lesson_changed()
+        self.shell.player = None
+        self.shell.lesson_changed()
         self.set_focus(None)
 
     def on_control_widget_moved(self, message: ControlWidget.Moved) -> None:

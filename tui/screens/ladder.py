@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, cast
+from typing import ClassVar
 
 import numpy as np
 from rich.text import Text
@@ -12,17 +12,14 @@ from textual.containers import Grid
 
 from skewsim.scenarios import LADDER, ladder_scenarios
 from tui.actions import bindings
-from tui.chart import Curve
+from tui.chart import ChartCurve
 from tui.driver import Driver, TrackSpec
 from tui.lab import Lab, Track
-from tui.panel import Line
+from tui.panel import TextLine
 from tui.plot import Picture, Plot
-from tui.screens.steady import Steady
 from tui.series import Series
+from tui.shell import ShellScreen
 from tui.views import REWARD, Look
-
-if TYPE_CHECKING:
-    from tui.app import SkewsimApp
 
 STEPS = 100
 _COLUMNS = (
@@ -66,7 +63,7 @@ def standing(track: Track, reference: Track) -> str:
     return f"reward {gap:+.3f}"
 
 
-class LadderScreen(Steady):
+class LadderScreen(ShellScreen):
     """Runs while it is shown; the curves of Explore pause meanwhile."""
 
     BINDINGS: ClassVar[list[BindingType]] = bindings("page")
@@ -97,20 +94,16 @@ class LadderScreen(Steady):
         ]
 
     @property
-    def skewsim(self) -> SkewsimApp:
-        return cast("SkewsimApp", self.app)
-
-    @property
     def driver(self) -> Driver:
         return self._driver
 
     def compose(self) -> ComposeResult:
-        yield Line("headline")
+        yield TextLine("headline")
         with Grid(id="rungs"):
             for i in range(len(LADDER)):
-                yield Plot(REWARD, look=self.skewsim.look, id=f"rung-{i}")
-        yield Line("table")
-        yield self.skewsim.footer()
+                yield Plot(REWARD, look=self.shell.look, id=f"rung-{i}")
+        yield TextLine("table")
+        yield self.shell.footer()
 
     def on_mount(self) -> None:
         self._lab.driver.play(False)
@@ -135,7 +128,7 @@ class LadderScreen(Steady):
         return bool(updates)
 
     def redraw(self) -> None:
-        look = self.skewsim.look
+        look = self.shell.look
         step = max((t.series.step for t in self._tracks), default=-1) + 1
         head = Text(" Ladder ", style="bold reverse", no_wrap=True)
         head.append(
@@ -143,20 +136,20 @@ class LadderScreen(Steady):
             "settings of skewsim ladder",
             style="not bold not reverse",
         )
-        self.query_one("#headline", Line).show(head)
+        self.query_one("#headline", TextLine).show(head)
         for i, track in enumerate(self._tracks):
             shown = [self._tracks[0], track] if i else [track]
-            curves = [Curve(t.letter, t.series.steps, t.series.mean(REWARD.key), t.dash) for t in shown]
+            curves = [ChartCurve(t.letter, t.series.steps, t.series.mean(REWARD.key), t.dash) for t in shown]
             value = track.series.now(REWARD.key, 5)
             title = f"{track.name}  {'-' if value is None else f'{value:.2f}'}"
             self.query_one(f"#rung-{i}", Plot).show(Picture(REWARD, curves, titles=(title,)), look)
-        self.query_one("#table", Line).show(table(self._tracks, look, width=self.size.width))
+        self.query_one("#table", TextLine).show(table(self._tracks, look, width=self.size.width))
 
     def action_do(self, id: str) -> None:
         getattr(self, f"do_{id}")()
 
     def do_back(self) -> None:
-        self.skewsim.close(self)
+        self.shell.close(self)
 
     def do_page_down(self) -> None:
         self.query_one("#table").focus()

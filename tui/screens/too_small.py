@@ -5,10 +5,10 @@ from __future__ import annotations
 from textual.app import ComposeResult
 from textual.widgets import Static
 
-from tui.screens.steady import Steady
+from tui.shell import ShellScreen
 
 
-class TooSmall(Steady):
+class TooSmall(ShellScreen):
     """Covers everything until the terminal is large enough."""
 
     def __init__(self, needed: tuple[int, int]) -> None:
