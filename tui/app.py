@@ -1,7 +1,7 @@
-"""The app: one lab, one driver, a stack of screens, and what every screen shares (look, keys, share string, exit).
+"""The app: one lab, a stack of screens, and what every screen shares (look, keys, share string, exit).
 
-The trainer is a process of its own (`tui.process`), so nothing here waits for torch or shares its time. Ten times a second the app takes in
-what the thread has computed and lets the screen on top draw itself.
+The trainer runs in a process of its own (`tui.process`), so nothing here waits for torch. Ten times a second the app
+takes in the steps that the driver's thread has received, and lets the screen on top draw itself.
 """
 
 from __future__ import annotations
@@ -20,18 +20,19 @@ from textual.widgets import Footer
 
 from skewsim.errors import UserError
 from skewsim.share import to_share
-from tui.actions import ACTIONS, Action, bindings, by_id, key_text, valid_on
-from tui.driver import Driver
+from tui.actions import ACTIONS, REVERSING, Action, bindings, by_id, key_text, valid_on
 from tui.files import any_scenario, curves_csv, last_state, stamp, write
 from tui.lab import Lab, next_speed, speed_text
 from tui.lesson import Player, load_lesson
 from tui.measuring import Measuring
+from tui.playback import Playback
 from tui.process import Watch
 from tui.screens.explore import Explore
 from tui.shell import Options
 from tui.views import Look, ascii_wanted
 
 _FRAME = 0.1
+_SKIP = 10
 SMALLEST = (60, 18)
 
 
@@ -48,7 +49,7 @@ class KeyLine(Footer):
 
 
 class SkewsimApp(App[None]):
-    """`lab` is the state, `look` how it is drawn, `lens` the wish to see tokens."""
+    """`lab` is the state, `look` how it is drawn, `lens` asks the trainer for a step's tokens. See `tui.shell.Shell`."""
 
     CSS_PATH = "app.tcss"
     TITLE = "skewsim"
@@ -117,8 +118,8 @@ class SkewsimApp(App[None]):
         """Take in what is new, and draw the screen on top if anything is."""
         if self.signal:
             self.exit(return_code=128 + self.signal)
-        if self.lab.backward:
-            self.lab.rewind(_FRAME)
+        if self.playback.backward:
+            self.playback.rewind(_FRAME)
         news = self.lab.tick()
         if not self.is_running or not self.screen_stack:
             return
@@ -207,8 +208,12 @@ class SkewsimApp(App[None]):
         return found
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """What is hidden for teaching has no key, no footer entry and no line in the palette."""
-        return not (action == "do" and parameters and parameters[0] in self.options.hidden)
+        """What is hidden for teaching, or cannot be done now, has no key, no footer entry and no line in the palette."""
+        if action != "do" or not parameters:
+            return True
+        if parameters[0] in REVERSING and not self.playback.reversible:
+            return False
+        return parameters[0] not in self.options.hidden
 
     def action_do(self, id: str) -> None:
         try:
@@ -217,24 +222,50 @@ class SkewsimApp(App[None]):
             self.say(str(error))
 
     @property
-    def driver(self) -> Driver:
-        """What play, pause, step and speed act on: the screen's own training, or the lab's."""
-        return getattr(self.screen, "driver", None) or self.lab.driver
+    def playback(self) -> Playback:
+        """What play, pause, step, speed and back act on: the screen's own curves, or the lab's."""
+        shown = self.screen if self.screen_stack else None
+        return getattr(shown, "playback", None) or self.lab
 
     def do_pause(self) -> None:
-        playing = not self.driver.playing
-        if playing and self.lab.over and self.driver is self.lab.driver:
-            self.say("the run is over: 0 starts it again, n takes a new seed")
+        playback = self.playback
+        playing = not playback.driver.playing
+        if playing and playback.over and not playback.backward:
+            again = ": 0 starts it again, n takes a new seed" if playback is self.lab else ""
+            self.say(f"the run is over{': , goes back' if playback.reversible else again}")
             return
-        self.driver.play(playing)
-        self.lab.backward = False
+        playback.driver.play(playing)
+        playback.backward = False
         self.lab.heard = ""
         self.redraw()
 
     def do_step(self) -> None:
-        self.driver.step()
-        self.lab.backward = False
+        self.playback.driver.step()
+        self.playback.backward = False
         self.lab.heard = "one step"
+        self.redraw()
+
+    def do_back_step(self) -> None:
+        self._move(-1)
+
+    def do_skip_back(self) -> None:
+        self._move(-_SKIP)
+
+    def do_skip(self) -> None:
+        self._move(_SKIP)
+
+    def _move(self, steps: int) -> None:
+        """To another step of what is recorded or kept, and pause there."""
+        self.playback.driver.play(False)
+        self.playback.backward = False
+        self.playback.seek(self.playback.position + steps)
+        self.redraw()
+
+    def do_backward(self) -> None:
+        playback = self.playback
+        playback.backward = not playback.backward
+        playback.driver.play(not playback.backward)
+        self.lab.heard = "backward" if playback.backward else "forward"
         self.redraw()
 
     def do_faster(self) -> None:
@@ -244,8 +275,9 @@ class SkewsimApp(App[None]):
         self._turn_speed(-1)
 
     def _turn_speed(self, by: int) -> None:
-        self.driver.set_speed(next_speed(self.driver.speed, by))
-        self.say(f"speed {speed_text(self.driver.speed)}")
+        driver = self.playback.driver
+        driver.set_speed(next_speed(driver.speed, by))
+        self.say(f"speed {speed_text(driver.speed)}")
 
     def _look_closer(self, screen: Screen[Any]) -> None:
         """Put a screen over Explore, in place of another one of its kind; the same one again closes it."""

@@ -14,7 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from skewsim.errors import SkewsimError
 from skewsim.records import StepRecord
@@ -36,7 +36,7 @@ class TrackSpec:
     scenario: Scenario
     seeds: tuple[int, ...]
     taped: bool = False
-    train: Train | None = field(default=None, compare=False)
+    train: Train | None = None
     """Where this track's records come from, when that is not the driver's own training: a recorded run."""
 
 

@@ -10,6 +10,7 @@ from textual.widget import Widget
 from skewsim.settings import Scenario
 from tui.controls import Control
 from tui.lab import Lab, speed_text
+from tui.recordings import LIVE
 from tui.views import REWARD, Look
 
 
@@ -155,7 +156,7 @@ def _legend_lines(lab: Lab, look: Look, *, dashes: bool, short: bool) -> list[Te
 
 
 def top_line(lab: Lab, look: Look, *, score: str = "") -> Text:
-    """The top line: what is running, how far, how fast, and what was heard last."""
+    """The top line: what is running, how far, how fast, and the answer to the last key."""
     driver, yours = lab.driver, lab.yours
     if lab.over:
         state = look.glyph("■", "[]") + " over"
@@ -164,7 +165,7 @@ def top_line(lab: Lab, look: Look, *, score: str = "") -> Text:
     else:
         state = look.glyph("▶", ">") + " playing" if driver.playing else look.glyph("‖", "||") + " paused"
     if lab.replaying:
-        what = f"replay of {lab.replaying.name}"
+        what = lab.replaying
     else:
         seeds = f"seeds {lab.seeds[0]}-{lab.seeds[-1]}" if lab.band else f"seed {yours.seed}"
         what = f"{yours.trainer.objective}  {seeds}"
@@ -179,7 +180,7 @@ def top_line(lab: Lab, look: Look, *, score: str = "") -> Text:
 
 
 def bottom_line(lab: Lab, look: Look) -> Text:
-    """The bottom line: what is computed, measured and invented, and how many steps a second."""
+    """The bottom line: what is computed, measured and invented; how many steps a second, or how to come to live runs."""
     main = lab.main
     record = next(iter(main.series.last.values()), None) if main else None
     if record is None:
@@ -189,6 +190,7 @@ def bottom_line(lab: Lab, look: Look) -> Text:
     for name, source in record.sources.items():
         groups.setdefault(source, []).append(name)
     parts = [f"{kind}: {', '.join(names) or 'nothing'}" for kind, names in groups.items()]
-    text = Text(f" {lab.driver.rate:.1f} steps/s", style="bold", no_wrap=True)
+    pace = f"recorded   {LIVE}" if lab.archive is not None else f"{lab.driver.rate:.1f} steps/s"
+    text = Text(f" {pace}", style="bold", no_wrap=True)
     text.append("   " + "   ".join(parts), style=look.muted)
     return text

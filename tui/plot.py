@@ -16,7 +16,8 @@ from textual.strip import Strip
 from textual.widget import Widget
 
 from tui.chart import Array, ChartCurve, ChartWindow, Raster, limits, rasterise
-from tui.lab import TWIN, YOURS, Lab, Mark, Track
+from tui.lab import TWIN, YOURS, Lab, Mark
+from tui.playback import Track
 from tui.views import Look, View
 
 LOG_FLOOR = 1e-6  # float32 arithmetic alone is below it

@@ -21,8 +21,9 @@ from skewsim.share import to_share
 from tui.controls import FIXES, explore_controls
 from tui.driver import Driver, TrackSpec, Training
 from tui.files import last_state, remember
-from tui.lab import YOURS, Lab, Track, opening
+from tui.lab import YOURS, Lab, opening
 from tui.panel import ControlWidget, TextLine
+from tui.playback import Track
 from tui.plot import Plot, picture
 from tui.presets import check_hidden
 from tui.screens.too_small import TooSmall
@@ -305,7 +306,7 @@ async def test_a_toggle_at_the_newest_step_has_its_letter_and_no_two_ticks_read_
 @on_stage
 async def test_what_a_replay_refuses_does_not_set_it_going(stage: StageMaker) -> None:
     async with stage() as s:
-        s.lab.replay(Path("run-1"), [TrackSpec("yours", Scenario(steps=30), (0,), taped=True, train=scripted)])
+        s.lab.replay("replay of run-1", [TrackSpec("yours", Scenario(steps=30), (0,), taped=True, train=scripted)])
         await s.advance(3)
         for key in ("n", "b", "c", "1", "5", "u"):
             await s.press(key)

@@ -133,18 +133,20 @@ class Explore(ShellScreen):
         if said := self._said():
             return Text(f" {said}", style=f"bold {look.strong}", no_wrap=True)
         keys = [str(i) for i, fix in enumerate(FIXES, 1) if fix.id not in self.hidden_controls]
+        recorded = self.lab.archive is not None
         words = {
             f"{'1-4' if len(keys) == len(FIXES) else ' '.join(keys)} switch a fix": bool(keys),
             "5 all of them": self.check_action("do", ("fix_all",)),
-            "tab and arrows turn a knob": len(self._widgets) > len(keys),
-            "F1 explains": True,
+            ", steps back   backspace plays backward": recorded,
+            "tab and arrows turn a knob": not recorded and len(self._widgets) > len(keys),
+            "F1 explains": not recorded,
         }
         return Text("   ".join(["", *(word for word, there in words.items() if there)])[2:], style=look.muted)
 
     def _said(self) -> str:
         """What the curves' state asks for, if anything."""
         lab = self.lab
-        if lab.replaying:
+        if lab.replaying and lab.archive is None:
             return "a replay: , steps back   backspace plays backward   0 is live again"
         if lab.main is not None and lab.main.failed:
             return f"{lab.main.failed}: 0 starts another"
@@ -190,8 +192,11 @@ class Explore(ShellScreen):
 
     def on_lesson_panel_proceeded(self) -> None:
         player = self.shell.player
-        if player is not None and player.proceed(self.lab):
-            self.shell.lesson_changed()
+        try:
+            if player is not None and player.proceed(self.lab):
+                self.shell.lesson_changed()
+        except UserError as error:
+            self.shell.say(str(error))
 
     def on_lesson_panel_left(self) -> None:
         self.shell.player = None
@@ -214,8 +219,6 @@ class Explore(ShellScreen):
         if action != "do" or not parameters:
             return True
         entry = by_id(str(parameters[0]))
-        if entry.id in ("back_step", "backward") and self.lab.replaying is None:
-            return False
         return not is_hidden(entry, self.hidden_controls)
 
     def action_do(self, id: str) -> None:
@@ -223,7 +226,10 @@ class Explore(ShellScreen):
         if entry.argument is not None:
             self._move(next(fix for fix in FIXES if fix.id == entry.argument), 1)
             return
-        getattr(self, f"do_{id}")()
+        try:
+            getattr(self, f"do_{id}")()
+        except UserError as error:
+            self.shell.say(str(error))
         self.redraw()
 
     def do_fix_all(self) -> None:
@@ -253,16 +259,6 @@ class Explore(ShellScreen):
     def do_smooth(self) -> None:
         self.lab.smooth = 1 if self.lab.smooth > 1 else SMOOTH
         self.lab.heard = f"mean of {SMOOTH} steps" if self.lab.smooth > 1 else "every step as it is"
-
-    def do_back_step(self) -> None:
-        self.lab.driver.play(False)
-        self.lab.backward = False
-        self.lab.seek(self.lab.position - 1)
-
-    def do_backward(self) -> None:
-        self.lab.backward = not self.lab.backward
-        self.lab.driver.play(not self.lab.backward)
-        self.lab.heard = "backward" if self.lab.backward else "forward"
 
     def do_metric(self) -> None:
         self._turn_view(1)

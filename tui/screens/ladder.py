@@ -10,18 +10,19 @@ from textual.app import ComposeResult
 from textual.binding import BindingType
 from textual.containers import Grid
 
-from skewsim.scenarios import LADDER, ladder_scenarios
+from skewsim.scenarios import LADDER
 from tui.actions import bindings
 from tui.chart import ChartCurve
-from tui.driver import Driver, TrackSpec
-from tui.lab import Lab, Track
+from tui.driver import Driver
+from tui.lab import Lab
 from tui.panel import TextLine
+from tui.playback import Playback, Track
 from tui.plot import Picture, Plot
 from tui.series import Series
 from tui.shell import ShellScreen
+from tui.shows import LADDER_STEPS, rungs
 from tui.views import REWARD, Look
 
-STEPS = 100
 _COLUMNS = (
     ("reward", "reward/mean"),
     ("entropy", "policy/entropy"),
@@ -80,22 +81,17 @@ class LadderScreen(ShellScreen):
         super().__init__()
         self._lab = lab
         self._was_playing = lab.driver.playing
-        self._driver = Driver(lab.driver.train, speed=float("inf"))
-        scenarios = ladder_scenarios(objective=lab.yours.trainer.objective, steps=STEPS)
-        seeds = lab.seeds
-        self._specs = [
-            TrackSpec(s.name, s.with_values({"seed": seeds[0], "name": f"ladder_{s.name}"}), seeds, taped=True)
-            for s in scenarios  # under a name of its own: no curve of the lab, so not kept either
-        ]
-        letters = "rvpdih"
-        self._tracks = [
+        speed = float("inf") if lab.archive is None else lab.driver.speed
+        self._specs = rungs(lab.yours.trainer.objective, lab.seeds)
+        tracks = (
             Track(spec.name, letter, 6 if letter == "v" else 0, spec.scenario, Series(spec.seeds))
-            for spec, letter in zip(self._specs, letters, strict=True)
-        ]
+            for spec, letter in zip(self._specs, "rvpdih", strict=True)
+        )
+        self.playback = Playback(Driver(lab.driver.train, speed=speed), {track.name: track for track in tracks})
 
     @property
-    def driver(self) -> Driver:
-        return self._driver
+    def _tracks(self) -> list[Track]:
+        return list(self.playback.tracks.values())
 
     def compose(self) -> ComposeResult:
         yield TextLine("headline")
@@ -107,33 +103,26 @@ class LadderScreen(ShellScreen):
 
     def on_mount(self) -> None:
         self._lab.driver.play(False)
-        self._driver.restart(self._specs)
-        self._driver.start()
+        self.playback.driver.restart(self._specs)
+        self.playback.driver.start()
         self.redraw()
 
     def on_unmount(self) -> None:
-        self._driver.stop(0.1)
+        self.playback.driver.stop(0.1)
         if self._was_playing:
             self._lab.driver.play(True)
 
     def tick(self) -> bool:
         """Take in what the ladder's own driver has computed."""
-        updates = self._driver.drain()
-        by_name = {track.name: track for track in self._tracks}
-        for update in updates:
-            track = by_name[update.track]
-            track.failed = update.failed or track.failed
-            if update.records:
-                track.series.append(update.records)
-        return bool(updates)
+        return self.playback.tick()
 
     def redraw(self) -> None:
-        look = self.shell.look
-        step = max((t.series.step for t in self._tracks), default=-1) + 1
+        look, lab = self.shell.look, self._lab
+        step = self.playback.step + 1
         head = Text(" Ladder ", style="bold reverse", no_wrap=True)
         head.append(
-            f"  {self._lab.yours.trainer.objective}, step {step} of {STEPS}, seeds {len(self._lab.seeds)}, "
-            "settings of skewsim ladder",
+            f"  {self._lab.yours.trainer.objective}, step {step} of {LADDER_STEPS}, seeds {len(self._lab.seeds)}, "
+            f"{'settings of skewsim ladder' if lab.archive is None else f'recorded; {lab.live}'}",
             style="not bold not reverse",
         )
         self.query_one("#headline", TextLine).show(head)

@@ -113,8 +113,11 @@ class LensPage(Page):
 
     def waiting(self) -> Text:
         """What there is to say while there is no step to look at."""
-        if self.shell.lab.replaying:
+        lab = self.shell.lab
+        if lab.archive is not None:
+            return Text(f"A recording has each step's numbers, not its tokens; {lab.live}.")
+        if lab.replaying:
             return Text("A run folder has each step's numbers, not its tokens. Escape, then 0, for a live run.")
-        if self.shell.lab.over:
+        if lab.over:
             return Text("The run is over. Escape, then 0, starts it again.")
         return Text("The next step's tokens appear here. Press . for one step, space to play.")
