@@ -37,10 +37,10 @@ SMALLEST = (60, 18)
 
 
 class KeyLine(Footer):
-    """Textual's footer, without the keys that are gone.
+    """Textual's footer, without its memory leak.
 
-    It makes its keys anew whenever a screen opens or closes, and holds every old one, a megabyte for ten, as a watcher
-    of `compact` until that changes. Telling the watchers anew lets go of those that are closed.
+    It makes new key widgets whenever a screen opens or closes, and keeps every old one (a megabyte for ten) as a
+    watcher of its `compact` attribute. Textual drops closed watchers when the attribute changes: here it is told so.
     """
 
     async def recompose(self) -> None:
@@ -49,13 +49,13 @@ class KeyLine(Footer):
 
 
 class SkewsimApp(App[None]):
-    """`lab` is the state, `look` how it is drawn, `lens` asks the trainer for a step's tokens. See `tui.shell.Shell`."""
+    """`lab` is the state, `look` how it is drawn, `lens` asks for a step's tokens. See `tui.shell.Shell`."""
 
     CSS_PATH = "app.tcss"
     TITLE = "skewsim"
     ENABLE_COMMAND_PALETTE = False
     ALLOW_SELECT = False
-    """The terminal's own way of marking text stays; Textual's (8.2.8) ends the app on a click where a widget is leaving."""
+    """The terminal's own way of selecting text is used: Textual's (8.2.8) crashes on a click on a closing widget."""
     BINDINGS: ClassVar[list[BindingType]] = bindings("app")
 
     def __init__(
@@ -77,9 +77,9 @@ class SkewsimApp(App[None]):
         self.measuring: Measuring | None = None
         self.explore = Explore(lab, hidden=self.options.hidden, view=self.options.view)
         self.leaving = False
-        """Whether the end has been asked for: the screens are being taken down, and no key or click acts on them any more."""
+        """Whether the app is being closed: from then on no key or click is acted on."""
         self.signal = 0
-        """The number of a signal that asks for the end: it may come at any moment, so it is heeded at the next tick."""
+        """The number of a signal that asked the app to end, or 0; the next tick acts on it."""
         self._keys = keymap or {}
 
     def on_mount(self) -> None:
@@ -95,7 +95,7 @@ class SkewsimApp(App[None]):
             self.call_after_refresh(self.start_lesson, self.options.lesson)
 
     def _look_out(self) -> None:
-        """Until there is a first step to show, more often than there will be steps."""
+        """Tick more often than usual until the first step is there, so that it is shown at once."""
         if self.lab.step >= 0:
             self._arrival.stop()
         else:
@@ -103,7 +103,7 @@ class SkewsimApp(App[None]):
 
     def _arrived(self) -> None:
         if not gc.isenabled():  # since the command began
-            gc.freeze()  # what is imported stays: no collection has to walk it
+            gc.freeze()  # imported modules are never freed: keep the collector from searching them
             gc.enable()
         self._list_profiles()
 
@@ -154,7 +154,7 @@ class SkewsimApp(App[None]):
         self.lesson_changed()
 
     def lesson_changed(self) -> None:
-        """A card was turned, answered or left: draw it, and keep the score."""
+        """Draw the lesson's panel after any change, and keep its score for the end."""
         self.score = self.player.score if self.player else self.score
         self.explore.show_lesson(self.player)
         self.redraw()
@@ -208,7 +208,7 @@ class SkewsimApp(App[None]):
         return found
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """What is hidden for teaching, or cannot be done now, has no key, no footer entry and no line in the palette."""
+        """What is hidden, or cannot be done now, has no key, no footer entry and no line in the palette."""
         if action != "do" or not parameters:
             return True
         if parameters[0] in REVERSING and not self.playback.reversible:
@@ -280,7 +280,7 @@ class SkewsimApp(App[None]):
         self.say(f"speed {speed_text(driver.speed)}")
 
     def _look_closer(self, screen: Screen[Any]) -> None:
-        """Put a screen over Explore, in place of another one of its kind; the same one again closes it."""
+        """Put a screen over Explore, in place of the one that is there; the key of the one that is there closes it."""
         shown = self.screen
         if self.close(shown) and type(shown) is not type(screen):
             self.push_screen(screen)
@@ -393,7 +393,7 @@ class SkewsimApp(App[None]):
         self._saved(path)
 
     def _saved(self, path: Path) -> None:
-        """Where it is, whole: the headline may have no room for it."""
+        """Say where a file is in a notice: the headline may have no room for the whole path."""
         self.lab.heard = "saved"
         self.notify(str(path), title="saved", markup=False)
         self.redraw()

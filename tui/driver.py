@@ -1,11 +1,11 @@
-"""One thread that has training done while the screen stays free.
+"""One thread that asks for training steps, so that the screen never waits for one.
 
-The thread owns the generators of training (`tui.process`, or a run that is read), one for each track, and advances them in lock step. Orders
-go in through a queue and take effect between two steps; records come out through a deque that the screen empties at
-its own pace. The thread never touches a widget, and the screen never waits for the thread: stopping is not asking
-for the next record. What a track has computed is kept on a tape, so a reset replays the unchanged tracks for nothing.
+The thread owns a generator of records for each track (from `tui.process`, or from recorded runs) and advances them in
+lock step. Orders go in through a queue and take effect between two steps; records come out through a deque that the
+screen empties when it draws. The thread never touches a widget. To stop is to ask for no further record.
 
-A recorded run is driven by the same thread: its "training" is reading records, which can also go back.
+The records of a taped track are kept, so that a reset shows them again without computing them. A recorded run is driven
+by the same thread: its "training" is reading records, from the beginning whenever that is asked for.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ Records = Sequence[StepRecord]
 Training = Generator[Records, Scenario | None, None]
 Train = Callable[[Scenario, tuple[int, ...]], Training]
 TAPE = 600
-"""Steps of a track that are kept for a reset; a longer run is computed anew, so that what is kept is bounded."""
+"""How many steps of a track are kept for a reset; a longer track is computed again, which bounds the memory."""
 SPEEDS: tuple[float, ...] = (1, 2, 5, 10, 20, 50, float("inf"))
 
 
 @dataclass(frozen=True)
 class TrackSpec:
-    """A curve to compute: a scenario over some seeds. A taped track is never toggled and so can be rewound."""
+    """A curve to compute: a scenario over some seeds. A taped track is never toggled, so it can be played again."""
 
     name: str
     scenario: Scenario
@@ -56,7 +56,7 @@ class TrackUpdate:
 
 
 class _Track:
-    """A generator, and for a taped track what it has said so far; a recorded run is read again instead."""
+    """A track's generator, and for a taped track its records so far. A recorded run needs no tape: it is read again."""
 
     def __init__(self, spec: TrackSpec, train: Train) -> None:
         self.spec = spec
@@ -74,7 +74,7 @@ class _Track:
         self._pending, self._ordered = scenario, serial
 
     def rewind(self) -> bool:
-        """Back to step 0; False for a track without a tape, or that failed, which has to be computed anew."""
+        """Back to step 0; False for a track without a tape, or one that failed: it has to be computed again."""
         if self._recorded:
             self._training = None
         elif not self._taping or self.failed:
@@ -147,7 +147,7 @@ class Driver:
         return epoch
 
     def seek(self, step: int) -> int:
-        """Taped tracks to a step, at once; like a restart, this begins a new epoch."""
+        """All tracks to a step, at once; they have to be taped or recorded. Like a restart, this begins a new epoch."""
         with self._wake:
             self.epoch += 1
             epoch = self.epoch
@@ -273,7 +273,7 @@ class Driver:
             if self._stopping or epoch != self.epoch:
                 return
             moved |= not track.over and self._advance(epoch, track, self._updates if first else news)
-        self._updates.extend(news)  # after the first step all at once: what is shown side by side is of one step
+        self._updates.extend(news)  # all tracks at once, so that the curves on the screen end at the same step
         if moved:
             self._times.append(time.monotonic())
         else:
@@ -287,7 +287,7 @@ class Driver:
             track.over = True
             news.append(TrackUpdate(epoch, name, (), ended=True))
             return False
-        except Exception as error:  # whatever a run dies of, the screen says so and the other curves go on
+        except Exception as error:  # the screen shows it as this curve's end; the other curves go on
             track.over = track.failed = True
             reason = str(error) if isinstance(error, SkewsimError) else f"{type(error).__name__}: {error}"
             news.append(TrackUpdate(epoch, name, (), failed=reason.splitlines()[0]))

@@ -39,7 +39,7 @@ _STUCK = 10
 _FURTHEST = 20
 """How many choices away a recorded one is looked for."""
 _NOT_SHARED = {"old_logprobs", "correction", "dtype", "head_dtype", "temperature"}
-"""What a trainer may do about the engine; everything else of it the three curves have in common."""
+"""Trainer settings that are an answer to the engine's: yours may differ in them; all others the three curves share."""
 
 OPENING = {
     "trainer.objective": "reinforce",
@@ -60,7 +60,7 @@ class Mark:
 
 
 def reference_for(yours: Scenario) -> Scenario:
-    """All four fixes on, nothing injected: what the run would be without skew of the engine's making."""
+    """Yours' task, seed and trainer, with all four fixes on and no injected noise: a run whose engine adds no skew."""
     plain = Scenario(name=REFERENCE, steps=yours.steps, seed=yours.seed, policy=yours.policy, task=yours.task)
     plain = plain.with_values({"engine.temperature": yours.engine.temperature, "device": yours.device})
     shared = set(type(yours.trainer).model_fields) - _NOT_SHARED
@@ -78,7 +78,7 @@ def compared(yours: Scenario) -> tuple[Scenario, Scenario, Scenario]:
 
 
 def opening() -> Scenario:
-    """What yours is on arrival: initial V1, one key away from each fix."""
+    """What yours is when the app opens: initial V1's settings, so that each fix is one key away."""
     return initial_v1_for(Scenario(steps=HORIZON).with_values(OPENING)).with_values({"name": YOURS})
 
 
@@ -117,7 +117,7 @@ class Lab(Playback):
 
     @property
     def stuck(self) -> bool:
-        """Whether yours once had a reward and has had next to none for a while: nothing is left to learn from."""
+        """Whether yours once had a reward and now has almost none, so that it has nothing to learn from."""
         if self.main is None or self.replaying:
             return False
         rewards = self.main.series.mean("reward/mean")
@@ -126,7 +126,7 @@ class Lab(Playback):
 
     @property
     def main(self) -> Track | None:
-        """The curve that the other screens look at: yours, or the first one of a replay."""
+        """The curve that the other screens are about: yours, or the first one of a replay."""
         return self.tracks.get(YOURS) or next(iter(self.tracks.values()), None)
 
     @property
@@ -159,7 +159,7 @@ class Lab(Playback):
         if self.archive is not None:
             self.yours = self._began
             specs = [replace(spec, taped=True, train=self.archive.run(spec.scenario)) for spec in self._specs()]
-            self._show(specs, f"recorded {self.yours.trainer.objective}")
+            self._show(specs, "recorded")
         else:
             self._show(self._specs(), None)
 
@@ -214,7 +214,7 @@ class Lab(Playback):
             self.heard = f"{text}: not recorded"
         else:
             self._follow(found)
-            self.heard = f"{text}: recorded from step {found.start}"
+            self.heard = f"{text}: from step {found.start}"
 
     def _follow(self, run: RecordedRun) -> None:
         """Let yours play another recorded run, from where it parts from the one before."""
@@ -361,7 +361,7 @@ def _track(spec: TrackSpec, at: int, *, hidden: bool = False) -> Track:
 
 
 def _moved(before: Scenario, after: Scenario) -> list[Control]:
-    """The controls of the first screen that show something else; a fix stands for what it moves along."""
+    """The controls of the first screen whose text differs, without those that a moved fix sets as well."""
     moved = [c for c in explore_controls() if c.text(before) != c.text(after)]
     along = {path for control in moved for path in control.loose}
     return [c for c in moved if not c.choices or not set(c.choices[0].values) <= along]
@@ -376,7 +376,7 @@ def _differences(before: Scenario, after: Scenario) -> list[str]:
 
 
 def _marks(step: int, before: Scenario, after: Scenario, events: Sequence[str]) -> list[Mark]:
-    """The letters of a recorded toggle, as they stood on the live curve."""
+    """A recorded toggle's marks: a letter for each control that was turned, as on the live curve."""
     moved, words = _moved(before, after), "; ".join(events)
     letters = "A" if all(fix in moved for fix in FIXES) else "".join(control.letter for control in moved) or "*"
     return [Mark(step, letter, words) for letter in letters]

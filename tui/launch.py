@@ -1,4 +1,4 @@
-"""The command line's way in and out: options to an app, and what is left in the shell."""
+"""`skewsim tui`: from command-line options to a running app, and the lines it prints when it ends."""
 
 from __future__ import annotations
 
@@ -47,11 +47,11 @@ def run(
         build(target, _process(), lesson=lesson, hide=hide, preset=preset)  # other mistakes come first
         raise UserError("the terminal UI needs a terminal; `skewsim run --plain` prints the numbers")
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # to look for some takes a twentieth of a second
-    gc.disable()  # until the first frame: imports make objects to keep
+    gc.disable()  # until the first frame: collections during the imports would find nothing
     process = _process(out)
     if process is not None:
         process.start()  # torch is imported while the first frame is drawn
-    os.environ.setdefault("TEXTUAL_FPS", "120")  # how soon a change is drawn, not how often: a key is answered sooner
+    os.environ.setdefault("TEXTUAL_FPS", "120")  # a change is drawn at the next frame: more frames answer a key sooner
     try:
         return _run(build(target, process, lesson=lesson, hide=hide, preset=preset, out=out), process)
     finally:
@@ -152,7 +152,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def farewell(lab: Lab, score: str) -> str:
-    """One line on what was seen, and the share string that brings it back."""
+    """One line on how far the curves came, and one with the command that shows these settings again."""
     from skewsim.share import to_share
     from tui.views import REWARD
 

@@ -180,7 +180,7 @@ def top_line(lab: Lab, look: Look, *, score: str = "") -> Text:
 
 
 def bottom_line(lab: Lab, look: Look) -> Text:
-    """The bottom line: what is computed, measured and invented; how many steps a second, or how to come to live runs."""
+    """The bottom line: the pace, or how to come to live runs; what is computed, measured and invented."""
     main = lab.main
     record = next(iter(main.series.last.values()), None) if main else None
     if record is None:

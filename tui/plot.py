@@ -33,7 +33,7 @@ class Picture:
     marks: list[Mark] = field(default_factory=list)
     dead: dict[str, int] = field(default_factory=dict)
     titles: tuple[str, ...] = ()
-    """The same in fewer and fewer characters."""
+    """Titles with the same content, the longest first: the first one that fits is drawn."""
 
 
 def picture(lab: Lab, view: View) -> Picture:

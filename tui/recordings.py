@@ -36,7 +36,7 @@ def same_run(scenario: Scenario) -> Scenario:
 
 @dataclass(eq=False)
 class RecordedRun:
-    """One run of one seed. It stands in for a trainer: called like `skewsim.learn.trainer.train`, it plays its records."""
+    """One run of one seed. Called like `skewsim.learn.trainer.train`, it yields its records: it stands in for a trainer."""
 
     scenario: Scenario
     """The settings from `start` on."""
@@ -90,7 +90,7 @@ class RecordedRun:
     def toggled(self, wanted: Scenario, step: int) -> RecordedRun | None:
         """The recorded run that was toggled to the wanted settings, if there is one.
 
-        Of several, the one that has most toggles in common with this one, and of those the one toggled nearest to `step`.
+        Of several, the one with most toggles in common with this one; of those, the one toggled nearest to `step`.
         """
         wanted, mine = same_run(wanted), [same_run(run.scenario) for run in self.path]
 

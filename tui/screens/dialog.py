@@ -1,4 +1,4 @@
-"""What is laid over another screen to choose or type something."""
+"""The base of the dialogs: small screens over another one, to choose or type something."""
 
 from __future__ import annotations
 

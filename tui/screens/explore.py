@@ -1,6 +1,7 @@
-"""Explore, the first screen: three curves under common random numbers, and the switches, knobs and selectors of one.
+"""Explore, the first screen: three curves with the same random numbers, and the controls of one of them.
 
-The screen owns no numbers: it turns keys into verbs of the `Lab`, and ten times a second draws what the lab has.
+The screen has no numbers of its own: it turns keys into calls of the `Lab`, and draws the lab's curves ten times a
+second.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from tui.views import REWARD, VIEWS, View
 
 _EXTRA_PLOTS = 6
 _DIFFERENCE = View("", "yours minus twin")
-"""Not a metric of a curve: what `tui.plot.twin_difference` draws."""
+"""A view that stands for the difference that `tui.plot.twin_difference` draws, not for a metric."""
 
 
 class Explore(ShellScreen):
@@ -71,7 +72,7 @@ class Explore(ShellScreen):
         return [c for c in explore_controls(self.shell.profiles) if c.id not in self.hidden_controls]
 
     def on_mount(self) -> None:
-        """Ten times a second nothing is looked up: what is drawn is at hand."""
+        """Find all widgets once: `redraw` comes ten times a second, and searching each time would be slow."""
         self._plots = [self.query_one(f"#plot-{i}", Plot) for i in range(_EXTRA_PLOTS)]
         self._reward = self.query_one("#plot-reward", Plot)
         self._lines = {name: self.query_one(f"#{name}", TextLine) for name in ("headline", "legend", "hint", "status")}
@@ -106,7 +107,7 @@ class Explore(ShellScreen):
         self._lines["hint"].show(self._hint())
 
     def _draw_plots(self, *, shown: int) -> None:
-        """Draw the charts, if what they show is not what they showed: a key is answered without them."""
+        """Draw the charts, but only if something on them has changed: most keys change nothing there."""
         lab, look = self.lab, self.shell.look
         curves = [(t.series, t.series.step, t.hidden) for t in lab.tracks.values()]
         state = (look, shown, self.first_view, lab.smooth, lab.twin, lab.replaying, lab.marks[-1:], curves)
@@ -122,11 +123,11 @@ class Explore(ShellScreen):
             plot.show(twin_difference(lab, REWARD) if view is _DIFFERENCE else picture(lab, view), look)
 
     def _views(self) -> tuple[View, ...]:
-        """What the charts below the reward can show, in the order of the key that turns them."""
+        """The metrics that the charts below the reward can show, in the order in which the key goes through them."""
         return (_DIFFERENCE, *VIEWS) if TWIN in self.lab.tracks else VIEWS
 
     def _hint(self) -> Text:
-        """What the focused control is called in vLLM, TRL or verl; otherwise how to begin, or how to begin again."""
+        """What the focused control is called in vLLM, TRL or verl; without a focus, which keys to press next."""
         look, focused = self.shell.look, self.focused
         if isinstance(focused, ControlWidget):
             return Text(f" {focused.control.names}", style=f"bold {look.strong}", no_wrap=True)
@@ -144,7 +145,7 @@ class Explore(ShellScreen):
         return Text("   ".join(["", *(word for word, there in words.items() if there)])[2:], style=look.muted)
 
     def _said(self) -> str:
-        """What the curves' state asks for, if anything."""
+        """Advice on the state that the curves are in, if there is any to give."""
         lab = self.lab
         if lab.replaying and lab.archive is None:
             return "a replay: , steps back   backspace plays backward   0 is live again"
@@ -161,7 +162,7 @@ class Explore(ShellScreen):
         self._lines["hint"].show(self._hint())
 
     def show_lesson(self, player: Player | None) -> None:
-        """The panel below, and the control and the metric that the card points at."""
+        """Draw the lesson's panel, and highlight the control and the metric that its card is about."""
         panel = self.query_one(LessonPanel)
         self.set_class(player is not None, "-asking")
         panel.show(player, self.shell.look)
@@ -215,7 +216,7 @@ class Explore(ShellScreen):
         self.redraw()
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """A key that a lesson hides does nothing and is not listed."""
+        """A hidden key does nothing and is not listed."""
         if action != "do" or not parameters:
             return True
         entry = by_id(str(parameters[0]))

@@ -50,7 +50,7 @@ def table(tracks: list[Track], look: Look, *, width: int) -> Text:
 
 
 def standing(track: Track, reference: Track) -> str:
-    """In words: the same to the last bit, or how much reward is missing."""
+    """How a rung compares with the reference: identical in every number, or by how much its reward differs."""
     if track.note:
         return track.note
     if track is reference or not len(track.series):
@@ -72,9 +72,9 @@ class LadderScreen(ShellScreen):
     help_title = "Ladder"
     help_text = (
         "The order in which the migration was repaired. Each rung has the fixes of the one before and one more. Every "
-        "chart shows the rung (its letter) and the reference (r). All share prompts and random numbers, so a rung whose "
-        "settings equal the reference's coincides with it to the last bit. The objective and the seed are Explore's; the "
-        "rest is as in the command `skewsim ladder`."
+        "chart shows the rung (its letter) and the reference (r). All share prompts and random numbers, so a rung "
+        "whose settings equal the reference's coincides with it to the last bit. The objective and the seed are Explore's; "
+        "the rest is as in the command `skewsim ladder`."
     )
 
     def __init__(self, lab: Lab) -> None:

@@ -89,7 +89,7 @@ class Page(ShellScreen):
 
 
 class LensPage(Page):
-    """A page on the newest step's tokens: while it is open, the trainer shows them."""
+    """A page about the newest step's tokens: while it is open, the trainer is asked to send them."""
 
     def on_mount(self) -> None:
         self.shell.lens.wanted = True
@@ -100,7 +100,7 @@ class LensPage(Page):
 
     @property
     def snapshot(self) -> Snapshot | None:
-        """The newest step's, not one that somebody looked at long ago."""
+        """The newest step's tokens; None if the last tokens seen are of an older step."""
         lab, latest = self.shell.lab, self.shell.lens.latest
         fresh = latest is not None and lab.main is not None and latest.step >= lab.main.series.step
         return latest if fresh and not lab.replaying else None
@@ -108,11 +108,11 @@ class LensPage(Page):
     def subtitle(self) -> str:
         if self.shell.lab.replaying:
             return "a replay has no tokens"
-        seen = self.snapshot  # once: the driver's thread may take it away at any moment
+        seen = self.snapshot  # read once: the driver's thread may replace it at any moment
         return f"step {seen.step} of yours" if seen is not None else "waiting for the next step (. makes one)"
 
     def waiting(self) -> Text:
-        """What there is to say while there is no step to look at."""
+        """The text of the page while there is no step to show."""
         lab = self.shell.lab
         if lab.archive is not None:
             return Text(f"A recording has each step's numbers, not its tokens; {lab.live}.")

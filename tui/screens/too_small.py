@@ -18,5 +18,7 @@ class TooSmall(ShellScreen):
     def compose(self) -> ComposeResult:
         width, height = self._needed
         yield Static(
-            f"skewsim needs {width} x {height} characters.\nThis terminal is {self.app.size.width} x {self.app.size.height}.\nEnlarge it, or press q to quit."
+            f"skewsim needs {width} x {height} characters.\n"
+            f"This terminal is {self.app.size.width} x {self.app.size.height}.\n"
+            "Enlarge it, or press q to quit."
         )
