@@ -21,17 +21,17 @@ from textual.app import App, ComposeResult
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tests.tui.terminal import in_terminal
-from tui.chart import Curve
+from tui.chart import ChartCurve
 from tui.plot import Picture, Plot
 from tui.views import REWARD, Look
 
 _REDRAWS, _INTERVAL = 100, 0.1
 
 
-def curves(shift: int) -> list[Curve]:
+def curves(shift: int) -> list[ChartCurve]:
     """Eight of 500 points, other ones for every frame."""
     x = np.arange(500.0)
-    return [Curve("abcdefgh"[i], x, 0.5 + 0.4 * np.sin((x + shift) / 30 + i), (0, 6, 2)[i % 3]) for i in range(8)]
+    return [ChartCurve("abcdefgh"[i], x, 0.5 + 0.4 * np.sin((x + shift) / 30 + i), (0, 6, 2)[i % 3]) for i in range(8)]
 
 
 class Stage(App[None]):

@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tests.tui.monkey import bother
 from tests.tui.terminal import TUI, Terminal
-from tui.screens.runs import find_runs
+from tui.folders import find_runs
 
 
 def main() -> None:

@@ -72,8 +72,10 @@ ACTIONS: tuple[Action, ...] = (
     Action("hide", "h", "Hide", "Hide one curve after the other; then show all again.", "explore"),
     Action("smooth", "w", "Smooth", "Draw the mean of the last five steps, or every step as it is.", "explore"),
     Action("more", "x", "More", "Every setting of engine, skew and trainer, beyond this screen.", "explore", True),
-    Action("back_step", "comma", "Step back", "In a replay: one step back.", "explore"),
-    Action("backward", "backspace", "Backward", "In a replay: play backward, or forward again.", "explore"),
+    Action("back_step", "comma", "Step back", "In a replay: one step back."),
+    Action("skip_back", "left_square_bracket", "Ten back", "In a replay: ten steps back."),
+    Action("skip", "right_square_bracket", "Ten on", "In a replay: ten steps on."),
+    Action("backward", "backspace", "Backward", "In a replay: play backward, or forward again."),
     Action("tokens", "t", "Tokens", "This step's sequences, ratios and skew by probability."),
     Action("formula", "f", "Formula", "The objective with this step's numbers in it, and where the code stands."),
     Action("profile", "p", "Profile", "Measured skew profiles: look at one, compare two, use one as the noise source."),
@@ -111,6 +113,8 @@ ACTIONS: tuple[Action, ...] = (
     Action("measure", "n", "Measure", "Profile: measure a real engine now, in a process of its own.", "profile", True),
 )
 
+REVERSING = ("back_step", "skip_back", "skip", "backward")
+"""Possible only where what is shown is recorded or kept."""
 SCREENS = ("explore", "advise", "profile", "diagnose")
 """Screens with keys of their own; the app's and a page's keys are valid on each."""
 
@@ -146,6 +150,8 @@ def key_text(keys: str) -> str:
         "question_mark": "?",
         "colon": ":",
         "comma": ",",
+        "left_square_bracket": "[",
+        "right_square_bracket": "]",
     }
     return " ".join(names.get(key, key.upper() if key == "f1" else key) for key in keys.split(","))
 

@@ -1,13 +1,13 @@
-"""The app: one lab, one driver, a stack of screens, and what every screen shares (look, keys, share string, exit).
+"""The app: one lab, a stack of screens, and what every screen shares (look, keys, share string, exit).
 
-The trainer is a process of its own (`tui.process`), so nothing here waits for torch or shares its time. Ten times a second the app takes in
-what the thread has computed and lets the screen on top draw itself.
+The trainer runs in a process of its own (`tui.process`), so nothing here waits for torch. Ten times a second the app
+takes in the steps that the driver's thread has received, and lets the screen on top draw itself.
 """
 
 from __future__ import annotations
 
 import gc
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,35 +20,27 @@ from textual.widgets import Footer
 
 from skewsim.errors import UserError
 from skewsim.share import to_share
-from tui.actions import ACTIONS, Action, bindings, by_id, key_text, valid_on
-from tui.driver import Driver
-from tui.files import curves_csv, find_scenario, last_state, stamp, write
+from tui.actions import ACTIONS, REVERSING, Action, bindings, by_id, key_text, valid_on
+from tui.files import any_scenario, curves_csv, last_state, stamp, write
 from tui.lab import Lab, next_speed, speed_text
 from tui.lesson import Player, load_lesson
 from tui.measuring import Measuring
+from tui.playback import Playback
 from tui.process import Watch
 from tui.screens.explore import Explore
+from tui.shell import Options
 from tui.views import Look, ascii_wanted
 
 _FRAME = 0.1
+_SKIP = 10
 SMALLEST = (60, 18)
 
 
-@dataclass(frozen=True)
-class Options:
-    """What the command line asked for."""
-
-    hidden: frozenset[str] = frozenset()
-    lesson: str | None = None
-    out: Path | None = None
-    view: str | None = None
-
-
 class KeyLine(Footer):
-    """Textual's footer, without the keys that are gone.
+    """Textual's footer, without its memory leak.
 
-    It makes its keys anew whenever a screen opens or closes, and holds every old one, a megabyte for ten, as a watcher
-    of `compact` until that changes. Telling the watchers anew lets go of those that are closed.
+    It makes new key widgets whenever a screen opens or closes, and keeps every old one (a megabyte for ten) as a
+    watcher of its `compact` attribute. Textual drops closed watchers when the attribute changes: here it is told so.
     """
 
     async def recompose(self) -> None:
@@ -57,13 +49,13 @@ class KeyLine(Footer):
 
 
 class SkewsimApp(App[None]):
-    """`lab` is the state, `look` how it is drawn, `lens` the wish to see tokens."""
+    """`lab` is the state, `look` how it is drawn, `lens` asks for a step's tokens. See `tui.shell.Shell`."""
 
     CSS_PATH = "app.tcss"
     TITLE = "skewsim"
     ENABLE_COMMAND_PALETTE = False
     ALLOW_SELECT = False
-    """The terminal's own way of marking text stays; Textual's (8.2.8) ends the app on a click where a widget is leaving."""
+    """The terminal's own way of selecting text is used: Textual's (8.2.8) crashes on a click on a closing widget."""
     BINDINGS: ClassVar[list[BindingType]] = bindings("app")
 
     def __init__(
@@ -85,9 +77,9 @@ class SkewsimApp(App[None]):
         self.measuring: Measuring | None = None
         self.explore = Explore(lab, hidden=self.options.hidden, view=self.options.view)
         self.leaving = False
-        """Whether the end has been asked for: the screens are being taken down, and no key or click acts on them any more."""
+        """Whether the app is being closed: from then on no key or click is acted on."""
         self.signal = 0
-        """The number of a signal that asks for the end: it may come at any moment, so it is heeded at the next tick."""
+        """The number of a signal that asked the app to end, or 0; the next tick acts on it."""
         self._keys = keymap or {}
 
     def on_mount(self) -> None:
@@ -103,7 +95,7 @@ class SkewsimApp(App[None]):
             self.call_after_refresh(self.start_lesson, self.options.lesson)
 
     def _look_out(self) -> None:
-        """Until there is a first step to show, more often than there will be steps."""
+        """Tick more often than usual until the first step is there, so that it is shown at once."""
         if self.lab.step >= 0:
             self._arrival.stop()
         else:
@@ -111,7 +103,7 @@ class SkewsimApp(App[None]):
 
     def _arrived(self) -> None:
         if not gc.isenabled():  # since the command began
-            gc.freeze()  # what is imported stays: no collection has to walk it
+            gc.freeze()  # imported modules are never freed: keep the collector from searching them
             gc.enable()
         self._list_profiles()
 
@@ -126,8 +118,8 @@ class SkewsimApp(App[None]):
         """Take in what is new, and draw the screen on top if anything is."""
         if self.signal:
             self.exit(return_code=128 + self.signal)
-        if self.lab.backward:
-            self.lab.rewind(_FRAME)
+        if self.playback.backward:
+            self.playback.rewind(_FRAME)
         news = self.lab.tick()
         if not self.is_running or not self.screen_stack:
             return
@@ -162,7 +154,7 @@ class SkewsimApp(App[None]):
         self.lesson_changed()
 
     def lesson_changed(self) -> None:
-        """A card was turned, answered or left: draw it, and keep the score."""
+        """Draw the lesson's panel after any change, and keep its score for the end."""
         self.score = self.player.score if self.player else self.score
         self.explore.show_lesson(self.player)
         self.redraw()
@@ -216,8 +208,12 @@ class SkewsimApp(App[None]):
         return found
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """What is hidden for teaching has no key, no footer entry and no line in the palette."""
-        return not (action == "do" and parameters and parameters[0] in self.options.hidden)
+        """What is hidden, or cannot be done now, has no key, no footer entry and no line in the palette."""
+        if action != "do" or not parameters:
+            return True
+        if parameters[0] in REVERSING and not self.playback.reversible:
+            return False
+        return parameters[0] not in self.options.hidden
 
     def action_do(self, id: str) -> None:
         try:
@@ -226,24 +222,50 @@ class SkewsimApp(App[None]):
             self.say(str(error))
 
     @property
-    def driver(self) -> Driver:
-        """What play, pause, step and speed act on: the screen's own training, or the lab's."""
-        return getattr(self.screen, "driver", None) or self.lab.driver
+    def playback(self) -> Playback:
+        """What play, pause, step, speed and back act on: the screen's own curves, or the lab's."""
+        shown = self.screen if self.screen_stack else None
+        return getattr(shown, "playback", None) or self.lab
 
     def do_pause(self) -> None:
-        playing = not self.driver.playing
-        if playing and self.lab.over and self.driver is self.lab.driver:
-            self.say("the run is over: 0 starts it again, n takes a new seed")
+        playback = self.playback
+        playing = not playback.driver.playing
+        if playing and playback.over and not playback.backward:
+            again = ": 0 starts it again, n takes a new seed" if playback is self.lab else ""
+            self.say(f"the run is over{': , goes back' if playback.reversible else again}")
             return
-        self.driver.play(playing)
-        self.lab.backward = False
+        playback.driver.play(playing)
+        playback.backward = False
         self.lab.heard = ""
         self.redraw()
 
     def do_step(self) -> None:
-        self.driver.step()
-        self.lab.backward = False
+        self.playback.driver.step()
+        self.playback.backward = False
         self.lab.heard = "one step"
+        self.redraw()
+
+    def do_back_step(self) -> None:
+        self._move(-1)
+
+    def do_skip_back(self) -> None:
+        self._move(-_SKIP)
+
+    def do_skip(self) -> None:
+        self._move(_SKIP)
+
+    def _move(self, steps: int) -> None:
+        """To another step of what is recorded or kept, and pause there."""
+        self.playback.driver.play(False)
+        self.playback.backward = False
+        self.playback.seek(self.playback.position + steps)
+        self.redraw()
+
+    def do_backward(self) -> None:
+        playback = self.playback
+        playback.backward = not playback.backward
+        playback.driver.play(not playback.backward)
+        self.lab.heard = "backward" if playback.backward else "forward"
         self.redraw()
 
     def do_faster(self) -> None:
@@ -253,11 +275,12 @@ class SkewsimApp(App[None]):
         self._turn_speed(-1)
 
     def _turn_speed(self, by: int) -> None:
-        self.driver.set_speed(next_speed(self.driver.speed, by))
-        self.say(f"speed {speed_text(self.driver.speed)}")
+        driver = self.playback.driver
+        driver.set_speed(next_speed(driver.speed, by))
+        self.say(f"speed {speed_text(driver.speed)}")
 
     def _look_closer(self, screen: Screen[Any]) -> None:
-        """Put a screen over Explore, in place of another one of its kind; the same one again closes it."""
+        """Put a screen over Explore, in place of the one that is there; the key of the one that is there closes it."""
         shown = self.screen
         if self.close(shown) and type(shown) is not type(screen):
             self.push_screen(screen)
@@ -370,7 +393,7 @@ class SkewsimApp(App[None]):
         self._saved(path)
 
     def _saved(self, path: Path) -> None:
-        """Where it is, whole: the headline may have no room for it."""
+        """Say where a file is in a notice: the headline may have no room for the whole path."""
         self.lab.heard = "saved"
         self.notify(str(path), title="saved", markup=False)
         self.redraw()
@@ -391,7 +414,7 @@ class SkewsimApp(App[None]):
         self.push_screen(Prompt("Share string, scenario name, or TOML file", self._enter))
 
     def _enter(self, text: str) -> None:
-        self.lab.load(find_scenario(text))
+        self.lab.load(any_scenario(text))
         self.say(f"loaded {text[:24]}")
 
     def do_restore(self) -> None:

@@ -21,7 +21,7 @@ _BLANK = 0x2800
 
 
 @dataclass(frozen=True)
-class Curve:
+class ChartCurve:
     """One line: x ascending (N,), y (N,) with NaN where missing; low/high bound a band of seeds around it."""
 
     letter: str
@@ -46,7 +46,7 @@ class Raster:
 
 
 @dataclass(frozen=True)
-class Limits:
+class ChartWindow:
     """The window of data that a chart shows."""
 
     left: float
@@ -55,7 +55,7 @@ class Limits:
     top: float
 
 
-def limits(curves: list[Curve], *, floor: float | None = None, ceiling: float | None = None) -> Limits:
+def limits(curves: list[ChartCurve], *, floor: float | None = None, ceiling: float | None = None) -> ChartWindow:
     """The window that shows all curves with a little air, or from `floor` to `ceiling` where these are given."""
     xs = [c.x for c in curves if len(c.x)]
     left, right = (min(float(x[0]) for x in xs), max(float(x[-1]) for x in xs)) if xs else (0.0, 1.0)
@@ -65,10 +65,12 @@ def limits(curves: list[Curve], *, floor: float | None = None, ceiling: float | 
     pad = (high - low) * 0.05 or abs(high) * 0.1 or 1.0
     bottom = low - pad if floor is None else min(floor, low)
     top = high + pad if ceiling is None else max(ceiling, high)
-    return Limits(left, max(right, left + 1.0), bottom, max(top, bottom + 1e-12))
+    return ChartWindow(left, max(right, left + 1.0), bottom, max(top, bottom + 1e-12))
 
 
-def rasterise(curves: list[Curve], width: int, height: int, window: Limits, *, ascii_only: bool = False) -> Raster:
+def rasterise(
+    curves: list[ChartCurve], width: int, height: int, window: ChartWindow, *, ascii_only: bool = False
+) -> Raster:
     """Draw curves on a grid of width x height cells."""
     if ascii_only:
         return _letters(curves, width, height, window)
@@ -94,7 +96,7 @@ def _cells(dots: NDArray[np.bool_]) -> NDArray[np.uint8]:
     return cells
 
 
-def _rows(y: Array, curve: Curve, columns: int, rows: int, window: Limits) -> Array | None:
+def _rows(y: Array, curve: ChartCurve, columns: int, rows: int, window: ChartWindow) -> Array | None:
     """The (float) dot row of a curve at each dot column, NaN outside its data; None when nothing is finite."""
     finite = np.isfinite(y)
     if not finite.any():
@@ -104,7 +106,7 @@ def _rows(y: Array, curve: Curve, columns: int, rows: int, window: Limits) -> Ar
     return np.asarray((window.top - value) * ((rows - 1) / (window.top - window.bottom)), dtype=np.float64)
 
 
-def _line_dots(curve: Curve, columns: int, rows: int, window: Limits) -> NDArray[np.bool_] | None:
+def _line_dots(curve: ChartCurve, columns: int, rows: int, window: ChartWindow) -> NDArray[np.bool_] | None:
     r = _rows(curve.y, curve, columns, rows, window)
     if r is None:
         return None
@@ -126,7 +128,7 @@ def _whole(r: Array, rows: int) -> NDArray[np.int16]:
     return np.rint(np.clip(r, -1, rows)).astype(np.int16)
 
 
-def _band_dots(curve: Curve, columns: int, rows: int, window: Limits) -> NDArray[np.bool_] | None:
+def _band_dots(curve: ChartCurve, columns: int, rows: int, window: ChartWindow) -> NDArray[np.bool_] | None:
     """A sparse dither between low and high: one dot in eight, so that lines stay readable on top of it."""
     if curve.low is None or curve.high is None:
         return None
@@ -138,7 +140,7 @@ def _band_dots(curve: Curve, columns: int, rows: int, window: Limits) -> NDArray
     return np.asarray((grid >= np.rint(top)) & (grid <= np.rint(low)) & dither, dtype=np.bool_)  # NaN: False
 
 
-def _letters(curves: list[Curve], width: int, height: int, window: Limits) -> Raster:
+def _letters(curves: list[ChartCurve], width: int, height: int, window: ChartWindow) -> Raster:
     cells = np.full((height, width), ord(" "), "<u4")
     owner = np.full((height, width), -1, np.int16)
     columns = np.arange(width)

@@ -1,11 +1,11 @@
-"""One thread that has training done while the screen stays free.
+"""One thread that asks for training steps, so that the screen never waits for one.
 
-The thread owns the generators of training (`tui.process`, or a run that is read), one for each track, and advances them in lock step. Orders
-go in through a queue and take effect between two steps; records come out through a deque that the screen empties at
-its own pace. The thread never touches a widget, and the screen never waits for the thread: stopping is not asking
-for the next record. What a track has computed is kept on a tape, so a reset replays the unchanged tracks for nothing.
+The thread owns a generator of records for each track (from `tui.process`, or from recorded runs) and advances them in
+lock step. Orders go in through a queue and take effect between two steps; records come out through a deque that the
+screen empties when it draws. The thread never touches a widget. To stop is to ask for no further record.
 
-A recorded run is driven by the same thread: its "training" is reading records, which can also go back.
+The records of a taped track are kept, so that a reset shows them again without computing them. A recorded run is driven
+by the same thread: its "training" is reading records, from the beginning whenever that is asked for.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from skewsim.errors import SkewsimError
 from skewsim.records import StepRecord
@@ -24,24 +24,24 @@ Records = Sequence[StepRecord]
 Training = Generator[Records, Scenario | None, None]
 Train = Callable[[Scenario, tuple[int, ...]], Training]
 TAPE = 600
-"""Steps of a track that are kept for a reset; a longer run is computed anew, so that what is kept is bounded."""
+"""How many steps of a track are kept for a reset; a longer track is computed again, which bounds the memory."""
 SPEEDS: tuple[float, ...] = (1, 2, 5, 10, 20, 50, float("inf"))
 
 
 @dataclass(frozen=True)
 class TrackSpec:
-    """A curve to compute: a scenario over some seeds. A taped track is never toggled and so can be rewound."""
+    """A curve to compute: a scenario over some seeds. A taped track is never toggled, so it can be played again."""
 
     name: str
     scenario: Scenario
     seeds: tuple[int, ...]
     taped: bool = False
-    train: Train | None = field(default=None, compare=False)
+    train: Train | None = None
     """Where this track's records come from, when that is not the driver's own training: a recorded run."""
 
 
 @dataclass(frozen=True)
-class Update:
+class TrackUpdate:
     """One step of one track, or why it ended: `ended` for the end of its steps, `failed` for an error's one line.
 
     `toggled` is the number of the last toggle that had taken effect by this step.
@@ -56,7 +56,7 @@ class Update:
 
 
 class _Track:
-    """A generator, and for a taped track what it has said so far; a recorded run is read again instead."""
+    """A track's generator, and for a taped track its records so far. A recorded run needs no tape: it is read again."""
 
     def __init__(self, spec: TrackSpec, train: Train) -> None:
         self.spec = spec
@@ -74,7 +74,7 @@ class _Track:
         self._pending, self._ordered = scenario, serial
 
     def rewind(self) -> bool:
-        """Back to step 0; False for a track without a tape, or that failed, which has to be computed anew."""
+        """Back to step 0; False for a track without a tape, or one that failed: it has to be computed again."""
         if self._recorded:
             self._training = None
         elif not self._taping or self.failed:
@@ -115,7 +115,7 @@ class Driver:
         self.train = train
         self._wake = threading.Condition()
         self._orders: deque[Callable[[], None]] = deque()
-        self._updates: deque[Update] = deque()
+        self._updates: deque[TrackUpdate] = deque()
         self._tracks: dict[str, _Track] = {}
         self._stopping = False
         self._steps_wanted = self._serial = 0
@@ -147,7 +147,7 @@ class Driver:
         return epoch
 
     def seek(self, step: int) -> int:
-        """Taped tracks to a step, at once; like a restart, this begins a new epoch."""
+        """All tracks to a step, at once; they have to be taped or recorded. Like a restart, this begins a new epoch."""
         with self._wake:
             self.epoch += 1
             epoch = self.epoch
@@ -156,7 +156,7 @@ class Driver:
         return epoch
 
     def toggle(self, name: str, scenario: Scenario) -> int:
-        """A new scenario for one track from the next step on; the number is found again in `Update.toggled`."""
+        """A new scenario for one track from the next step on; the number is found again in `TrackUpdate.toggled`."""
         with self._wake:
             self._serial += 1
             serial = self._serial
@@ -182,9 +182,9 @@ class Driver:
             self._times.clear()
             self._wake.notify()
 
-    def drain(self, limit: int = 2000) -> list[Update]:
+    def drain(self, limit: int = 2000) -> list[TrackUpdate]:
         """What has been computed since the last call, of the current epoch."""
-        updates: list[Update] = []
+        updates: list[TrackUpdate] = []
         while self._updates and len(updates) < limit:
             update = self._updates.popleft()
             if update.epoch == self.epoch:
@@ -266,31 +266,31 @@ class Driver:
 
     def _lockstep(self) -> None:
         epoch = self._running_epoch
-        moved, news = False, list[Update]()
+        moved, news = False, list[TrackUpdate]()
         first = epoch != self._said_epoch
         self._said_epoch = epoch
         for track in list(self._tracks.values()):
             if self._stopping or epoch != self.epoch:
                 return
             moved |= not track.over and self._advance(epoch, track, self._updates if first else news)
-        self._updates.extend(news)  # after the first step all at once: what is shown side by side is of one step
+        self._updates.extend(news)  # all tracks at once, so that the curves on the screen end at the same step
         if moved:
             self._times.append(time.monotonic())
         else:
             self.playing = False
 
-    def _advance(self, epoch: int, track: _Track, news: list[Update] | deque[Update]) -> bool:
+    def _advance(self, epoch: int, track: _Track, news: list[TrackUpdate] | deque[TrackUpdate]) -> bool:
         name = track.spec.name
         try:
             records = track.advance()
         except StopIteration:
             track.over = True
-            news.append(Update(epoch, name, (), ended=True))
+            news.append(TrackUpdate(epoch, name, (), ended=True))
             return False
-        except Exception as error:  # whatever a run dies of, the screen says so and the other curves go on
+        except Exception as error:  # the screen shows it as this curve's end; the other curves go on
             track.over = track.failed = True
             reason = str(error) if isinstance(error, SkewsimError) else f"{type(error).__name__}: {error}"
-            news.append(Update(epoch, name, (), failed=reason.splitlines()[0]))
+            news.append(TrackUpdate(epoch, name, (), failed=reason.splitlines()[0]))
             return False
-        news.append(Update(epoch, name, records, toggled=track.toggled))
+        news.append(TrackUpdate(epoch, name, records, toggled=track.toggled))
         return True

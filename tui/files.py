@@ -1,4 +1,4 @@
-"""What goes in and out of the app: scenarios by any of their names, the last session's state, exports."""
+"""Files and names that the app reads and writes: scenarios, the last session's settings, exported tables."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def curves_csv(lab: Lab) -> str:
     return out.getvalue()
 
 
-def find_scenario(text: str) -> Scenario:
-    """A scenario from a share string, a TOML file, `last`, or a name that `skewsim scenarios` lists. Raises UserError."""
+def any_scenario(text: str) -> Scenario:
+    """A scenario from a share string, a TOML file, `last`, or the name of a scenario. Raises UserError."""
     text = text.strip()
     if text == "last":
         return last_state()
@@ -86,4 +86,4 @@ def remember(yours: Scenario) -> None:
     try:
         write(_state_file(), to_share(yours))
     except UserError:
-        return  # a read-only home is no reason to complain on the way out
+        return  # without a place to write, the next session just cannot take it up

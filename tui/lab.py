@@ -1,9 +1,12 @@
-"""The state of the laboratory: which curves there are, what they have said, what is marked on them.
+"""The state of the laboratory: which curves there are, their numbers so far, and the toggles marked on them.
 
 Pure state: no Textual, no thread of its own, no clock. The screen calls its verbs (`set_yours`, `undo`, `reset`,
-`toggle_twin` ...), feeds it what the driver computed (`tick`) and draws it. `yours` is one scenario; the reference
-and initial V1 share its task, seed and trainer, so that what separates the three curves is the engine alone (and
-what yours does about it).
+`toggle_twin` ...), has it take in what the driver computed (`tick`) and draws it. `yours` is one scenario; the
+reference and initial V1 share its task, seed and trainer, so that the three curves differ by the engine's settings
+alone (and by what yours changes).
+
+Curves are live or recorded. With an `archive` all of them are recorded, and no trainer is needed; without one, `replay`
+shows recorded runs until `reset` brings the live ones back.
 """
 
 from __future__ import annotations
@@ -11,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import numpy as np
 
@@ -19,7 +21,9 @@ from skewsim.errors import UserError
 from skewsim.scenarios import INITIAL_V1
 from skewsim.settings import Scenario, changes, with_changes
 from tui.controls import FIXES, Control, explore_controls
-from tui.driver import SPEEDS, Driver, TrackSpec, Update
+from tui.driver import SPEEDS, TrackSpec, TrackUpdate
+from tui.playback import Playback, Track
+from tui.recordings import LIVE, Archive, RecordedRun
 from tui.series import Series
 
 REFERENCE, V1, YOURS, TWIN = "reference", "initial_v1", "yours", "twin"
@@ -32,8 +36,10 @@ HORIZON = 300
 SMOOTH = 5
 _MARKS = 200
 _STUCK = 10
+_FURTHEST = 20
+"""How many choices away a recorded one is looked for."""
 _NOT_SHARED = {"old_logprobs", "correction", "dtype", "head_dtype", "temperature"}
-"""What a trainer may do about the engine; everything else of it the three curves have in common."""
+"""Trainer settings that are an answer to the engine's: yours may differ in them; all others the three curves share."""
 
 OPENING = {
     "trainer.objective": "reinforce",
@@ -41,7 +47,7 @@ OPENING = {
     "trainer.adam_beta2": 0.95,
     "trainer.beta": 5e-5,
 }
-"""Where initial V1 falls and stays down, and comes back when it is mended: see docs/findings.md."""
+"""Settings with which initial V1's reward falls and stays down, and comes back with the fixes: see docs/findings.md."""
 
 
 @dataclass(frozen=True)
@@ -53,43 +59,8 @@ class Mark:
     text: str
 
 
-@dataclass
-class Track:
-    """One curve's scenario and numbers."""
-
-    name: str
-    letter: str
-    dash: int
-    scenario: Scenario
-    series: Series
-    hidden: bool = False
-    ended: bool = False
-    failed: str | None = None
-
-    def __post_init__(self) -> None:
-        self.start = self.scenario
-
-    @property
-    def note(self) -> str | None:
-        """What there is to say about a curve that does not go on."""
-        if self.failed:
-            return f"stopped: {self.failed}"
-        if self.series.diverged:
-            step, reason = next(iter(self.series.diverged.values()))
-            count = len(self.series.diverged)
-            return f"diverged at step {step}: {reason}" + (f" ({count} seeds)" if count > 1 else "")
-        return None
-
-    @property
-    def short_note(self) -> str | None:
-        """The same in a word or two."""
-        if self.failed:
-            return "stopped"
-        return f"diverged at {min(s for s, _ in self.series.diverged.values())}" if self.series.diverged else None
-
-
 def reference_for(yours: Scenario) -> Scenario:
-    """All four fixes on, nothing injected: what the run would be without skew of the engine's making."""
+    """Yours' task, seed and trainer, with all four fixes on and no injected noise: a run whose engine adds no skew."""
     plain = Scenario(name=REFERENCE, steps=yours.steps, seed=yours.seed, policy=yours.policy, task=yours.task)
     plain = plain.with_values({"engine.temperature": yours.engine.temperature, "device": yours.device})
     shared = set(type(yours.trainer).model_fields) - _NOT_SHARED
@@ -101,32 +72,39 @@ def initial_v1_for(yours: Scenario) -> Scenario:
     return reference_for(yours).with_values({"name": V1, **INITIAL_V1})
 
 
+def compared(yours: Scenario) -> tuple[Scenario, Scenario, Scenario]:
+    """The reference, initial V1 and yours."""
+    return reference_for(yours), initial_v1_for(yours), yours
+
+
 def opening() -> Scenario:
-    """What yours is on arrival: initial V1, one key away from each fix."""
+    """What yours is when the app opens: initial V1's settings, so that each fix is one key away."""
     return initial_v1_for(Scenario(steps=HORIZON).with_values(OPENING)).with_values({"name": YOURS})
 
 
 @dataclass
-class Lab:
+class Lab(Playback):
     """Everything that Explore shows, and the verbs of its keys."""
 
-    driver: Driver
     yours: Scenario = field(default_factory=opening)
+    archive: Archive | None = None
+    """Recorded runs to show instead of live ones, for want of torch; None: curves are live."""
     band: bool = False
     smooth: int = SMOOTH
     pause_at: int | None = None
-    """The step at which the first run pauses by itself, unless somebody has toggled something before: time to predict."""
-    tracks: dict[str, Track] = field(default_factory=dict)
+    """The step at which the first run pauses by itself, to leave time for a prediction; not after a toggle."""
     marks: list[Mark] = field(default_factory=list)
     twin: Control | None = None
     heard: str = ""
-    replaying: Path | None = None
-    backward: bool = False
-    _owed: float = 0.0
-    _sought: int | None = None
-    _arriving: bool = False
+    replaying: str | None = None
+    """What is replayed, in a few words; None where the curves are live."""
     _pending: list[tuple[int, Mark]] = field(default_factory=list)
     _history: list[Scenario] = field(default_factory=list)
+    _replayed: list[TrackSpec] = field(default_factory=list)
+    """The recorded curves that are shown."""
+
+    def __post_init__(self) -> None:
+        self._began = self.yours
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -134,18 +112,12 @@ class Lab:
         return tuple(range(first, first + BAND)) if self.band else (first,)
 
     @property
-    def step(self) -> int:
-        """The newest step of yours, or of whatever is being replayed."""
-        return max((t.series.step for t in self.tracks.values()), default=-1)
-
-    @property
-    def over(self) -> bool:
-        """Whether no curve goes on: all have reached their last step, diverged or failed."""
-        return bool(self.tracks) and all(track.ended or track.failed for track in self.tracks.values())
+    def reversible(self) -> bool:
+        return self.replaying is not None
 
     @property
     def stuck(self) -> bool:
-        """Whether yours once had a reward and has had next to none for a while: nothing is left to learn from."""
+        """Whether yours once had a reward and now has almost none, so that it has nothing to learn from."""
         if self.main is None or self.replaying:
             return False
         rewards = self.main.series.mean("reward/mean")
@@ -154,7 +126,7 @@ class Lab:
 
     @property
     def main(self) -> Track | None:
-        """The curve that the other screens look at: yours, or the first one of a replay."""
+        """The curve that the other screens are about: yours, or the first one of a replay."""
         return self.tracks.get(YOURS) or next(iter(self.tracks.values()), None)
 
     @property
@@ -162,37 +134,55 @@ class Lab:
         """The settings on the controls: those of yours, or in a replay those that the recorded run had at this step."""
         return self.main.scenario if self.replaying and self.main else self.yours
 
+    @property
+    def _run(self) -> RecordedRun | None:
+        """The run that a recorded curve of yours plays, where its toggles are recorded too."""
+        yours = next((spec.train for spec in self._replayed if spec.name == YOURS), None)
+        return yours if self.replaying and isinstance(yours, RecordedRun) else None
+
+    @property
+    def live(self) -> str:
+        """How to come to live curves, in a few words."""
+        return "0 is live again" if self.archive is None else LIVE
+
     def _recorded(self) -> bool:
         """Whether nothing can be changed; the answer to a key that would."""
         if self.replaying:
-            self.heard = "recorded: 0 is live again"
+            self.heard = f"recorded: {self.live}"
         return self.replaying is not None
 
     def visible(self) -> list[Track]:
         return [track for track in self.tracks.values() if not track.hidden]
 
     def reset(self) -> None:
-        """All curves from step 0 with the settings as they are now."""
+        """All curves from step 0: live with the settings as they are now, or as they were recorded."""
+        if self.archive is not None:
+            self.yours = self._began
+            specs = [replace(spec, taped=True, train=self.archive.run(spec.scenario)) for spec in self._specs()]
+            self._show(specs, "recorded")
+        else:
+            self._show(self._specs(), None)
+
+    def _show(self, specs: list[TrackSpec], replaying: str | None) -> None:
+        """Begin other curves. Those that were hidden stay hidden."""
         hidden = {name for name, track in self.tracks.items() if track.hidden}
-        specs = self._specs()
-        self.tracks = {spec.name: _track(spec, hidden=spec.name in hidden) for spec in specs}
-        self.marks, self._pending, self.replaying, self.backward = [], [], None, False
-        self._sought, self._arriving = None, False
+        self.tracks = {spec.name: _track(spec, i, hidden=spec.name in hidden) for i, spec in enumerate(specs)}
+        self.marks, self._pending, self.replaying = [], [], replaying
+        self._replayed = specs if replaying else []
+        self.stay()
         self.driver.restart(specs)
 
     def _specs(self) -> list[TrackSpec]:
-        yours, seeds = self.yours, self.seeds
-        specs = [
-            TrackSpec(REFERENCE, reference_for(yours), seeds, taped=True),
-            TrackSpec(V1, initial_v1_for(yours), seeds, taped=True),
-        ]
+        reference, v1, yours = compared(self.yours)
+        specs = [TrackSpec(each.name, each, self.seeds, taped=True) for each in (reference, v1)]
         if self.twin is not None:
-            specs.append(TrackSpec(TWIN, self._twin_of(self.twin), seeds))
-        return [*specs, TrackSpec(YOURS, yours, seeds)]
+            specs.append(TrackSpec(TWIN, self._twin_of(self.twin), self.seeds))
+        return [*specs, TrackSpec(YOURS, yours, self.seeds)]
 
     def set_yours(self, scenario: Scenario, *, letter: str = "*", text: str = "") -> None:
         """A toggle: it takes effect at the next step and is marked there."""
-        if self._recorded():
+        if self.replaying:
+            self._choose(scenario, text)
             return
         if scenario == self.yours:
             self.heard = f"{text}: no further"
@@ -215,24 +205,57 @@ class Lab:
         if self.twin is not None:
             self.driver.toggle(TWIN, self._twin_of(self.twin))
 
+    def _choose(self, wanted: Scenario, text: str) -> None:
+        """A toggle in a replay: to the recorded run that has it, at the step at which it was made there."""
+        run = self._run
+        if run is None:
+            self._recorded()
+        elif (found := run.toggled(wanted, self.position)) is None:
+            self.heard = f"{text}: not recorded"
+        else:
+            self._follow(found)
+            self.heard = f"{text}: from step {found.start}"
+
+    def _follow(self, run: RecordedRun) -> None:
+        """Let yours play another recorded run, from where it parts from the one before."""
+        position = run.start + 1 if run.parent is not None else self.position
+        self._replayed = [replace(spec, train=run) if spec.name == YOURS else spec for spec in self._replayed]
+        self.pause_at = None
+        if self.archive is not None:
+            self.yours = run.scenario.with_values({"name": YOURS})
+        self.driver.restart(self._replayed)
+        self.seek(position)
+
+    def _settings(self) -> Scenario:
+        """The settings that a key changes: those of yours, or in a replay those of the step that is shown or sought."""
+        return self._run.at(self.position - 1) if self._run is not None else self.yours
+
     def move(self, control: Control, by: int) -> None:
-        """Turn a control of yours by some choices."""
-        scenario = self.yours if self.replaying else control.moved(self.yours, by)
+        """Turn a control of yours by some choices; in a replay, to the next choice that was recorded."""
+        now, scenario = self._settings(), control.moved(self._settings(), by)
+        if self._run is not None:
+            further = (control.moved(now, far if by > 0 else -far) for far in range(1, _FURTHEST))
+            recorded = (each for each in further if each != now and self._run.toggled(each, self.position))
+            scenario = next(recorded, scenario)
         self.set_yours(scenario, letter=control.letter, text=f"{control.label} {control.text(scenario)}")
 
     def move_fixes(self) -> None:
         """All four fixes on; all four off where they are on."""
-        on = not all(fix.is_on(self.yours) for fix in FIXES)
-        scenario = self.yours
+        scenario = self._settings()
+        on = not all(fix.is_on(scenario) for fix in FIXES)
         for fix in FIXES:
             scenario = scenario.with_values(fix.choices[-1 if on else 0].values)
         self.set_yours(scenario, letter="A", text=f"all four {'on' if on else 'off'}")
 
     def undo(self) -> bool:
         """Back to the settings before the last toggle; False when there is none."""
-        if self._recorded():
+        if self._run is not None and self._run.parent is not None:
+            self._follow(self._run.parent)
+            self.heard = "undo: the run as it was before"
+            return True
+        if self._run is None and self._recorded():
             return False
-        if not self._history:
+        if self._run is not None or not self._history:
             self.heard = "nothing to undo"
             return False
         before = self._history.pop()
@@ -286,75 +309,40 @@ class Lab:
             self.heard = "all curves shown"
 
     def load(self, scenario: Scenario) -> None:
-        """Take over a scenario from a share string, a preset or a file, and run it from step 0."""
+        """Take over a scenario from a share string, a preset or a file, and run it from step 0.
+
+        Raises UserError, and changes nothing, where runs are recorded and none is of these settings.
+        """
+        scenario = scenario.with_values({"name": YOURS})
+        if self.archive is not None:
+            self.archive.run(scenario)
         self._history.append(self.yours)
-        self.yours, self.pause_at, self.heard = scenario.with_values({"name": YOURS}), None, ""
+        self.yours = self._began = scenario
+        self.pause_at, self.heard = None, ""
         self.reset()
 
-    def replay(self, path: Path, runs: Sequence[TrackSpec]) -> None:
-        """Show recorded runs instead of live ones; the driver's training is reading them."""
-        self.replaying, self.marks, self._pending, self.twin, self.pause_at = path, [], [], None, None
-        self._sought, self._arriving = None, False
-        self.tracks = {}
-        for i, spec in enumerate(runs):
-            letter = LETTERS.get(spec.name, "abcdefghij"[i % 10])
-            self.tracks[spec.name] = replace(
-                _track(spec), letter=letter, dash=DASHES.get(spec.name, (0, 6, 2, 4)[i % 4])
-            )
-        self.driver.restart(runs)
+    def replay(self, title: str, runs: Sequence[TrackSpec]) -> None:
+        """Show recorded runs instead of live ones; the driver reads their records in place of training."""
+        self.twin, self.pause_at = None, None
+        self._show(list(runs), title)
 
-    @property
-    def position(self) -> int:
-        """Steps shown, or about to be shown after a seek."""
-        return self.step + 1 if self._sought is None else self._sought
-
-    def seek(self, step: int) -> None:
-        """A replay to the state after so many steps, backward or forward. What is on screen stays until it is there."""
-        self._sought, self._arriving = max(step, 0), False
-        self.driver.seek(self._sought)
-        if self._sought == 0:
-            self._forget()
-            self._sought = None
-
-    def _forget(self) -> None:
-        for track in self.tracks.values():
-            track.series, track.ended, track.scenario = Series(track.series.seeds), False, track.start
+    def forget(self) -> None:
+        super().forget()
         self.marks = []
-
-    def rewind(self, seconds: float) -> None:
-        """Play a replay backward for so long, at the driver's speed."""
-        self._owed += min(self.driver.speed, 200.0) * seconds
-        if self._sought is not None:  # the driver is still on its way to where the last call sent it
-            return
-        steps, self._owed = int(self._owed), self._owed % 1
-        if steps:
-            self.backward = self.position > steps
-            self.seek(self.position - steps)
 
     def tick(self) -> bool:
         """Take in what the driver has computed; True if anything is new."""
-        updates = self.driver.drain()
-        if updates and self._sought is not None and not self._arriving:
-            self._forget()
-            self._arriving = True
-        for update in updates:
-            track = self.tracks.get(update.track)
-            if track is not None:
-                self._take(track, update)
-        if self._sought is not None and self._arriving and (self.step + 1 >= self._sought or self.over):
-            self._sought, self._arriving = None, False
+        news = super().tick()
         if self.pause_at is not None and self.step >= self.pause_at:
             self.driver.play(False)
             self.pause_at, self.heard = None, "predict, switch, then space"
-        return bool(updates)
+        return news
 
-    def _take(self, track: Track, update: Update) -> None:
-        track.ended |= update.ended
-        track.failed = update.failed or track.failed
+    def take(self, track: Track, update: TrackUpdate) -> None:
+        super().take(track, update)
         if not update.records:
             return
         first = update.records[0]
-        track.series.append(update.records)
         if track.name == YOURS and self.replaying is None:
             self.marks += [replace(mark, step=first.step) for serial, mark in self._pending if serial <= update.toggled]
             self._pending = [(serial, mark) for serial, mark in self._pending if serial > update.toggled]
@@ -366,13 +354,14 @@ class Lab:
             self.marks += _marks(first.step, before, track.scenario, first.events)
 
 
-def _track(spec: TrackSpec, *, hidden: bool = False) -> Track:
-    letter, dash = LETTERS.get(spec.name, "a"), DASHES.get(spec.name, 0)
+def _track(spec: TrackSpec, at: int, *, hidden: bool = False) -> Track:
+    """An empty curve; one without a letter and a dash pattern of its own gets them by its place."""
+    letter, dash = LETTERS.get(spec.name, "abcdefghij"[at % 10]), DASHES.get(spec.name, (0, 6, 2, 4)[at % 4])
     return Track(spec.name, letter, dash, spec.scenario, Series(spec.seeds), hidden)
 
 
 def _moved(before: Scenario, after: Scenario) -> list[Control]:
-    """The controls of the first screen that show something else; a fix stands for what it moves along."""
+    """The controls of the first screen whose text differs, without those that a moved fix sets as well."""
     moved = [c for c in explore_controls() if c.text(before) != c.text(after)]
     along = {path for control in moved for path in control.loose}
     return [c for c in moved if not c.choices or not set(c.choices[0].values) <= along]
@@ -387,7 +376,7 @@ def _differences(before: Scenario, after: Scenario) -> list[str]:
 
 
 def _marks(step: int, before: Scenario, after: Scenario, events: Sequence[str]) -> list[Mark]:
-    """The letters of a recorded toggle, as they stood on the live curve."""
+    """A recorded toggle's marks: a letter for each control that was turned, as on the live curve."""
     moved, words = _moved(before, after), "; ".join(events)
     letters = "A" if all(fix in moved for fix in FIXES) else "".join(control.letter for control in moved) or "*"
     return [Mark(step, letter, words) for letter in letters]

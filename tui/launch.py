@@ -1,8 +1,9 @@
-"""The command line's way in and out: options to an app, and what is left in the shell."""
+"""`skewsim tui`: from command-line options to a running app, and the lines it prints when it ends."""
 
 from __future__ import annotations
 
 import gc
+import importlib.util
 import os
 import signal
 import sys
@@ -43,20 +44,31 @@ def run(
         Folder for run folders, pictures and exports.
     """
     if not (sys.stdout.isatty() or "TEXTUAL_DRIVER" in os.environ):
-        build(target, TrainingProcess(), lesson=lesson, hide=hide, preset=preset)  # other mistakes come first
+        build(target, _process(), lesson=lesson, hide=hide, preset=preset)  # other mistakes come first
         raise UserError("the terminal UI needs a terminal; `skewsim run --plain` prints the numbers")
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # to look for some takes a twentieth of a second
-    gc.disable()  # until the first frame: imports make objects to keep
-    process = TrainingProcess(out)
-    process.start()  # torch is imported while the first frame is drawn
-    os.environ.setdefault("TEXTUAL_FPS", "120")  # how soon a change is drawn, not how often: a key is answered sooner
+    gc.disable()  # until the first frame: collections during the imports would find nothing
+    process = _process(out)
+    if process is not None:
+        process.start()  # torch is imported while the first frame is drawn
+    os.environ.setdefault("TEXTUAL_FPS", "120")  # a change is drawn at the next frame: more frames answer a key sooner
     try:
         return _run(build(target, process, lesson=lesson, hide=hide, preset=preset, out=out), process)
     finally:
-        process.stop()
+        if process is not None:
+            process.stop()
 
 
-def _run(app: SkewsimApp, process: TrainingProcess) -> int:
+def _process(out: Path | None = None) -> TrainingProcess | None:
+    """The process that trains; None where torch is not installed: then the app plays the runs that ship with it."""
+    try:
+        installed = importlib.util.find_spec("torch") is not None
+    except ModuleNotFoundError:
+        installed = False
+    return TrainingProcess(out) if installed else None
+
+
+def _run(app: SkewsimApp, process: TrainingProcess | None) -> int:
     from tui.files import remember
 
     def heed(number: int, _: object) -> None:
@@ -73,8 +85,9 @@ def _run(app: SkewsimApp, process: TrainingProcess) -> int:
     if app.measuring is not None:
         app.measuring.stop()
     app.lab.driver.stop(0)
-    process.stop()
-    app.lab.driver.stop()  # which waits for nothing else
+    if process is not None:
+        process.stop()
+    app.lab.driver.stop()  # by now it is waiting for nothing
     remember(app.lab.yours)
     if "TEXTUAL_DRIVER" not in os.environ:
         print(farewell(app.lab, app.score), flush=True)
@@ -83,21 +96,23 @@ def _run(app: SkewsimApp, process: TrainingProcess) -> int:
 
 def build(
     target: str,
-    process: TrainingProcess,
+    process: TrainingProcess | None,
     *,
     lesson: str = "",
     hide: Sequence[str] = (),
     preset: str = "",
     out: Path | None = None,
 ) -> SkewsimApp:
-    """The app for these options, with the process that trains for it. Raises UserError."""
+    """The app for these options, with the process that trains for it, or with recorded runs. Raises UserError."""
     from tui.actions import load_keymap
-    from tui.app import Options, SkewsimApp
+    from tui.app import SkewsimApp
     from tui.driver import Driver
-    from tui.files import find_scenario, writable_folder
+    from tui.files import any_scenario, writable_folder
     from tui.lab import YOURS, Lab, opening
     from tui.lesson import load_lesson
     from tui.presets import check_hidden, find_preset
+    from tui.recordings import shipped
+    from tui.shell import Options
 
     chosen = find_preset(preset) if preset else None
     keymap = load_keymap()
@@ -108,13 +123,17 @@ def build(
         lesson = found.name
     if out is not None:
         writable_folder(out)
-    yours = find_scenario(target).with_values({"name": YOURS}) if target else opening()
+    yours = any_scenario(target).with_values({"name": YOURS}) if target else opening()
     if chosen is not None:
         yours = yours.with_values(chosen.set)
-    driver = Driver(process.train, speed=chosen.speed if chosen else 10)
+    archive = shipped() if process is None else None
+    if archive is not None:
+        archive.run(yours)  # or say that it is not recorded
+    train = process.train if process is not None else shipped().train
+    driver = Driver(train, speed=chosen.speed if chosen else 10)
     options = Options(hidden=hidden, lesson=lesson or None, out=out, view=chosen.view if chosen else None)
-    lab = Lab(driver, yours=yours, pause_at=chosen.pause_at if chosen else None)
-    return SkewsimApp(lab, options, lens=process.watch, keymap=keymap)
+    lab = Lab(driver, yours=yours, archive=archive, pause_at=chosen.pause_at if chosen else None)
+    return SkewsimApp(lab, options, lens=process.watch if process is not None else None, keymap=keymap)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -133,7 +152,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def farewell(lab: Lab, score: str) -> str:
-    """One line on what was seen, and the share string that brings it back."""
+    """One line on how far the curves came, and one with the command that shows these settings again."""
     from skewsim.share import to_share
     from tui.views import REWARD
 

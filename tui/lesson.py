@@ -1,9 +1,9 @@
-"""Lessons as data: a TOML file of steps that say, set, ask, check and end with the setting to type in a real system.
+"""Lessons as data: a lesson is a TOML file of cards, and a `Player` goes through them.
 
-A step is one card. `set` puts yours (and what is shown) into a state; `ask` wants a prediction before anything is
-revealed; `check` waits until the learner has done the thing; `type` is what to write in vLLM, TRL or verl. The
-player is pure state, so a scripted learner can play a lesson without a screen. `claim`s say what the curves will do;
-a benchmark checks them against fresh runs.
+A card (`[[step]]` in the file) says something. It may change the settings of yours (`set`), ask for a prediction
+(`ask`), and tell the learner to do something (`do`) and wait until that is done (`check`). The last card names the
+setting to type in vLLM, TRL or verl (`type`). The player is pure state, so that a test can play a lesson without a screen. A
+`claim` says what the curves will do; benchmarks/tui_lessons.py checks it with fresh runs.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Check(_Part):
-    """What the learner has to do: bring a control to a value, look at a screen, or let the run reach a step."""
+class CardCheck(_Part):
+    """What the learner has to do: turn a control to a value, open a screen, or let the run reach a step."""
 
     control: str | None = None
     value: str | None = None
@@ -59,7 +59,7 @@ class Ask(_Part):
         return self
 
 
-class Step(_Part):
+class Card(_Part):
     """A card of a lesson."""
 
     say: str
@@ -70,7 +70,7 @@ class Step(_Part):
     set: dict[str, Any] = {}
     ask: Ask | None = None
     do: str | None = None
-    check: Check | None = None
+    check: CardCheck | None = None
     type: str | None = None
 
     @field_validator("set")
@@ -80,14 +80,14 @@ class Step(_Part):
         return {path: None if value == "none" and is_optional(path) else value for path, value in values.items()}
 
     @model_validator(mode="after")
-    def _complete(self) -> Step:
+    def _complete(self) -> Card:
         if (self.do is None) != (self.check is None):
             raise ValueError("do and check go together: what to do, and how to see that it was done")
         return self
 
 
 class Claim(_Part):
-    """A statement about curves: over the last tenth of a run, left's metric is above right's by at least `by`."""
+    """A statement about two runs: over their last tenth, `left`'s metric is above `right`'s by at least `by`."""
 
     says: str
     metric: str
@@ -98,16 +98,16 @@ class Claim(_Part):
 
 
 class Lesson(_Part):
-    """About five minutes."""
+    """One lesson: its cards and its claims."""
 
     name: str
     title: str
     minutes: int = 5
-    step: list[Step] = Field(min_length=3)
+    step: list[Card] = Field(min_length=3)
     claim: list[Claim] = []
 
     def check_visible(self, hidden: frozenset[str]) -> None:
-        """Raises UserError if a card asks for a control or a screen that is hidden: the lesson could not be finished."""
+        """Raises UserError if a card asks for a control or a screen that is hidden."""
         asked = (name for step in self.step if step.check for name in (step.check.control, step.check.screen))
         if missing := sorted({name for name in asked if name in hidden}):
             raise UserError(f"lesson {self.name} needs what is hidden: {', '.join(missing)}")
@@ -146,7 +146,7 @@ Phase = Literal["say", "ask", "revealed", "do", "done", "over"]
 
 @dataclass
 class Player:
-    """A lesson under way: which card, and what it waits for."""
+    """A lesson that is being played: the card it is at, and what it waits for (`phase`)."""
 
     lesson: Lesson
     at: int = 0
@@ -156,7 +156,7 @@ class Player:
     asked: int = 0
 
     @property
-    def step(self) -> Step:
+    def step(self) -> Card:
         return self.lesson.step[min(self.at, len(self.lesson.step) - 1)]
 
     @property
@@ -174,7 +174,7 @@ class Player:
         return f"{self.right}/{self.asked} right" if self.asked else ""
 
     def begin(self, lab: Lab) -> None:
-        """Show the first card. A lesson starts from the settings' defaults, whatever was on the screen."""
+        """Show the first card. A lesson starts from the default settings, whatever was on the screen before."""
         lab.load(Scenario(steps=HORIZON, seed=lab.yours.seed).with_values(self.step.set))
         lab.driver.play(True)
         self._show()
@@ -201,7 +201,7 @@ class Player:
         return correct
 
     def proceed(self, lab: Lab) -> bool:
-        """On to what comes next; False while an answer or a deed is wanting."""
+        """Go on to the next card; False while the card waits for an answer, or for something to be done."""
         if self.phase in ("ask", "do", "over"):
             return False
         if self.phase == "revealed" and self.step.check is not None:
@@ -215,7 +215,7 @@ class Player:
         return True
 
     def observe(self, lab: Lab, screen: str) -> bool:
-        """Look whether the learner has done the thing; True when that has just come true."""
+        """Check whether the learner has done what the card asks; True once, when it is first seen to be done."""
         check = self.step.check
         if self.phase == "do" and check is not None and check.met(lab, screen):
             self.phase = "done"

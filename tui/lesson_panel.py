@@ -36,7 +36,8 @@ def card(player: Player, pointed: int, look: Look) -> Text:
             )
     if step.do is not None and player.phase in ("do", "done"):
         text.append(
-            f"{look.glyph('✓', 'done:') if player.phase == 'done' else 'Do:'} {step.do}\n", style=f"bold {look.strong}"
+            f"{look.glyph('✓', 'done:') if player.phase == 'done' else 'Do:'} {step.do}\n",
+            style=f"bold {look.strong}",
         )
     if step.type is not None and player.phase in ("say", "revealed", "done"):
         text.append(f"Type: {step.type}\n", style="bold")
@@ -54,22 +55,25 @@ class LessonPanel(Widget, can_focus=True):
     """Shown while a lesson runs."""
 
     DEFAULT_CSS = """
-    LessonPanel { height: auto; max-height: 14; background: $surface; border: round $primary; padding: 0 1; overflow-y: auto; }
+    LessonPanel {
+        height: auto; max-height: 14; padding: 0 1; overflow-y: auto;
+        background: $surface; border: round $primary;
+    }
     LessonPanel:focus { border: round $accent; }
     """
 
     class Answered(Message):
-        """A prediction was given."""
+        """The learner chose an answer."""
 
         def __init__(self, index: int) -> None:
             super().__init__()
             self.index = index
 
     class Proceeded(Message):
-        """Enter, where no answer is wanting."""
+        """Enter was pressed on a card that asks nothing."""
 
     class Left(Message):
-        """The lesson is to end."""
+        """The learner wants to leave the lesson."""
 
     def __init__(self, *, id: str) -> None:
         super().__init__(id=id)

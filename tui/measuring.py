@@ -1,7 +1,7 @@
-"""Measuring a real engine from inside the app: `skewsim measure` as a child process whose failure is only a line.
+"""Measuring a real engine from inside the app: `skewsim measure` as a child process.
 
-The child is started with asyncio (a multiprocessing spawn inside a running Textual app fails), its last line is shown
-as progress, and its group is ended with the app.
+The child is started with asyncio, because starting one with multiprocessing fails inside a running Textual app. Its
+last line of output is shown as its progress, and as the reason if it fails. It is ended together with the app.
 """
 
 from __future__ import annotations

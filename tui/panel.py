@@ -10,6 +10,7 @@ from textual.widget import Widget
 from skewsim.settings import Scenario
 from tui.controls import Control
 from tui.lab import Lab, speed_text
+from tui.recordings import LIVE
 from tui.views import REWARD, Look
 
 
@@ -103,11 +104,11 @@ class ControlWidget(Widget, can_focus=True):
         self.post_message(self.Moved(self.control, -1))
 
 
-class Line(Widget):
+class TextLine(Widget):
     """One line (or a few) of text that is set from outside."""
 
     DEFAULT_CSS = """
-    Line { height: 1; width: 1fr; text-wrap: nowrap; text-overflow: ellipsis; }
+    TextLine { height: 1; width: 1fr; text-wrap: nowrap; text-overflow: ellipsis; }
     """
 
     def __init__(self, id: str) -> None:
@@ -154,8 +155,8 @@ def _legend_lines(lab: Lab, look: Look, *, dashes: bool, short: bool) -> list[Te
     return lines
 
 
-def headline(lab: Lab, look: Look, *, score: str = "") -> Text:
-    """The top line: what is running, how far, how fast, and what was heard last."""
+def top_line(lab: Lab, look: Look, *, score: str = "") -> Text:
+    """The top line: what is running, how far, how fast, and the answer to the last key."""
     driver, yours = lab.driver, lab.yours
     if lab.over:
         state = look.glyph("■", "[]") + " over"
@@ -164,7 +165,7 @@ def headline(lab: Lab, look: Look, *, score: str = "") -> Text:
     else:
         state = look.glyph("▶", ">") + " playing" if driver.playing else look.glyph("‖", "||") + " paused"
     if lab.replaying:
-        what = f"replay of {lab.replaying.name}"
+        what = lab.replaying
     else:
         seeds = f"seeds {lab.seeds[0]}-{lab.seeds[-1]}" if lab.band else f"seed {yours.seed}"
         what = f"{yours.trainer.objective}  {seeds}"
@@ -178,8 +179,8 @@ def headline(lab: Lab, look: Look, *, score: str = "") -> Text:
     return text
 
 
-def status(lab: Lab, look: Look) -> Text:
-    """The bottom line: what is computed, measured and invented, and how many steps a second."""
+def bottom_line(lab: Lab, look: Look) -> Text:
+    """The bottom line: the pace, or how to come to live runs; what is computed, measured and invented."""
     main = lab.main
     record = next(iter(main.series.last.values()), None) if main else None
     if record is None:
@@ -189,6 +190,7 @@ def status(lab: Lab, look: Look) -> Text:
     for name, source in record.sources.items():
         groups.setdefault(source, []).append(name)
     parts = [f"{kind}: {', '.join(names) or 'nothing'}" for kind, names in groups.items()]
-    text = Text(f" {lab.driver.rate:.1f} steps/s", style="bold", no_wrap=True)
+    pace = f"recorded   {LIVE}" if lab.archive is not None else f"{lab.driver.rate:.1f} steps/s"
+    text = Text(f" {pace}", style="bold", no_wrap=True)
     text.append("   " + "   ".join(parts), style=look.muted)
     return text

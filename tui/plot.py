@@ -15,8 +15,9 @@ from textual.geometry import Region
 from textual.strip import Strip
 from textual.widget import Widget
 
-from tui.chart import Array, Curve, Limits, Raster, limits, rasterise
-from tui.lab import TWIN, YOURS, Lab, Mark, Track
+from tui.chart import Array, ChartCurve, ChartWindow, Raster, limits, rasterise
+from tui.lab import TWIN, YOURS, Lab, Mark
+from tui.playback import Track
 from tui.views import Look, View
 
 LOG_FLOOR = 1e-6  # float32 arithmetic alone is below it
@@ -28,11 +29,11 @@ class Picture:
     """What a plot shows: drawn from the lab's state, independent of the screen."""
 
     view: View
-    curves: list[Curve]
+    curves: list[ChartCurve]
     marks: list[Mark] = field(default_factory=list)
     dead: dict[str, int] = field(default_factory=dict)
     titles: tuple[str, ...] = ()
-    """The same in fewer and fewer characters."""
+    """Titles with the same content, the longest first: the first one that fits is drawn."""
 
 
 def picture(lab: Lab, view: View) -> Picture:
@@ -44,7 +45,7 @@ def picture(lab: Lab, view: View) -> Picture:
     return Picture(view, curves, lab.marks, dead, (*titles, view.title))
 
 
-def difference(lab: Lab, view: View) -> Picture:
+def twin_difference(lab: Lab, view: View) -> Picture:
     """Yours minus its twin, step by step."""
     yours, twin = lab.tracks[YOURS].series, lab.tracks[TWIN].series
     steps, a, b = np.intersect1d(yours.steps, twin.steps, return_indices=True)
@@ -52,11 +53,11 @@ def difference(lab: Lab, view: View) -> Picture:
     control = lab.twin.label if lab.twin else ""
     flat = View(view.key, f"difference in {view.title}", view.floor if not len(gap) else None)
     titles = (f"yours minus twin: {view.title}, for {control}", f"yours minus twin: {view.title}")
-    zero = Curve(".", steps, np.zeros(len(steps)), dash=2)
-    return Picture(flat, [zero, Curve("d", steps, gap)], lab.marks, {}, titles)
+    zero = ChartCurve(".", steps, np.zeros(len(steps)), dash=2)
+    return Picture(flat, [zero, ChartCurve("d", steps, gap)], lab.marks, {}, titles)
 
 
-def _curve(track: Track, view: View, window: int, *, seeds: bool) -> Curve:
+def _curve(track: Track, view: View, window: int, *, seeds: bool) -> ChartCurve:
     series = track.series
     y = _scaled(trailing_mean(series.mean(view.key), window), view)
     low = high = None
@@ -64,7 +65,7 @@ def _curve(track: Track, view: View, window: int, *, seeds: bool) -> Curve:
         values = np.stack([trailing_mean(v, window) for v in series.values(view.key)])
         low = _scaled(np.where(np.isfinite(values), values, np.inf).min(axis=0), view)
         high = _scaled(np.where(np.isfinite(values), values, -np.inf).max(axis=0), view)
-    return Curve(track.letter, series.steps, y, track.dash, low, high)
+    return ChartCurve(track.letter, series.steps, y, track.dash, low, high)
 
 
 def _scaled(values: Array, view: View) -> Array:
@@ -179,7 +180,9 @@ class Plot(Widget, can_focus=True):
         strips.append(Strip(self._axis(window, grid_w, columns, axis, base), width))
         return strips
 
-    def _axis(self, window: Limits, width: int, columns: dict[int, int], axis: Style, base: Style) -> list[Segment]:
+    def _axis(
+        self, window: ChartWindow, width: int, columns: dict[int, int], axis: Style, base: Style
+    ) -> list[Segment]:
         """The bottom line: first and last step, and the letter of each toggle under its step."""
         line = list(self.look.glyph("─", "-") * width)
         first, last = f"{window.left:.0f}", f"{window.right:.0f}"
@@ -207,12 +210,12 @@ def _titled(title: str, width: int, style: Style, rest: Style) -> Strip:
     return Strip([Segment(text, style), Segment(" " * (width - len(text)), rest)], width)
 
 
-def _column(step: int, window: Limits, width: int) -> int:
+def _column(step: int, window: ChartWindow, width: int) -> int:
     share = (step - window.left) / (window.right - window.left)
     return min(max(round(share * (width - 1)), 0), width - 1)
 
 
-def _labels(window: Limits, height: int, *, log: bool) -> list[str]:
+def _labels(window: ChartWindow, height: int, *, log: bool) -> list[str]:
     every = max(2, height // 4)
     rows = [r for r in range(height) if (r % every == 0 and r + every // 2 < height) or r == height - 1]
     heights = [window.top - (window.top - window.bottom) * row / max(1, height - 1) for row in rows]
@@ -228,7 +231,7 @@ def _short(value: float, digits: int) -> str:
 
 
 def _decorate(
-    raster: Raster, curves: list[Curve], window: Limits, marks: list[int], dead: dict[str, int], look: Look
+    raster: Raster, curves: list[ChartCurve], window: ChartWindow, marks: list[int], dead: dict[str, int], look: Look
 ) -> None:
     """Put a thin line at every toggle and a letter (X: diverged) at every curve's end into the raster."""
     codes, (height, width) = raster.codes, raster.codes.shape

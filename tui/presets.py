@@ -1,4 +1,4 @@
-"""Classroom presets: a name for what is hidden, how fast it runs, where it pauses first and where yours starts."""
+"""Classroom presets: named sets of hidden controls, a speed, a first pause and the settings that yours starts with."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def find_preset(name: str) -> Preset:
 
 
 def check_hidden(names: set[str]) -> frozenset[str]:
-    """Ids of controls and actions that may be hidden; with a fix's key goes its switch. Raises UserError for one that does not exist."""
+    """The ids of what to hide, checked; hiding a fix's key hides its switch too. Raises UserError for an unknown id."""
     known = {c.id for c in explore_controls()} | {a.id for a in ACTIONS} - {"quit", "help"}
     for name in sorted(names):
         if name not in known:

@@ -1,8 +1,10 @@
-"""The trainer in a process of its own: it starts while the screen is being drawn, and never takes turns with it.
+"""The app's side of the training process.
 
-A driver's thread asks for one step after the other and waits; nothing is computed ahead, so a toggle still takes effect
-at the next step. The process ends when its standard input does, in the middle of a step if need be, so it hardly
-outlives the app, whatever the app dies of. When it dies itself, each run says why, and the next run starts another.
+The trainer runs in a process of its own, so that drawing and training do not share one interpreter. It is started while
+the first screen is being drawn. A driver's thread asks it for one step at a time and waits for the answer; no step is
+computed ahead, so a toggle takes effect at the next step. When the app ends, however it ends, the process's standard
+input closes and the process ends too, in the middle of a step if necessary. When the process dies, each of its runs
+fails with the reason, and the next run starts a new process.
 """
 
 from __future__ import annotations
@@ -30,23 +32,26 @@ if TYPE_CHECKING:  # the process is started before anything large is imported he
     from tui.snapshot import Snapshot
 
 COMMAND = (sys.executable, "-P", "-c", "from tui.start import main; main()")
-"""Nothing is imported from the folder that somebody happens to be in."""
+"""-P keeps Python from importing modules that lie in the current folder."""
 
 
 def environment() -> dict[str, str]:
-    """For a child process: it imports from where this one does, and with -P from nowhere else."""
+    """Environment variables for a child process, so that it imports from the same folders as this one."""
     return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
 
 
 class Watch:
-    """The wish to see the next step, and the last one seen. Set by the screen, read by the driver's thread."""
+    """Whether a screen wants to see tokens (`wanted`), and the last step whose tokens were seen (`latest`).
+
+    Screens set `wanted`; the driver's thread reads it and sets `latest`.
+    """
 
     def __init__(self) -> None:
         self.wanted = False
         self.latest: Snapshot | None = None
 
     def diagnose(self) -> tuple[int, Diagnosis]:
-        """The step last seen, and why trainer and engine disagree in it, as far as its logprobs tell."""
+        """The step last seen, and the causes of its skew that its logprobs alone show. Raises SkewsimError."""
         from skewsim.diagnose import diagnose
 
         seen = self.latest
@@ -56,14 +61,14 @@ class Watch:
 
 
 class _WatchedRun(Watch):
-    """A run in the training process, which holds the weights as well."""
+    """The same for a run in the training process, which can also score a step again under other weights."""
 
     def __init__(self) -> None:
         super().__init__()
         self.ask: Callable[..., dict[str, Any]] | None = None
 
     def diagnose(self) -> tuple[int, Diagnosis]:
-        """While the run goes on: by scoring the step again under the weights of now and before. Raises SkewsimError."""
+        """Score the step again under present and earlier weights, if the run goes on. Raises SkewsimError."""
         from skewsim.diagnose.causes import Diagnosis
 
         ask = self.ask
@@ -74,8 +79,11 @@ class _WatchedRun(Watch):
 
 
 class TrainingProcess:
-    """`train` is what drivers call. The run named yours is watched. With `out`, it and what it is compared with are kept
-    in run folders: out/run-001, out/reference-001, out/initial_v1-001 and so on."""
+    """The training process; `train` is what drivers call.
+
+    The run named yours is watched: its tokens can be seen. With `out`, yours and the two curves that it is compared
+    with are written to run folders: out/run-001, out/reference-001, out/initial_v1-001 and so on.
+    """
 
     def __init__(self, out: Path | None = None, *, command: tuple[str, ...] = COMMAND) -> None:
         self.watch = _WatchedRun()
@@ -96,7 +104,7 @@ class TrainingProcess:
             return self._child
 
     def stop(self) -> None:
-        """End the process. The step under way is lost, but where steps are kept it has a moment to get into its file."""
+        """End the process without waiting for the step under way; with `out`, wait a moment for its files."""
         with self._starting:
             self._stopped = True
             if self._child is not None:
@@ -113,7 +121,7 @@ class TrainingProcess:
         out = str(self._out) if scenario.name in KEPT and self._out is not None else None
         ask = partial(child.ask, run=number)
         if watched:
-            self.watch.latest, self.watch.ask = None, ask  # what was there was an earlier run's
+            self.watch.latest, self.watch.ask = None, ask  # forget the run before
         ask(scenario=_plain(scenario), seeds=seeds, out=out, watched=watched)
         toggled: Scenario | None = None
         try:
@@ -134,7 +142,7 @@ class TrainingProcess:
 
 
 class _Child:
-    """One process: a line for each question, a line for each answer."""
+    """One process. A request is a line of JSON, and so is its answer."""
 
     def __init__(self, command: tuple[str, ...]) -> None:
         self._turn, self._ending = threading.Lock(), ""
@@ -159,7 +167,7 @@ class _Child:
         return self._process.poll() is None
 
     def ask(self, **request: Any) -> dict[str, Any]:
-        """A request's answer. Raises SkewsimError with the reason, of the run or of the process's end."""
+        """A request's answer. Raises SkewsimError with the reason why the run failed or the process ended."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         with self._turn:
@@ -172,11 +180,8 @@ class _Child:
             try:
                 answer: dict[str, Any] = json.loads(line)
                 answer.items()
-            except (
-                ValueError,
-                AttributeError,
-            ):  # no line: it has ended, or is ending in good order; else not an answer
-                if line:
+            except (ValueError, AttributeError):
+                if line:  # something that is no answer; no line at all means that the process is ending by itself
                     self._process.kill()
                 raise SkewsimError(self._end()) from None
         if "failed" in answer:
@@ -195,7 +200,7 @@ class _Child:
             self._end()
 
     def _end(self) -> str:
-        """How the process ended; nothing of it stays open."""
+        """Wait for the process to end and close its files; says how it ended."""
         if not self._ending:
             code = self._process.wait()
             self._words.seek(0)

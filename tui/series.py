@@ -1,8 +1,8 @@
-"""A run's numbers, bounded: every metric of every seed in one numpy buffer that never grows.
+"""A run's numbers in constant memory: every metric of every seed in a numpy buffer that never grows.
 
-When the buffer is full every other step is dropped and from then on only every second (fourth, eighth ...) step is
-kept, so that a run of any length keeps its whole shape in constant memory. The newest record is always at hand in
-`last`. The file of a recorded run keeps every step; only the screen forgets.
+When the buffer is full, every other step is dropped, and from then on only every second (fourth, eighth ...) step is
+kept. So a curve of any length keeps its shape. The newest record is always there in `last`. Only what the screen draws
+is thinned out; run folders have every step.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One step's sequences, token by token, for the screens that look closer; how they travel from the training process."""
+"""One step's sequences, token by token, for the Tokens, Formula and Diagnose screens; as JSON between the processes."""
 
 from __future__ import annotations
 

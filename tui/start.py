@@ -1,8 +1,8 @@
-"""Where the training process begins, and soon: it holds up the first curve.
+"""Where the training process begins. It starts as fast as it can, because the first curve waits for it.
 
-Imports make objects to keep, and to look through them again and again would be a tenth of the start. PyTorch's import
-also tells its compiler what every operator does to tensors without data: a quarter of the import, for something that
-training never asks for. It is left out where that has been tried; elsewhere the process starts a little later.
+Two things are left out. Garbage collection during the imports would take a tenth of the start and find nothing. And
+PyTorch's import registers, for its compiler, how every operator treats tensors without data: a quarter of the import,
+which training never needs. This registration is skipped with the versions of PyTorch that it was tried with.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ _TRIED_WITH = ("2.13.",)
 
 
 def lean() -> bool:
-    """Import torch without its compiler's registrations; False, and nothing done, with a version not tried."""
+    """Import torch without its compiler's registrations. Returns False, and does nothing, for a version not tried."""
     if "torch" in sys.modules or not importlib.metadata.version("torch").startswith(_TRIED_WITH):
         return False
     sys.modules[_NOT_ASKED_FOR] = ModuleType(_NOT_ASKED_FOR)
     import torch
     from torch._opaque_base import OpaqueBaseMeta
 
-    torch._C._set_generator_metaclass(OpaqueBaseMeta)  # which they bring torch.Generator
+    torch._C._set_generator_metaclass(OpaqueBaseMeta)  # the skipped module would have done this
     return True
 
 
 def main() -> None:
-    """Answer the app's requests. Whatever prints does not speak for the worker: it goes where errors go."""
+    """Answer the app's requests on standard output; whatever else is printed goes to standard error."""
     gc.disable()
     answers = os.dup(1)
     os.dup2(2, 1)

@@ -18,7 +18,7 @@ _OTHERS_LIGHT = ("#7a6f00", "#9a5b00", "#555555", "#004c80")
 
 @dataclass(frozen=True)
 class Look:
-    """Theme and character set, decided once a frame."""
+    """Colours and characters to draw with."""
 
     dark: bool = True
     ascii_only: bool = False

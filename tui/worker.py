@@ -1,8 +1,8 @@
-"""The training process: it holds the trainers of all curves and answers a request a line, JSON in and JSON out.
+"""The training process's own side: it holds the trainers of all curves and answers requests, one line of JSON each.
 
-A request begins a run, asks for a run's next step, or ends a run; `tui.process` is the other side. A step that is
-looked at is what the trainer itself measured (`Trainer.look`), so it costs no further pass and cannot disagree with the
-record. The end of the requests is the end of the process.
+A request begins a run, asks for a run's next step, or ends a run; `tui.process` sends them. A step whose tokens are
+wanted is what the trainer itself measured (`Trainer.look`), so it costs no further pass and cannot disagree with the
+record. The process ends when there are no more requests.
 """
 
 from __future__ import annotations
@@ -37,11 +37,12 @@ if TYPE_CHECKING:
     from skewsim.diagnose.causes import Diagnosis
 
 _RECENT, _FIRST = 66, (0, 1, 2, 3, 4, 6, 8, 12, 16, 24)
-"""Versions of the weights that a watched run keeps: as many as the engine may lag, and those that prompts were first cached under."""
+"""Versions of the weights that a watched run keeps for a diagnosis: the last `_RECENT`, which is more than the engine
+may lag, and those of the `_FIRST` steps, under which most prompts were first cached."""
 
 
 class Run:
-    """One curve's trainer; with a folder every step is in the run folder before anybody sees it."""
+    """One curve's trainer; with a folder, a step is written to the run folder before it is shown."""
 
     def __init__(self, scenario: Scenario, seeds: tuple[int, ...], out: Path | None, *, watched: bool) -> None:
         self._watched = watched
@@ -58,12 +59,12 @@ class Run:
         self._keep()
 
     def step(self, toggled: Scenario | None, *, look: bool) -> tuple[list[StepRecord], Snapshot | None] | None:
-        """The next step's records, and its tokens if somebody looks; None after the last one."""
+        """The next step's records, and its tokens if `look`; None after the last step."""
         if toggled is not None:
             self._trainer.toggle(toggled)
         records = next(self._steps, None)
         seen = take(self._trainer) if look and records is not None else None
-        if seen is not None:  # the weights of this step and of those before: later they may not be there any more
+        if seen is not None:  # keep the weights that a diagnosis of this step needs, before they are dropped
             self._seen = seen
             wanted = {seen.step, seen.step - 1, *_FIRST, *seen.weight_versions[seen.mask].tolist()}
             self._then = {v: w for v, w in self._weights.items() if v in wanted and v <= seen.step}
@@ -77,7 +78,7 @@ class Run:
             self._weights = {v: w for v, w in self._weights.items() if v > now - _RECENT or v in _FIRST}
 
     def diagnose(self) -> tuple[int, Diagnosis]:
-        """The step last looked at, and the causes of its skew by the weights of then and before. Raises UserError."""
+        """The step last looked at, and the causes of its skew under its own and earlier weights. Raises UserError."""
         from skewsim.diagnose import diagnose
         from skewsim.diagnose.policies import policy_scorers
 
@@ -144,19 +145,19 @@ def next_folder(out: Path, prefix: str) -> Path:
     return next(path for number in itertools.count(1) if not (path := out / f"{prefix}-{number:03}").exists())
 
 
-class Worker:
+class RunHost:
     """The runs under way, by their numbers."""
 
     def __init__(self) -> None:
         self._runs: dict[int, Run] = {}
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Do what a request asks for; what goes wrong is an answer too."""
+        """Do what a request asks for. An error is answered as {"failed": its one line}."""
         try:
             return self._answer(request)
         except SkewsimError as error:
             return {"failed": str(error)}
-        except Exception as error:  # whatever a run dies of, the others go on
+        except Exception as error:  # one run's error must not end the others
             return {"failed": f"{type(error).__name__}: {error}"}
 
     def _answer(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -185,32 +186,32 @@ class Worker:
         return {}
 
     def close(self) -> None:
-        """End every run; what was recorded is whole."""
+        """End every run and close its run folder."""
         for run in self._runs.values():
             run.close()
 
 
 def _end_with_the_app(patience: float = 3.0) -> None:
-    """However long a step is: a while after nobody is there any more, this process ends in the middle of it."""
+    """Once the app is gone, end this process after `patience` seconds, in the middle of a step if necessary."""
     poll = select.poll()
-    poll.register(0, 0)  # that the other end is closed is always told
+    poll.register(0, 0)  # no events asked for: poll still reports when the other end is closed
     poll.poll()
     time.sleep(patience)
     os._exit(0)
 
 
 def main(out: int) -> None:
-    """Answer requests into a file descriptor until there are no more."""
+    """Read requests from standard input, write answers to the file descriptor `out`, until there are no more."""
     threading.Thread(target=_end_with_the_app, daemon=True).start()
     answers = os.fdopen(out, "w")
     torch.set_num_threads(1)
-    gc.freeze()  # what is imported stays: no collection has to walk it
+    gc.freeze()  # imported modules are never freed: keep the collector from searching them
     gc.enable()
-    worker = Worker()
+    worker = RunHost()
     try:
-        with suppress(BrokenPipeError):  # nobody is there any more
+        with suppress(BrokenPipeError):  # the app has gone
             for line in sys.stdin:
                 print(json.dumps(worker.answer(json.loads(line))), file=answers, flush=True)
     finally:
         worker.close()
-    os._exit(0)  # what is recorded is whole, and the interpreter's own end takes a tenth of a second
+    os._exit(0)  # all files are closed, and the interpreter's own shutdown would take a tenth of a second

@@ -13,9 +13,11 @@ import pytest
 from textual.pilot import Pilot
 
 from skewsim.settings import Scenario
-from tui.app import Options, SkewsimApp
+from tui.app import SkewsimApp
 from tui.driver import Driver
 from tui.lab import Lab, opening
+from tui.recordings import Archive
+from tui.shell import Options
 
 from .scripted import scripted
 
@@ -77,10 +79,11 @@ def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StageMaker:
         yours: Scenario | None = None,
         steps: int = 0,
         options: Options | None = None,
+        archive: Archive | None = None,
     ) -> AsyncIterator[Stage]:
-        driver = Driver(scripted, speed=float("inf"))
+        driver = Driver(scripted if archive is None else archive.train, speed=float("inf"))
         driver.playing = False
-        app = SkewsimApp(Lab(driver, yours=yours or opening()), options)
+        app = SkewsimApp(Lab(driver, yours=yours or opening(), archive=archive), options)
         try:
             async with app.run_test(size=size) as pilot:
                 staged = Stage(app, pilot)

@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tui.chart import Curve, Limits, bars, limits, rasterise
+from tui.chart import ChartCurve, ChartWindow, bars, limits, rasterise
 
 values = st.lists(st.one_of(st.floats(-1e6, 1e6), st.just(float("nan"))), min_size=1, max_size=60)
 
 
-def curve(letter: str, y: list[float], **more: object) -> Curve:
-    return Curve(letter, np.arange(len(y), dtype=float), np.array(y), **more)  # type: ignore[arg-type]
+def curve(letter: str, y: list[float], **more: object) -> ChartCurve:
+    return ChartCurve(letter, np.arange(len(y), dtype=float), np.array(y), **more)  # type: ignore[arg-type]
 
 
 def dots(rows: list[str]) -> int:
@@ -39,34 +39,36 @@ def test_a_raster_has_the_size_asked_for(y: list[float], width: int, height: int
 
 
 def test_a_solid_curve_has_a_dot_in_every_column_of_its_data() -> None:
-    raster = rasterise([curve("a", [0.0, 1.0, 0.0, 1.0])], 20, 6, Limits(0, 3, 0, 1))
+    raster = rasterise([curve("a", [0.0, 1.0, 0.0, 1.0])], 20, 6, ChartWindow(0, 3, 0, 1))
     columns = ["".join(row[i] for row in raster.rows).strip() for i in range(20)]
     assert all(columns)
 
 
 def test_a_dash_blanks_every_other_run_of_columns() -> None:
-    solid = rasterise([curve("a", [0.5] * 10)], 24, 4, Limits(0, 9, 0, 1)).rows
-    dashed = rasterise([curve("a", [0.5] * 10, dash=6)], 24, 4, Limits(0, 9, 0, 1)).rows
+    solid = rasterise([curve("a", [0.5] * 10)], 24, 4, ChartWindow(0, 9, 0, 1)).rows
+    dashed = rasterise([curve("a", [0.5] * 10, dash=6)], 24, 4, ChartWindow(0, 9, 0, 1)).rows
     assert dots(dashed) == dots(solid) // 2
 
 
 def test_ascii_draws_nothing_but_the_curve_letters() -> None:
-    raster = rasterise([curve("r", [0, 1, 2.0]), curve("v", [2, 1, 0.0])], 30, 8, Limits(0, 2, 0, 2), ascii_only=True)
+    raster = rasterise(
+        [curve("r", [0, 1, 2.0]), curve("v", [2, 1, 0.0])], 30, 8, ChartWindow(0, 2, 0, 2), ascii_only=True
+    )
     assert set("".join(raster.rows)) == {" ", "r", "v"}
     assert "".join(raster.rows).isascii()
 
 
 def test_missing_points_are_bridged_and_nothing_is_drawn_beyond_the_data() -> None:
-    raster = rasterise([curve("a", [0.5, float("nan"), 0.5])], 20, 4, Limits(0, 4, 0, 1))
+    raster = rasterise([curve("a", [0.5, float("nan"), 0.5])], 20, 4, ChartWindow(0, 4, 0, 1))
     assert any(row[5] != " " for row in raster.rows)
     assert all(row[15:] == " " * 5 for row in raster.rows)
 
 
 def test_a_band_lies_between_its_bounds() -> None:
     y = np.full(10, 0.5)
-    band = Curve("a", np.arange(10.0), y, low=y - 0.25, high=y + 0.25)
-    rows = rasterise([band], 40, 16, Limits(0, 9, 0, 1)).rows
-    assert dots(rows) > dots(rasterise([curve("a", y.tolist())], 40, 16, Limits(0, 9, 0, 1)).rows)
+    band = ChartCurve("a", np.arange(10.0), y, low=y - 0.25, high=y + 0.25)
+    rows = rasterise([band], 40, 16, ChartWindow(0, 9, 0, 1)).rows
+    assert dots(rows) > dots(rasterise([curve("a", y.tolist())], 40, 16, ChartWindow(0, 9, 0, 1)).rows)
     assert not any("".join(rows[:3] + rows[13:]).strip())
 
 

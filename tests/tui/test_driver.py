@@ -11,7 +11,7 @@ import pytest
 from skewsim.errors import UserError
 from skewsim.records import StepRecord
 from skewsim.settings import Scenario
-from tui.driver import TAPE, Driver, TrackSpec, Train, Training, Update
+from tui.driver import TAPE, Driver, TrackSpec, TrackUpdate, Train, Training
 
 from .scripted import scripted
 
@@ -26,8 +26,8 @@ def wait(condition: Callable[[], bool]) -> None:
         time.sleep(0.002)
 
 
-def collect(driver: Driver, count: int) -> list[Update]:
-    found: list[Update] = []
+def collect(driver: Driver, count: int) -> list[TrackUpdate]:
+    found: list[TrackUpdate] = []
 
     def enough() -> bool:
         found.extend(driver.drain())

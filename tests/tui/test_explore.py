@@ -18,16 +18,17 @@ from skewsim.errors import SkewsimError
 from skewsim.records import StepRecord
 from skewsim.settings import Scenario
 from skewsim.share import to_share
-from tui.app import Options
 from tui.controls import FIXES, explore_controls
 from tui.driver import Driver, TrackSpec, Training
 from tui.files import last_state, remember
-from tui.lab import YOURS, Lab, Track, opening
-from tui.panel import ControlWidget, Line
+from tui.lab import YOURS, Lab, opening
+from tui.panel import ControlWidget, TextLine
+from tui.playback import Track
 from tui.plot import Plot, picture
 from tui.presets import check_hidden
 from tui.screens.too_small import TooSmall
 from tui.series import Series
+from tui.shell import Options
 from tui.views import VIEWS
 
 from .conftest import StageMaker
@@ -36,7 +37,7 @@ from .stagecraft import on_stage
 
 
 def headline(s: object) -> str:
-    return s.app.explore.query_one("#headline", Line).plain  # type: ignore[attr-defined,no-any-return]
+    return s.app.explore.query_one("#headline", TextLine).plain  # type: ignore[attr-defined,no-any-return]
 
 
 @on_stage
@@ -305,7 +306,7 @@ async def test_a_toggle_at_the_newest_step_has_its_letter_and_no_two_ticks_read_
 @on_stage
 async def test_what_a_replay_refuses_does_not_set_it_going(stage: StageMaker) -> None:
     async with stage() as s:
-        s.lab.replay(Path("run-1"), [TrackSpec("yours", Scenario(steps=30), (0,), taped=True, train=scripted)])
+        s.lab.replay("replay of run-1", [TrackSpec("yours", Scenario(steps=30), (0,), taped=True, train=scripted)])
         await s.advance(3)
         for key in ("n", "b", "c", "1", "5", "u"):
             await s.press(key)

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tui.app import Options
 from tui.screens.runs import RunsScreen
+from tui.shell import Options
 
 from .conftest import Stage, StageMaker, check_golden, check_picture
 from .profiles import make_profile

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +14,8 @@ from skewsim.settings import Scenario, changes
 from skewsim.share import from_share, to_share
 from tui.controls import FIXES, explore_controls
 from tui.driver import Driver, TrackSpec, Training
-from tui.lab import REFERENCE, TWIN, V1, YOURS, Lab, Track, _marks, opening, reference_for
+from tui.lab import REFERENCE, TWIN, V1, YOURS, Lab, _marks, opening, reference_for
+from tui.playback import Track
 from tui.series import Series
 
 from .scripted import scripted, steps_of
@@ -188,7 +188,7 @@ def test_a_replay_shows_the_settings_that_were_recorded_and_can_change_none(lab:
         for records in steps_of(scenario, 30):
             yield [replace(r, events=events if r.step == 10 else []) for r in records]
 
-    lab.replay(Path("run-001"), [TrackSpec(YOURS, recorded, (0,), taped=True, train=reading)])
+    lab.replay("replay of run-001", [TrackSpec(YOURS, recorded, (0,), taped=True, train=reading)])
     advance(lab, 10)
     assert not FIXES[2].is_on(lab.shown)
     advance(lab, 5)
@@ -229,7 +229,7 @@ def test_a_recorded_event_that_this_version_cannot_read_is_quoted_and_harmless(l
         for records in steps_of(scenario, 10):
             yield [replace(r, events=strange if r.step == 3 else []) for r in records]
 
-    lab.replay(Path("run-001"), [TrackSpec(YOURS, opening(), (0,), taped=True, train=reading)])
+    lab.replay("replay of run-001", [TrackSpec(YOURS, opening(), (0,), taped=True, train=reading)])
     advance(lab, 6)
     assert [(mark.step, mark.letter, mark.text) for mark in lab.marks] == [(3, "*", strange[0])]
     assert lab.shown == opening()

@@ -13,7 +13,7 @@ from skewsim.skew.metrics import METRICS
 from tui.controls import explore_controls
 from tui.driver import Driver
 from tui.lab import Lab
-from tui.lesson import Check, Player, lesson_names, load_lesson, parse_lesson
+from tui.lesson import CardCheck, Player, lesson_names, load_lesson, parse_lesson
 from tui.plot import Plot
 from tui.views import VIEWS
 
@@ -35,7 +35,7 @@ def lab() -> Iterator[Lab]:
     assert driver.stop(5)
 
 
-def perform(check: Check, lab: Lab) -> str:
+def perform(check: CardCheck, lab: Lab) -> str:
     """Do what a card asks for; the screen that the learner is on afterwards."""
     if check.steps is not None:
         end = time.monotonic() + 10

@@ -9,7 +9,7 @@ from typing import Any
 from skewsim.learn.trainer import Trainer
 from tui.app import KeyLine
 from tui.lab import opening
-from tui.worker import Worker
+from tui.worker import RunHost
 
 from .conftest import StageMaker
 from .stagecraft import on_stage
@@ -34,7 +34,7 @@ def test_the_trainer_of_an_earlier_run_is_let_go_without_a_collection(monkeypatc
         made(self, *arguments, **more)
 
     monkeypatch.setattr(Trainer, "__init__", make)
-    worker, scenario = Worker(), opening().model_dump(mode="json")
+    worker, scenario = RunHost(), opening().model_dump(mode="json")
     gc.disable()
     for run in range(3):
         assert worker.answer({"run": run, "scenario": scenario, "seeds": [0], "out": None, "watched": True}) == {}

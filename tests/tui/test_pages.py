@@ -24,17 +24,17 @@ from skewsim.learn.losses import LossInputs
 from skewsim.learn.objectives import compute_loss
 from skewsim.runs.recording import RunFolder
 from skewsim.settings import Scenario
-from tui.app import Options
 from tui.driver import TrackSpec
 from tui.files import curves_csv
+from tui.folders import find_runs, open_run, summary_line
 from tui.lab import initial_v1_for, opening, reference_for
 from tui.measuring import Measuring
 from tui.process import Watch
 from tui.screens.advise import share_outside
 from tui.screens.diagnose import here, report
 from tui.screens.formula import explain
-from tui.screens.runs import find_runs, open_run, summary_line
 from tui.screens.tokens import histogram
+from tui.shell import Options
 from tui.snapshot import Snapshot
 from tui.views import Look
 from tui.worker import loss_source, work_out
@@ -218,7 +218,7 @@ async def test_a_replay_goes_forward_and_backward_through_the_live_path(stage: S
             TrackSpec(name, Scenario(name=name, steps=30), (0,), taped=True, train=scripted)
             for name in ("yours", "other")
         ]
-        s.lab.replay(Path("run-1"), specs)
+        s.lab.replay("replay of run-1", specs)
         await s.advance(20)
         assert "replay of run-1" in s.text()
         await s.press("comma", "comma")
@@ -373,7 +373,7 @@ async def test_tokens_of_long_ago_are_not_shown_as_the_newest(stage: StageMaker)
 async def test_what_looks_at_tokens_says_that_a_replay_has_none(stage: StageMaker, key: str) -> None:
     async with stage() as s:
         s.app.lens.latest = snapshot()
-        s.lab.replay(Path("run-1"), [TrackSpec("yours", Scenario(steps=30), (0,), taped=True, train=scripted)])
+        s.lab.replay("replay of run-1", [TrackSpec("yours", Scenario(steps=30), (0,), taped=True, train=scripted)])
         await s.advance(3)
         await s.press(key)
         assert "A run folder has each step's numbers, not its tokens." in s.text()

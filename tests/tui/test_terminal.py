@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from skewsim.share import from_share
-from tui.screens.runs import find_runs, open_run, summary_line
+from tui.folders import find_runs, open_run, summary_line
 
 from .monkey import bother
 from .terminal import TUI, Terminal

@@ -43,8 +43,8 @@ class AdviseScreen(Page):
 
     heading = "Advise"
     about = (
-        "Healthy data: the engine samples from a slightly different distribution and reports it truthfully. Its skew per "
-        "token has rms sigma. Each row is one framework's default and what it does to such data: the share it clips, "
+        "Healthy data: the engine samples from a slightly different distribution and reports it truthfully. Its skew "
+        "per token has rms sigma. Each row is one framework's default and what it does to such data: the share it clips, "
         "masks or rejects, and the effective sample size of the weights it leaves. A row that fires on healthy data "
         "is followed by the setting that would not. Published rms: bf16 0.0449, fp16 0.0057, fp32 0.0024."
     )
@@ -78,7 +78,8 @@ class AdviseScreen(Page):
         )
         text.append(f"Yours: {objective} {verdict}.\n", style="bold")
         text.append(
-            f"rms skew {number(report.sigma)}; {report.source}; sequence ESS without any bound {_unbounded(report.sigma, length):.3f}\n\n"
+            f"rms skew {number(report.sigma)}; {report.source}; "
+            f"sequence ESS without any bound {_unbounded(report.sigma, length):.3f}\n\n"
         )
         text.append(f"{'framework':<12}{'rule':<49}{'touched':>8}{'ESS':>7}  \n", style="bold")
         for row in report.rows:
@@ -109,9 +110,9 @@ class AdviseScreen(Page):
         self._length = max(self._length - 1, 0)
 
     def do_advise_profile(self) -> None:
-        names = self.skewsim.profiles
+        names = self.shell.profiles
         if not names:
-            self.skewsim.say("no measured profile is there yet: press p, then n to measure one")
+            self.shell.say("no measured profile is there yet: press p, then n to measure one")
             return
         at = names.index(self._profile) + 1 if self._profile in names else 0
         self._profile = names[at] if at < len(names) else None

@@ -26,7 +26,7 @@ _FIX_OF = {"raw_logprobs": 0, "stale_kv": 1, "stale_weights": 2, "head_dtype": 3
 
 
 def here(cause: str, scenario: Scenario) -> str:
-    """What mends a cause in this app, if a key of Explore does."""
+    """The key of Explore that mends a cause, in words; empty if there is none."""
     fix = FIXES[_FIX_OF[cause]] if cause in _FIX_OF else None
     if fix is not None and not fix.is_on(scenario):
         return f"press {FIXES.index(fix) + 1} in the charts: {fix.label} on"
@@ -69,10 +69,10 @@ class DiagnoseScreen(LensPage):
 
     heading = "Diagnose"
     about = (
-        "Rival explanations of the skew, each with its own signature, ranked by how much of it they explain. Layers are put "
-        "right in this order: semantic, inference path, precision, staleness, objective. One step of the simulator is "
-        "a few hundred tokens, so small effects may stay unnamed; a file may hold millions. A step of the simulator is scored "
-        "again under the weights of now and of before, as `skewsim diagnose --model NEW --model OLD` does with folders."
+        "Rival explanations of the skew, each with its own signature, ranked by how much of it they explain. Layers "
+        "are put right in this order: semantic, inference path, precision, staleness, objective. One step of the simulator is "
+        "a few hundred tokens, so small effects may stay unnamed; a file may hold millions. A step of the simulator "
+        "is scored again under the weights of now and of before, as `skewsim diagnose --model NEW --model OLD` does with folders."
     )
     BINDINGS: ClassVar[list[BindingType]] = bindings("page") + bindings("diagnose")
     where: ClassVar[str] = "diagnose"
@@ -105,7 +105,7 @@ class DiagnoseScreen(LensPage):
         return report(self._found, look, self._scenario)
 
     def _examine_step(self) -> tuple[str, Diagnosis]:
-        step, found = self.skewsim.lens.diagnose()
+        step, found = self.shell.lens.diagnose()
         return f"step {step} of yours", found
 
     def _examine_file(self, text: str) -> None:
@@ -117,7 +117,7 @@ class DiagnoseScreen(LensPage):
     def _start(
         self, source: str, examine: Callable[[], tuple[str, Diagnosis]], scenario: Scenario | None = None
     ) -> None:
-        """Examine in a thread that nobody waits for; `tick` takes the answer."""
+        """Examine in a thread of its own; `tick` takes its answer from a queue."""
         self._source, self._scenario, self._busy, self._problem = source, scenario, True, ""
 
         def work() -> None:

@@ -1,14 +1,14 @@
-"""What is laid over another screen to choose or type something."""
+"""The base of the dialogs: small screens over another one, to choose or type something."""
 
 from __future__ import annotations
 
 from textual.await_complete import AwaitComplete
 from textual.screen import ModalScreen
 
-from tui.screens.steady import Steady
+from tui.shell import ShellScreen
 
 
-class Dialog(ModalScreen[None], Steady):
+class Dialog(ModalScreen[None], ShellScreen):
     """Closes once: a second key or click may arrive while the first one is being served.
 
     (Textual's `dismiss` takes whatever screen is on top, so a second one would take the screen below.)

@@ -1,11 +1,12 @@
-"""Explore, the first screen: three curves under common random numbers, and the switches, knobs and selectors of one.
+"""Explore, the first screen: three curves with the same random numbers, and the controls of one of them.
 
-The screen owns no numbers: it turns keys into verbs of the `Lab`, and ten times a second draws what the lab has.
+The screen has no numbers of its own: it turns keys into calls of the `Lab`, and draws the lab's curves ten times a
+second.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, cast
+from typing import ClassVar
 
 from rich.text import Text
 from textual import events
@@ -19,20 +20,17 @@ from tui.controls import FIXES, Control, explore_controls
 from tui.lab import SMOOTH, TWIN, Lab
 from tui.lesson import Player
 from tui.lesson_panel import LessonPanel
-from tui.panel import ControlWidget, Line, headline, legend, status
-from tui.plot import Plot, difference, picture
-from tui.screens.steady import Steady
+from tui.panel import ControlWidget, TextLine, bottom_line, legend, top_line
+from tui.plot import Plot, picture, twin_difference
+from tui.shell import ShellScreen
 from tui.views import REWARD, VIEWS, View
-
-if TYPE_CHECKING:
-    from tui.app import SkewsimApp
 
 _EXTRA_PLOTS = 6
 _DIFFERENCE = View("", "yours minus twin")
-"""Not a metric of a curve: what `tui.plot.difference` draws."""
+"""A view that stands for the difference that `tui.plot.twin_difference` draws, not for a metric."""
 
 
-class Explore(Steady):
+class Explore(ShellScreen):
     """Charts on the left, controls on the right; under each other where the terminal is narrow."""
 
     BINDINGS: ClassVar[list[BindingType]] = bindings("explore")
@@ -51,13 +49,9 @@ class Explore(Steady):
         self._drawn: object = None
         self.last_control: Control = FIXES[0]
 
-    @property
-    def skewsim(self) -> SkewsimApp:
-        return cast("SkewsimApp", self.app)
-
     def compose(self) -> ComposeResult:
-        look = self.skewsim.look
-        yield Line("headline")
+        look = self.shell.look
+        yield TextLine("headline")
         with Container(id="body"):
             with Vertical(id="charts"):
                 yield Plot(REWARD, look=look, id="plot-reward")
@@ -65,23 +59,23 @@ class Explore(Steady):
                     for i in range(_EXTRA_PLOTS):
                         yield Plot(VIEWS[i], look=look, id=f"plot-{i}")
             with Vertical(id="side"):
-                yield Line("legend")
+                yield TextLine("legend")
                 with Grid(id="controls"):
                     for control in self.controls():
                         yield ControlWidget(control, self.lab.yours, look, key=_key_of(control))
         yield LessonPanel(id="lesson")
-        yield Line("hint")
-        yield Line("status")
-        yield self.skewsim.footer()
+        yield TextLine("hint")
+        yield TextLine("status")
+        yield self.shell.footer()
 
     def controls(self) -> list[Control]:
-        return [c for c in explore_controls(self.skewsim.profiles) if c.id not in self.hidden_controls]
+        return [c for c in explore_controls(self.shell.profiles) if c.id not in self.hidden_controls]
 
     def on_mount(self) -> None:
-        """Ten times a second nothing is looked up: what is drawn is at hand."""
+        """Find all widgets once: `redraw` comes ten times a second, and searching each time would be slow."""
         self._plots = [self.query_one(f"#plot-{i}", Plot) for i in range(_EXTRA_PLOTS)]
         self._reward = self.query_one("#plot-reward", Plot)
-        self._lines = {name: self.query_one(f"#{name}", Line) for name in ("headline", "legend", "hint", "status")}
+        self._lines = {name: self.query_one(f"#{name}", TextLine) for name in ("headline", "legend", "hint", "status")}
         self._widgets = {widget.control.id: widget for widget in self.query(ControlWidget)}
         self.redraw()
 
@@ -101,22 +95,20 @@ class Explore(Steady):
 
     def redraw(self) -> None:
         """Draw the lab as it is now."""
-        lab, look = self.lab, self.skewsim.look
+        lab, look = self.lab, self.shell.look
         wide, full = self.size.width >= 112, self.size.width >= 170
         self._draw_plots(shown=_EXTRA_PLOTS if full else 2 if wide else 1)
         self._lines["legend"].show(legend(lab, look, width=None if wide else self.size.width - 1))
         self._lines["legend"].styles.height = len(lab.tracks) if wide else 1
-        self._lines["headline"].show(
-            headline(lab, look, score=self.skewsim.player.marks if self.skewsim.player else "")
-        )
-        self._lines["status"].show(status(lab, look))
+        self._lines["headline"].show(top_line(lab, look, score=self.shell.player.marks if self.shell.player else ""))
+        self._lines["status"].show(bottom_line(lab, look))
         for widget in self._widgets.values():
             widget.show(lab.shown, look)
         self._lines["hint"].show(self._hint())
 
     def _draw_plots(self, *, shown: int) -> None:
-        """Draw the charts, if what they show is not what they showed: a key is answered without them."""
-        lab, look = self.lab, self.skewsim.look
+        """Draw the charts, but only if something on them has changed: most keys change nothing there."""
+        lab, look = self.lab, self.shell.look
         curves = [(t.series, t.series.step, t.hidden) for t in lab.tracks.values()]
         state = (look, shown, self.first_view, lab.smooth, lab.twin, lab.replaying, lab.marks[-1:], curves)
         if state == self._drawn:
@@ -128,32 +120,34 @@ class Explore(Steady):
             if i >= shown:
                 continue
             view = self._views()[(self.first_view + i) % len(self._views())]
-            plot.show(difference(lab, REWARD) if view is _DIFFERENCE else picture(lab, view), look)
+            plot.show(twin_difference(lab, REWARD) if view is _DIFFERENCE else picture(lab, view), look)
 
     def _views(self) -> tuple[View, ...]:
-        """What the charts below the reward can show, in the order of the key that turns them."""
+        """The metrics that the charts below the reward can show, in the order in which the key goes through them."""
         return (_DIFFERENCE, *VIEWS) if TWIN in self.lab.tracks else VIEWS
 
     def _hint(self) -> Text:
-        """What the focused control is called in vLLM, TRL or verl; otherwise how to begin, or how to begin again."""
-        look, focused = self.skewsim.look, self.focused
+        """What the focused control is called in vLLM, TRL or verl; without a focus, which keys to press next."""
+        look, focused = self.shell.look, self.focused
         if isinstance(focused, ControlWidget):
             return Text(f" {focused.control.names}", style=f"bold {look.strong}", no_wrap=True)
         if said := self._said():
             return Text(f" {said}", style=f"bold {look.strong}", no_wrap=True)
         keys = [str(i) for i, fix in enumerate(FIXES, 1) if fix.id not in self.hidden_controls]
+        recorded = self.lab.archive is not None
         words = {
             f"{'1-4' if len(keys) == len(FIXES) else ' '.join(keys)} switch a fix": bool(keys),
             "5 all of them": self.check_action("do", ("fix_all",)),
-            "tab and arrows turn a knob": len(self._widgets) > len(keys),
-            "F1 explains": True,
+            ", steps back   backspace plays backward": recorded,
+            "tab and arrows turn a knob": not recorded and len(self._widgets) > len(keys),
+            "F1 explains": not recorded,
         }
         return Text("   ".join(["", *(word for word, there in words.items() if there)])[2:], style=look.muted)
 
     def _said(self) -> str:
-        """What the curves' state asks for, if anything."""
+        """Advice on the state that the curves are in, if there is any to give."""
         lab = self.lab
-        if lab.replaying:
+        if lab.replaying and lab.archive is None:
             return "a replay: , steps back   backspace plays backward   0 is live again"
         if lab.main is not None and lab.main.failed:
             return f"{lab.main.failed}: 0 starts another"
@@ -168,10 +162,10 @@ class Explore(Steady):
         self._lines["hint"].show(self._hint())
 
     def show_lesson(self, player: Player | None) -> None:
-        """The panel below, and the control and the metric that the card points at."""
+        """Draw the lesson's panel, and highlight the control and the metric that its card is about."""
         panel = self.query_one(LessonPanel)
         self.set_class(player is not None, "-asking")
-        panel.show(player, self.skewsim.look)
+        panel.show(player, self.shell.look)
         for widget in self._widgets.values():
             widget.highlight(player is not None and widget.control.id == player.step.highlight)
         watched, keys = player.watched if player is not None else None, [view.key for view in self._views()]
@@ -187,24 +181,27 @@ class Explore(Steady):
             turned.focus()  # the card says which way to turn it
 
     def on_key(self, event: events.Key) -> None:
-        if event.key == "escape" and self.skewsim.player is not None:
+        if event.key == "escape" and self.shell.player is not None:
             event.stop()
             self.on_lesson_panel_left()
 
     def on_lesson_panel_answered(self, message: LessonPanel.Answered) -> None:
-        player = self.skewsim.player
+        player = self.shell.player
         if player is not None:
             player.answer(message.index)
-            self.skewsim.lesson_changed()
+            self.shell.lesson_changed()
 
     def on_lesson_panel_proceeded(self) -> None:
-        player = self.skewsim.player
-        if player is not None and player.proceed(self.lab):
-            self.skewsim.lesson_changed()
+        player = self.shell.player
+        try:
+            if player is not None and player.proceed(self.lab):
+                self.shell.lesson_changed()
+        except UserError as error:
+            self.shell.say(str(error))
 
     def on_lesson_panel_left(self) -> None:
-        self.skewsim.player = None
-        self.skewsim.lesson_changed()
+        self.shell.player = None
+        self.shell.lesson_changed()
         self.set_focus(None)
 
     def on_control_widget_moved(self, message: ControlWidget.Moved) -> None:
@@ -219,12 +216,10 @@ class Explore(Steady):
         self.redraw()
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """A key that a lesson hides does nothing and is not listed."""
+        """A hidden key does nothing and is not listed."""
         if action != "do" or not parameters:
             return True
         entry = by_id(str(parameters[0]))
-        if entry.id in ("back_step", "backward") and self.lab.replaying is None:
-            return False
         return not is_hidden(entry, self.hidden_controls)
 
     def action_do(self, id: str) -> None:
@@ -232,7 +227,10 @@ class Explore(Steady):
         if entry.argument is not None:
             self._move(next(fix for fix in FIXES if fix.id == entry.argument), 1)
             return
-        getattr(self, f"do_{id}")()
+        try:
+            getattr(self, f"do_{id}")()
+        except UserError as error:
+            self.shell.say(str(error))
         self.redraw()
 
     def do_fix_all(self) -> None:
@@ -262,16 +260,6 @@ class Explore(Steady):
     def do_smooth(self) -> None:
         self.lab.smooth = 1 if self.lab.smooth > 1 else SMOOTH
         self.lab.heard = f"mean of {SMOOTH} steps" if self.lab.smooth > 1 else "every step as it is"
-
-    def do_back_step(self) -> None:
-        self.lab.driver.play(False)
-        self.lab.backward = False
-        self.lab.seek(self.lab.position - 1)
-
-    def do_backward(self) -> None:
-        self.lab.backward = not self.lab.backward
-        self.lab.driver.play(not self.lab.backward)
-        self.lab.heard = "backward" if self.lab.backward else "forward"
 
     def do_metric(self) -> None:
         self._turn_view(1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, cast
+from typing import ClassVar
 
 import numpy as np
 from rich.text import Text
@@ -11,21 +11,19 @@ from textual.binding import BindingType
 from textual.containers import Grid
 
 from skewsim.records import tenth
-from skewsim.scenarios import LADDER, ladder_scenarios
+from skewsim.scenarios import LADDER
 from tui.actions import bindings
-from tui.chart import Curve
-from tui.driver import Driver, TrackSpec
-from tui.lab import Lab, Track
-from tui.panel import Line
+from tui.chart import ChartCurve
+from tui.driver import Driver
+from tui.lab import Lab
+from tui.panel import TextLine
+from tui.playback import Playback, Track
 from tui.plot import Picture, Plot
-from tui.screens.steady import Steady
 from tui.series import Series
+from tui.shell import ShellScreen
+from tui.shows import LADDER_STEPS, rungs
 from tui.views import REWARD, Look
 
-if TYPE_CHECKING:
-    from tui.app import SkewsimApp
-
-STEPS = 100
 _COLUMNS = (
     ("reward", "reward/mean"),
     ("entropy", "policy/entropy"),
@@ -53,7 +51,7 @@ def table(tracks: list[Track], look: Look, *, width: int) -> Text:
 
 
 def standing(track: Track, reference: Track) -> str:
-    """In words: the same to the last bit, or how much reward is missing."""
+    """How a rung compares with the reference: identical in every number, or by how much its reward differs."""
     if track.note:
         return track.note
     if track is reference or not len(track.series):
@@ -67,7 +65,7 @@ def standing(track: Track, reference: Track) -> str:
     return f"reward {gap:+.3f}"
 
 
-class LadderScreen(Steady):
+class LadderScreen(ShellScreen):
     """Runs while it is shown; the curves of Explore pause meanwhile."""
 
     BINDINGS: ClassVar[list[BindingType]] = bindings("page")
@@ -75,89 +73,73 @@ class LadderScreen(Steady):
     help_title = "Ladder"
     help_text = (
         "The order in which the migration was repaired. Each rung has the fixes of the one before and one more. Every "
-        "chart shows the rung (its letter) and the reference (r). All share prompts and random numbers, so a rung whose "
-        "settings equal the reference's coincides with it to the last bit. The objective and the seed are Explore's; the "
-        "rest is as in the command `skewsim ladder`."
+        "chart shows the rung (its letter) and the reference (r). All share prompts and random numbers, so a rung "
+        "whose settings equal the reference's coincides with it to the last bit. The objective and the seed are Explore's; "
+        "the rest is as in the command `skewsim ladder`."
     )
 
     def __init__(self, lab: Lab) -> None:
         super().__init__()
         self._lab = lab
         self._was_playing = lab.driver.playing
-        self._driver = Driver(lab.driver.train, speed=float("inf"))
-        scenarios = ladder_scenarios(objective=lab.yours.trainer.objective, steps=STEPS)
-        seeds = lab.seeds
-        self._specs = [
-            TrackSpec(s.name, s.with_values({"seed": seeds[0], "name": f"ladder_{s.name}"}), seeds, taped=True)
-            for s in scenarios  # under a name of its own: no curve of the lab, so not kept either
-        ]
-        letters = "rvpdih"
-        self._tracks = [
+        speed = float("inf") if lab.archive is None else lab.driver.speed
+        self._specs = rungs(lab.yours.trainer.objective, lab.seeds)
+        tracks = (
             Track(spec.name, letter, 6 if letter == "v" else 0, spec.scenario, Series(spec.seeds))
-            for spec, letter in zip(self._specs, letters, strict=True)
-        ]
+            for spec, letter in zip(self._specs, "rvpdih", strict=True)
+        )
+        self.playback = Playback(Driver(lab.driver.train, speed=speed), {track.name: track for track in tracks})
 
     @property
-    def skewsim(self) -> SkewsimApp:
-        return cast("SkewsimApp", self.app)
-
-    @property
-    def driver(self) -> Driver:
-        return self._driver
+    def _tracks(self) -> list[Track]:
+        return list(self.playback.tracks.values())
 
     def compose(self) -> ComposeResult:
-        yield Line("headline")
+        yield TextLine("headline")
         with Grid(id="rungs"):
             for i in range(len(LADDER)):
-                yield Plot(REWARD, look=self.skewsim.look, id=f"rung-{i}")
-        yield Line("table")
-        yield self.skewsim.footer()
+                yield Plot(REWARD, look=self.shell.look, id=f"rung-{i}")
+        yield TextLine("table")
+        yield self.shell.footer()
 
     def on_mount(self) -> None:
         self._lab.driver.play(False)
-        self._driver.restart(self._specs)
-        self._driver.start()
+        self.playback.driver.restart(self._specs)
+        self.playback.driver.start()
         self.redraw()
 
     def on_unmount(self) -> None:
-        self._driver.stop(0.1)
+        self.playback.driver.stop(0.1)
         if self._was_playing:
             self._lab.driver.play(True)
 
     def tick(self) -> bool:
         """Take in what the ladder's own driver has computed."""
-        updates = self._driver.drain()
-        by_name = {track.name: track for track in self._tracks}
-        for update in updates:
-            track = by_name[update.track]
-            track.failed = update.failed or track.failed
-            if update.records:
-                track.series.append(update.records)
-        return bool(updates)
+        return self.playback.tick()
 
     def redraw(self) -> None:
-        look = self.skewsim.look
-        step = max((t.series.step for t in self._tracks), default=-1) + 1
+        look, lab = self.shell.look, self._lab
+        step = self.playback.step + 1
         head = Text(" Ladder ", style="bold reverse", no_wrap=True)
         head.append(
-            f"  {self._lab.yours.trainer.objective}, step {step} of {STEPS}, seeds {len(self._lab.seeds)}, "
-            "settings of skewsim ladder",
+            f"  {self._lab.yours.trainer.objective}, step {step} of {LADDER_STEPS}, seeds {len(self._lab.seeds)}, "
+            f"{'settings of skewsim ladder' if lab.archive is None else f'recorded; {lab.live}'}",
             style="not bold not reverse",
         )
-        self.query_one("#headline", Line).show(head)
+        self.query_one("#headline", TextLine).show(head)
         for i, track in enumerate(self._tracks):
             shown = [self._tracks[0], track] if i else [track]
-            curves = [Curve(t.letter, t.series.steps, t.series.mean(REWARD.key), t.dash) for t in shown]
+            curves = [ChartCurve(t.letter, t.series.steps, t.series.mean(REWARD.key), t.dash) for t in shown]
             value = track.series.now(REWARD.key, 5)
             title = f"{track.name}  {'-' if value is None else f'{value:.2f}'}"
             self.query_one(f"#rung-{i}", Plot).show(Picture(REWARD, curves, titles=(title,)), look)
-        self.query_one("#table", Line).show(table(self._tracks, look, width=self.size.width))
+        self.query_one("#table", TextLine).show(table(self._tracks, look, width=self.size.width))
 
     def action_do(self, id: str) -> None:
         getattr(self, f"do_{id}")()
 
     def do_back(self) -> None:
-        self.skewsim.close(self)
+        self.shell.close(self)
 
     def do_page_down(self) -> None:
         self.query_one("#table").focus()

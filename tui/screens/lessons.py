@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, cast
+from typing import ClassVar
 
 from textual.app import ComposeResult
 from textual.binding import BindingType
@@ -13,9 +13,6 @@ from textual.widgets.option_list import Option
 from skewsim.errors import UserError
 from tui.lesson import lesson_names, load_lesson
 from tui.screens.dialog import Dialog
-
-if TYPE_CHECKING:
-    from tui.app import SkewsimApp
 
 
 class LessonsScreen(Dialog):
@@ -34,9 +31,8 @@ class LessonsScreen(Dialog):
     def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
         if not self.on_top:
             return
-        app = cast("SkewsimApp", self.app)
         self.dismiss()
         try:
-            app.start_lesson(lesson_names()[event.option_index])
+            self.shell.start_lesson(lesson_names()[event.option_index])
         except UserError as error:
-            app.say(str(error))
+            self.shell.say(str(error))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, cast
+from typing import TYPE_CHECKING, ClassVar
 
 from rich.text import Text
 from textual import events
@@ -13,26 +13,21 @@ from textual.widgets import Static
 
 from skewsim.errors import UserError
 from tui.actions import bindings
-from tui.panel import Line
-from tui.screens.steady import Steady
+from tui.panel import TextLine
+from tui.shell import ShellScreen
 from tui.views import Look
 
 if TYPE_CHECKING:
-    from tui.app import SkewsimApp
     from tui.snapshot import Snapshot
 
 
-class Page(Steady):
+class Page(ShellScreen):
     """Subclasses give a `heading` and `content`; escape goes back. `where` names their keys in the registry."""
 
     BINDINGS: ClassVar[list[BindingType]] = bindings("page")
     heading: ClassVar[str] = ""
     about: ClassVar[str] = ""
     where: ClassVar[str] = "page"
-
-    @property
-    def skewsim(self) -> SkewsimApp:
-        return cast("SkewsimApp", self.app)
 
     @property
     def help_title(self) -> str:
@@ -43,10 +38,10 @@ class Page(Steady):
         return self.about
 
     def compose(self) -> ComposeResult:
-        yield Line("headline")
+        yield TextLine("headline")
         with VerticalScroll(id="page", can_focus=False):
             yield Static(id="page-text")
-        yield self.skewsim.footer()
+        yield self.shell.footer()
 
     def on_mount(self) -> None:
         self.redraw()
@@ -55,15 +50,15 @@ class Page(Steady):
         self.call_after_refresh(self.redraw)
 
     def redraw(self) -> None:
-        if not self.is_mounted or not self.is_current or self.skewsim.leaving:
+        if not self.is_mounted or not self.is_current or self.shell.leaving:
             return
-        look = self.skewsim.look
+        look = self.shell.look
         head = Text(no_wrap=True)
         head.append(f" {self.heading} ", style="bold reverse")
         head.append(f"  {self.subtitle()}")
-        if self.skewsim.lab.heard:
-            head.append(f"  {self.skewsim.lab.heard}", style=f"bold {look.strong}")
-        self.query_one("#headline", Line).show(head)
+        if self.shell.lab.heard:
+            head.append(f"  {self.shell.lab.heard}", style=f"bold {look.strong}")
+        self.query_one("#headline", TextLine).show(head)
         self.query_one("#page-text", Static).update(self.content(max(self.size.width - 3, 20), look))
 
     def subtitle(self) -> str:
@@ -76,11 +71,11 @@ class Page(Steady):
         try:
             getattr(self, f"do_{id}")()
         except UserError as error:
-            self.skewsim.say(str(error))
+            self.shell.say(str(error))
         self.redraw()
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        return not (action == "do" and parameters and parameters[0] in self.skewsim.options.hidden)
+        return not (action == "do" and parameters and parameters[0] in self.shell.options.hidden)
 
     def do_page_down(self) -> None:
         self.query_one("#page").scroll_page_down()
@@ -89,37 +84,40 @@ class Page(Steady):
         self.query_one("#page").scroll_page_up()
 
     def do_back(self) -> None:
-        self.skewsim.lab.heard = ""
-        self.skewsim.close(self)
+        self.shell.lab.heard = ""
+        self.shell.close(self)
 
 
 class LensPage(Page):
-    """A page on the newest step's tokens: while it is open, the trainer shows them."""
+    """A page about the newest step's tokens: while it is open, the trainer is asked to send them."""
 
     def on_mount(self) -> None:
-        self.skewsim.lens.wanted = True
+        self.shell.lens.wanted = True
         super().on_mount()
 
     def on_unmount(self) -> None:
-        self.skewsim.lens.wanted = False
+        self.shell.lens.wanted = False
 
     @property
     def snapshot(self) -> Snapshot | None:
-        """The newest step's, not one that somebody looked at long ago."""
-        lab, latest = self.skewsim.lab, self.skewsim.lens.latest
+        """The newest step's tokens; None if the last tokens seen are of an older step."""
+        lab, latest = self.shell.lab, self.shell.lens.latest
         fresh = latest is not None and lab.main is not None and latest.step >= lab.main.series.step
         return latest if fresh and not lab.replaying else None
 
     def subtitle(self) -> str:
-        if self.skewsim.lab.replaying:
+        if self.shell.lab.replaying:
             return "a replay has no tokens"
-        seen = self.snapshot  # once: the driver's thread may take it away at any moment
+        seen = self.snapshot  # read once: the driver's thread may replace it at any moment
         return f"step {seen.step} of yours" if seen is not None else "waiting for the next step (. makes one)"
 
     def waiting(self) -> Text:
-        """What there is to say while there is no step to look at."""
-        if self.skewsim.lab.replaying:
+        """The text of the page while there is no step to show."""
+        lab = self.shell.lab
+        if lab.archive is not None:
+            return Text(f"A recording has each step's numbers, not its tokens; {lab.live}.")
+        if lab.replaying:
             return Text("A run folder has each step's numbers, not its tokens. Escape, then 0, for a live run.")
-        if self.skewsim.lab.over:
+        if lab.over:
             return Text("The run is over. Escape, then 0, starts it again.")
         return Text("The next step's tokens appear here. Press . for one step, space to play.")

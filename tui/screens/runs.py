@@ -1,12 +1,9 @@
-"""Runs: the run folders at hand; enter opens one, and Explore replays it through the same path as a live run."""
+"""Runs: the run folders at hand and the runs that ship with the app; enter replays one in Explore."""
 
 from __future__ import annotations
 
-import re
-from collections import defaultdict
-from contextlib import suppress
 from pathlib import Path
-from typing import ClassVar, cast
+from typing import ClassVar
 
 from textual.app import ComposeResult
 from textual.binding import BindingType
@@ -14,130 +11,57 @@ from textual.containers import Vertical
 from textual.widgets import Input, Label, OptionList
 from textual.widgets.option_list import Option
 
-from skewsim.errors import FileFormatError, UserError
-from skewsim.records import StepRecord
-from skewsim.settings import Scenario
-from skewsim.share import load_toml
-from tui.driver import Records, TrackSpec, Training
-from tui.lab import REFERENCE, V1, YOURS, Lab, initial_v1_for, reference_for
+from skewsim.errors import UserError
+from tui.driver import TrackSpec
+from tui.folders import find_runs, open_run, summary_line
+from tui.lab import Lab
+from tui.recordings import shipped
 from tui.screens.dialog import Dialog
-
-_SCENARIO, _STEPS = "scenario.toml", "steps.jsonl"
-
-
-def find_runs(root: Path, *, depth: int = 3) -> list[Path]:
-    """Run folders below a folder, the newest first, without those that others are compared with."""
-    found = [path.parent for level in range(depth) for path in root.glob("*/" * level + _STEPS)]
-    found = [path for path in found if not _is_compared(path)]
-    return sorted(found, key=lambda path: -(path / _STEPS).stat().st_mtime)[:50]
-
-
-def _is_compared(path: Path) -> bool:
-    """Whether the app kept it only to be shown beside a run of yours."""
-    name = re.fullmatch(rf"({REFERENCE}|{V1})-\d{{3,}}", path.name)
-    return name is not None and next(path.parent.glob("run-*"), None) is not None
-
-
-def open_run(path: Path) -> list[TrackSpec]:
-    """A run folder as tracks whose training is reading records, with the reference and initial V1 of the same
-    settings and seeds if they were kept beside it. Raises FileFormatError.
-    """
-    own = _read(path)
-    if [spec.name for spec in own] != [YOURS]:
-        return own
-    beside = (_beside(path, make(own[0].scenario), own[0].seeds) for make in (reference_for, initial_v1_for))
-    return [*(spec for spec in beside if spec is not None), *own]
-
-
-def _beside(path: Path, scenario: Scenario, seeds: tuple[int, ...]) -> TrackSpec | None:
-    """The longest run that was kept of exactly this scenario and these seeds, if there is any."""
-    found = []
-    for folder in path.parent.glob(f"{scenario.name}-*"):
-        with suppress(UserError):
-            if load_toml(folder / _SCENARIO) == scenario:
-                found += [spec for spec in _read(folder) if spec.seeds == seeds]
-    return max(found, key=lambda spec: len(cast(_Reader, spec.train)), default=None)
-
-
-def _read(path: Path) -> list[TrackSpec]:
-    from skewsim.runs.recording import read_records
-
-    by_name: dict[str, dict[int, list[StepRecord]]] = defaultdict(lambda: defaultdict(list))
-    seeds: dict[str, set[int]] = defaultdict(set)
-    for record in read_records(path):
-        by_name[record.scenario][record.step].append(record)
-        seeds[record.scenario].add(record.seed)
-    if not by_name:
-        raise FileFormatError(f"{path}: no step has been recorded yet")
-    scenario = load_toml(path / _SCENARIO) if (path / _SCENARIO).is_file() else Scenario()
-    specs = []
-    for name, steps in by_name.items():
-        named = scenario.with_values({"name": name})
-        ordered: list[Records] = [steps[step] for step in sorted(steps)]
-        specs.append(TrackSpec(name, named, tuple(sorted(seeds[name])), taped=True, train=_Reader(ordered)))
-    return specs
-
-
-class _Reader:
-    """Records in place of training."""
-
-    def __init__(self, steps: list[Records]) -> None:
-        self._steps = steps
-
-    def __len__(self) -> int:
-        return len(self._steps)
-
-    def __call__(self, scenario: Scenario, seeds: tuple[int, ...]) -> Training:
-        return self._read()
-
-    def _read(self) -> Training:
-        yield from self._steps
-
-
-def summary_line(path: Path) -> str:
-    """A folder, and in a few words what its run was."""
-    from skewsim.runs.recording import run_status
-
-    try:
-        return f"{path}  ({run_status(path)})"
-    except FileFormatError:
-        return f"{path}  (no summary)"
+from tui.shows import Show, shows
 
 
 class RunsScreen(Dialog):
-    """Choose a folder from the list, or type a path."""
+    """Choose a folder or a recording from the list, or type a path."""
 
     BINDINGS: ClassVar[list[BindingType]] = [("escape", "dismiss", "Close")]
 
     def __init__(self, lab: Lab, root: Path) -> None:
         super().__init__()
         self._lab = lab
-        self._runs = find_runs(root)
+        self._entries: list[Path | Show] = [*find_runs(root), *shows()]
 
     def compose(self) -> ComposeResult:
         with Vertical(id="runs"):
-            yield Label("Replay a run folder: enter opens, escape closes")
-            if self._runs:
-                yield OptionList(*(Option(summary_line(path)) for path in self._runs), markup=False)
-            else:
-                yield Label("No run folder below this directory; `skewsim run SCENARIO --out DIR` makes one.")
-            yield Input(placeholder="or the path of one")
+            yield Label("Replay a run folder or a recording: enter opens, escape closes")
+            yield OptionList(*(Option(_line(entry)) for entry in self._entries), markup=False)
+            yield Input(placeholder="or the path of a run folder; `skewsim run SCENARIO --out DIR` makes one")
             yield Label("", id="runs-answer", markup=False)
 
     def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
-        self._open(self._runs[event.option_index])
+        self._open(self._entries[event.option_index])
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
         self._open(Path(event.value).expanduser())
 
-    def _open(self, path: Path) -> None:
+    def _open(self, entry: Path | Show) -> None:
         if not self.on_top:
             return
         try:
-            self._lab.replay(path, open_run(path))
+            self._lab.replay(*_replay(entry))
         except UserError as error:
             self.query_one("#runs-answer", Label).update(str(error))
             return
         self._lab.driver.play(True)
         self._lab.heard = ""
         self.dismiss()
+
+
+def _line(entry: Path | Show) -> str:
+    return summary_line(entry) if isinstance(entry, Path) else f"recorded: {entry.title}"
+
+
+def _replay(entry: Path | Show) -> tuple[str, list[TrackSpec]]:
+    """What the replay is called, and its curves. Raises UserError."""
+    if isinstance(entry, Path):
+        return f"replay of {entry.name}", open_run(entry)
+    return entry.title, entry.tracks(shipped())

@@ -5,10 +5,10 @@ from __future__ import annotations
 from textual.app import ComposeResult
 from textual.widgets import Static
 
-from tui.screens.steady import Steady
+from tui.shell import ShellScreen
 
 
-class TooSmall(Steady):
+class TooSmall(ShellScreen):
     """Covers everything until the terminal is large enough."""
 
     def __init__(self, needed: tuple[int, int]) -> None:
@@ -18,5 +18,7 @@ class TooSmall(Steady):
     def compose(self) -> ComposeResult:
         width, height = self._needed
         yield Static(
-            f"skewsim needs {width} x {height} characters.\nThis terminal is {self.app.size.width} x {self.app.size.height}.\nEnlarge it, or press q to quit."
+            f"skewsim needs {width} x {height} characters.\n"
+            f"This terminal is {self.app.size.width} x {self.app.size.height}.\n"
+            "Enlarge it, or press q to quit."
         )

@@ -1,0 +1,105 @@
+"""Records the runs that ship with the terminal UI, from real runs of its own scenarios.
+
+    python benchmarks/tui_recordings.py [--out FILE]
+
+Each show of `tui.shows` is run: its curves from step 0, and each of its toggles from the state that the run had before
+it. Kept are the metrics that the charts and the ladder's table show, to five significant digits, and finer where a
+metric hardly moves over a whole run. On one processor the file is always the same, byte for byte; other processors
+round a little differently.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+
+from skewsim.learn.trainer import Trainer, TrainState
+from skewsim.records import StepRecord
+from skewsim.settings import Scenario
+from tui.recordings import SHIPPED, RecordedRun, same_run, save
+from tui.shows import Show, Toggles, shows
+from tui.views import REWARD, VIEWS
+
+KEYS = (REWARD.key, *(view.key for view in VIEWS))
+DIGITS = 5
+
+
+def plan(shows: Iterable[Show]) -> dict[Scenario, tuple[int, set[Toggles]]]:
+    """What to run: each scenario with its number of steps and its toggles, once, however many shows have it.
+
+    Yours comes before what it is compared with: where the two are the same run, it is recorded under yours' name.
+    """
+    found: dict[Scenario, tuple[int, set[Toggles]]] = {}
+    names: dict[Scenario, Scenario] = {}
+    for show in shows:
+        for scenario in reversed(show.scenarios):
+            scenario = names.setdefault(same_run(scenario), scenario)
+            steps, toggles = found.get(scenario, (0, set()))
+            own = show.toggles if same_run(scenario) == same_run(show.scenarios[-1]) else ()
+            found[scenario] = max(steps, show.steps), toggles | set(own)
+    return found
+
+
+def grow(
+    scenario: Scenario,
+    steps: int,
+    toggles: Iterable[Toggles],
+    *,
+    start: int = 0,
+    parent: RecordedRun | None = None,
+    state: TrainState | None = None,
+) -> Iterator[RecordedRun]:
+    """A run up to so many steps, then those that go on from it after a toggle. Raises AssertionError if one diverges."""
+    following: dict[tuple[int, Scenario], list[Toggles]] = {}
+    for first, *rest in sorted(filter(None, toggles), key=lambda each: each[0][0]):
+        following.setdefault(first, []).append(tuple(rest))
+    trainer = Trainer(scenario if parent is None else parent.scenario, state=state)
+    if parent is not None:
+        trainer.toggle(scenario)
+    records, states = list[StepRecord](), dict[int, TrainState]()
+    for step in range(start, steps):
+        if step in {at for at, _ in following}:
+            states[step] = trainer.state()
+        records += trainer.step()
+    assert not any(record.diverged for record in records), f"{scenario}: {records[-1].diverged}"
+    run = RecordedRun(scenario, {key: rounded(records, key) for key in KEYS}, records[0].sources, start, parent)
+    yield run
+    for (at, toggled), rest in following.items():
+        yield from grow(toggled, steps, rest, start=at, parent=run, state=states[at])
+
+
+def rounded(records: Sequence[StepRecord], key: str) -> list[float | None]:
+    """A metric over all steps, with as many digits as its drawing can show."""
+    values = [record.metrics[key] for record in records]
+    finite = [value for value in values if value is not None]
+    moves = max(finite, default=0.0) - min(finite, default=0.0)
+    return [None if value is None else round(value, _decimals(value, moves)) for value in values]
+
+
+def _decimals(value: float, moves: float) -> int:
+    sizes = [abs(size) for size in (value, moves) if size]
+    return DIGITS - 1 - min((math.floor(math.log10(size)) for size in sizes), default=0)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=SHIPPED)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    runs: list[RecordedRun] = []
+    planned = plan(shows())
+    for number, (scenario, (steps, toggles)) in enumerate(planned.items(), 1):
+        runs += grow(scenario, steps, toggles)
+        print(f"{number} of {len(planned)}: {scenario.name}, {len(runs)} runs", file=sys.stderr, flush=True)
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        save(runs, options.out)
+    print(f"{options.out}: {len(runs)} runs, {options.out.stat().st_size / 1e6:.2f} MB")
+
+
+if __name__ == "__main__":
+    main()
