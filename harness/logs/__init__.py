@@ -230,7 +230,7 @@ def _described(table: TokenTable, report: Report) -> TokenTable:
     if table.turn is not None and table.turn.max() < 1:
         columns = {name: column for name, column in table.columns().items() if name != "turn"}
         table = TokenTable(**columns, meta=table.meta)
-    found = {"values": report.values.to_json()} if report.values.to_json() else {}
+    found: dict[str, Any] = {"values": report.values.to_json()} if report.values.to_json() else {}
     if report.values.left_out:
         found["mask"] = f"guessed from exact zeros: {report.values.left_out} tokens left out"
     return table.with_meta(**found) if found else table

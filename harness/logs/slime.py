@@ -104,7 +104,7 @@ def _identity(row: Row, number: int) -> Any:
 def _rollout_of(file: Path, row: Row, of_index: Mapping[int, Row], in_order: list[Row]) -> Row:
     """What the rollout dump says of a train dump's sequence; empty without one."""
     position, index = row.get("rollout_position"), first(row, "sample_index", "sample_indices")
-    if is_whole(position) and position < len(in_order):
+    if isinstance(position, int) and is_whole(position) and position < len(in_order):
         found = in_order[position]
     elif index is not None and int(index) in of_index:
         found = of_index[int(index)]
