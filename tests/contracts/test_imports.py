@@ -22,7 +22,8 @@ def loaded(code: str) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "module", ["settings", "scenarios", "share", "errors", "cli.main", "skew.tokens", "records", "learn.clipping"]
+    "module",
+    ["catalogue", "settings", "scenarios", "share", "errors", "cli.main", "skew.tokens", "records", "learn.clipping"],
 )
 def test_settings_scenarios_and_tables_load_no_torch(module: str) -> None:
     assert "torch" not in loaded(f"import skewsim.{module}")
@@ -77,3 +78,8 @@ def test_the_terminal_ui_is_named_by_an_import_string_that_exists() -> None:
     from skewsim.cli.main import resolve
 
     assert callable(resolve(TERMINAL_UI))
+
+
+def test_the_table_of_objectives_needs_nothing_but_python() -> None:
+    code = f"import runpy; runpy.run_path({str(ROOT / 'skewsim' / 'catalogue.py')!r}, run_name='catalogue')"
+    assert loaded(code) - loaded("") <= set(sys.stdlib_module_names)
