@@ -320,12 +320,14 @@ def import_log(
         raise UserError(f"--column {wrong}: allowed is OURS=THEIRS, as in engine_logprob=vllm_lp")
     if out.exists():
         raise UserError(f"--out {out} is there already; allowed is a file that is new")
-    if out.suffix not in (".jsonl", ".npz", ".parquet"):
-        raise UserError(f"--out {out}: suffix {out.suffix!r} is not known; allowed: .npz, .parquet, .jsonl")
     columns = {name: value for name, _, value in pairs} or None
+    from harness.log_files import log_files
     from harness.logs import Report, import_rollouts, import_sequences
     from skewsim.skew.sequences import write_sequences
 
+    log_files(log)  # what is wrong with the log comes before what is wrong with --out
+    if out.suffix not in (".jsonl", ".npz", ".parquet"):
+        raise UserError(f"--out {out}: suffix {out.suffix!r} is not known; allowed: .npz, .parquet, .jsonl")
     report = Report()
     if out.suffix == ".jsonl":
         count = write_sequences(import_sequences(log, format=format, columns=columns, report=report), out)

@@ -248,13 +248,21 @@ def _wandb(path: Path) -> Logged:
 
 
 def _history(history: bytes) -> dict[str, Any]:
-    """A HistoryRecord's items: their keys, or nested keys joined by a dot, and JSON values."""
+    """A HistoryRecord's items: their keys, or nested keys joined by a dot, and those values that are numbers."""
     row: dict[str, Any] = {}
     for name, value in _message(history):
         if name == 1:
-            parts = list(_message(value))
-            keys = [text.decode() for number, text in parts if number in (1, 2)]
-            row[".".join(keys)] = json.loads(dict(parts)[16])
+            keys: list[bytes] = []
+            text = b""
+            for number, part in _message(value):
+                if number == 16:
+                    text = part
+                elif number in (1, 2):
+                    keys.append(part)
+            try:
+                row[b".".join(keys).decode()] = float(text)
+            except ValueError:
+                continue  # a table, a histogram, a word
         elif name == 2:
             row.setdefault("_step", dict(_message(value)).get(1, 0))
     return row
@@ -303,23 +311,25 @@ class _parsing:
             raise FileFormatError(f"metrics {self.path}: no {self.what}") from None
 
 
-def _message(data: Any) -> Iterator[tuple[int, Any]]:
+def _message(data: Any) -> list[tuple[int, Any]]:
     """The fields of a protobuf message: number, and a whole number or bytes."""
-    at = 0
-    while at < len(data):
+    at, end = 0, len(data)
+    fields = []
+    while at < end:
         tag, at = _varint(data, at)
-        number, wire = tag >> 3, tag & 7
+        wire = tag & 7
         if wire == 0:
             value, at = _varint(data, at)
-            yield number, value
-            continue
-        length = {1: 8, 5: 4}.get(wire)
-        if length is None and wire == 2:
-            length, at = _varint(data, at)
-        if length is None or at + length > len(data):
+        elif wire in (1, 2, 5):
+            length, at = _varint(data, at) if wire == 2 else (8 if wire == 1 else 4, at)
+            if at + length > end:
+                raise ValueError("no protobuf message")
+            value = data[at : at + length]
+            at += length
+        else:
             raise ValueError("no protobuf message")
-        yield number, data[at : at + length]
-        at += length
+        fields.append((tag >> 3, value))
+    return fields
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:

@@ -14,6 +14,8 @@ import numpy as np
 from harness.logs.rows import Context, Format, Row, fields, flags, numbers, places, settings, whole, whole_sequence
 from skewsim.skew.sequences import SequenceRecord
 
+SKIPPED = "loss_fn.force_on_policy_ratio skips it unless grpo.seq_logprob_error_threshold is set"
+
 
 def read(row: Row, context: Context) -> Iterator[SequenceRecord]:
     row = {name: _only(value) for name, value in row.items()}
@@ -24,6 +26,9 @@ def read(row: Row, context: Context) -> Iterator[SequenceRecord]:
     mask, tokens, trainer = row.get("token_loss_mask"), row.get("token_ids"), row.get("prev_logprobs")
     if mask is None:
         context.notes.say("no token_loss_mask: what has an engine logprob of exactly 0 counts as not sampled")
+    if trainer is not None and not any(trainer):
+        context.notes.say(f"prev_logprobs is a placeholder of zeros, not the trainer's: {SKIPPED}")
+        trainer = None
     step = re.search(r"step(\d+)", context.file.name)
     record = whole_sequence(
         np.full(length, -1) if tokens is None else whole(tokens, "token_ids")[:length],
@@ -51,6 +56,6 @@ FORMATS = (
         "nemo-rl",
         (fields("generation_logprobs", "prev_logprobs"), fields("token_ids", "generation_logprobs")),
         read,
-        "NeMo-RL computes prev_logprobs unless loss_fn.force_on_policy_ratio is set",
+        f"NeMo-RL logs prev_logprobs too, but {SKIPPED}",
     ),
 )

@@ -36,7 +36,7 @@ def read(row: Row, context: Context) -> Iterator[SequenceRecord]:
         raise ValueError(f"response_length={length!r:.20}, but there are {len(tokens)} tokens")
     start = len(tokens) - int(length)
     if row.get("rollout_log_probs") is None:
-        raise ValueError("rollout_log_probs is missing; the run needs --use-tis or --get-mismatch-metrics")
+        raise ValueError("rollout_log_probs is missing; the run needs --get-mismatch-metrics or --use-tis")
     versions = {str(version) for version in row.get("weight_versions") or []}
     known = len(versions) == 1 and next(iter(versions)).isdigit()  # one entry per engine call, not per token
     if len(versions) > 1:
@@ -156,7 +156,9 @@ def _put_together(file: Path, row: Row, name: str, held: Mapping[int, Any], size
     return column
 
 
-_TRAINER = "the train dump has the trainer's: --dump-details, or --save-debug-train-data"
+_TRAINER = (
+    "the train dump has the trainer's: --dump-details D, and --get-mismatch-metrics where log_probs is missing in it"
+)
 FORMATS = (
     Format("miles", (fields("tokens", "response_lengths", "cp_size"),), read, _TRAINER, join=join),
     Format("miles dashboard", (fields("tokens", "total_length", "rollout_log_probs"),), read, _TRAINER, join=join),

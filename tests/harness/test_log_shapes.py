@@ -361,6 +361,14 @@ def test_dumps_of_a_frameworks_own_shape_are_read_token_by_token(shape: str, tmp
         assert table.rank.tolist() == [0, 0, 0, 1, 1]
 
 
+def test_a_placeholder_of_zeros_is_not_taken_for_the_trainers_numbers(tmp_path: Path) -> None:
+    rows = [row | {"prev_logprobs": [[0.0] * 6]} for row in nemo_rl()]
+    report = Report()
+    table = import_rollouts(written(tmp_path, "nemo-rl", rows), report=report)
+    assert np.isnan(table.trainer_logprob).all()
+    assert any("placeholder of zeros" in line and "(2 times)" in line for line in report.lines())
+
+
 def test_the_two_dumps_of_a_rollout_are_one_log_with_what_each_knows(tmp_path: Path) -> None:
     saved(tmp_path / "rollout_data" / "5.pt", slime_rollout())
     saved(tmp_path / "rollout_data" / "eval_5.pt", slime_rollout())
