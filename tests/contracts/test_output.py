@@ -58,7 +58,7 @@ def test_run_json_is_a_record_a_line_with_the_metric_keys(capfd: pytest.CaptureF
     out, _ = output(capfd, "run", "initial_v1", *SMALL, "--steps", "3", "--seeds", "2", "--json")
     rows = [strict(line) for line in out.splitlines()]
     assert [(row["step"], row["seed"]) for row in rows] == [(k, s) for k in range(3) for s in range(2)]
-    keys = set(rows[-1]) - {"step", "scenario", "seed", "events", "diverged", "sources"}
+    keys = set(rows[-1]) - {"step", "scenario", "seed", "events", "diverged", "sources", "schema_version"}
     assert keys <= set(METRICS)
     assert {"reward/mean", "skew/kl_k3", "skew/logprob_diff_mean", "ratio/ess", "update/clip_rate", "lag/mean"} <= keys
 
