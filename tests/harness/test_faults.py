@@ -28,6 +28,7 @@ from harness.journal import LINES
 from harness.measure import measure
 from harness.server_session import ServerLimits
 from harness.session import EngineSession
+from skewsim.cli.main import main
 from skewsim.errors import EngineError, FileFormatError, UserError
 from skewsim.settings import EngineSettings
 from skewsim.skew.sequences import read_sequences
@@ -205,7 +206,14 @@ def _records(path: Path) -> Iterator[Any]:
     ("number", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
 )
 def test_a_signal_ends_it_in_one_line_that_says_how_to_go_on_and_the_rows_in_hand_are_kept(
-    fake_root: Path, tiny_model: Path, tmp_path: Path, number: signal.Signals, code: int, word: str
+    fake_root: Path,
+    tiny_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    number: signal.Signals,
+    code: int,
+    word: str,
 ) -> None:
     arguments = ["measure", str(tiny_model), "--engine", NAME, "--tokens", "80", "--max-tokens", "2", "--out", "out"]
     program = (
@@ -215,23 +223,22 @@ def test_a_signal_ends_it_in_one_line_that_says_how_to_go_on_and_the_rows_in_han
         "sys.exit(main(sys.argv[1:]))\n"
     )
 
-    def command(how: str, *more: str) -> subprocess.Popen[str]:
-        environment = os.environ | {"FAKE": how, "FAKE_ROWS": "21", "SKEWSIM_ENGINES": str(fake_root)}
-        environment |= {"PYTHONPATH": str(FAKE.parents[2]), "FAKE_LOG": str(tmp_path / f"{how}.log")}
-        return subprocess.Popen(
-            [sys.executable, "-c", program, *arguments, *more],
-            cwd=tmp_path, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-        )  # fmt: skip
-
-    child = command("hang")
-    until = time.monotonic() + 60
-    while not (tmp_path / "hang.log").exists() and time.monotonic() < until:
+    log = tmp_path / "asked.log"
+    given = {"FAKE": "hang", "FAKE_ROWS": "21", "FAKE_LOG": str(log), "SKEWSIM_ENGINES": str(fake_root)}
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(tmp_path)
+    child = subprocess.Popen(
+        [sys.executable, "-c", program, *arguments],
+        env=os.environ | {"PYTHONPATH": str(FAKE.parents[2])}, text=True, stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
+    while not log.exists() and child.poll() is None:
         time.sleep(0.02)
     time.sleep(1.0)  # the rows are on their way: all of them, unless the machine is very busy
     worker = int(subprocess.run(["pgrep", "-P", str(child.pid)], capture_output=True, text=True).stdout.split()[0])
     child.send_signal(number)
-    _, said = child.communicate(timeout=30)
+    _, said = child.communicate()
     assert child.returncode == code, said
     last = said.splitlines()[-1]
     assert last.startswith(f"skewsim: {word}; to go on: skewsim measure ")
@@ -239,8 +246,8 @@ def test_a_signal_ends_it_in_one_line_that_says_how_to_go_on_and_the_rows_in_han
     assert not Path(f"/proc/{worker}").exists()
     kept = len(list(read_sequences(tmp_path / "out" / LINES)))
     assert 0 < kept <= 21
-    again = command("well", "--resume", "--json")
-    out, said = again.communicate(timeout=60)
-    assert again.returncode == 0, said
-    assert '"tokens": 80' in out
-    assert [int(row.split()[0]) for row in (tmp_path / "well.log").read_text().splitlines()] == list(range(kept, 40))
+    log.unlink()
+    monkeypatch.setenv("FAKE", "well")
+    assert main([*arguments, "--resume", "--json"]) == 0
+    assert '"tokens": 80' in capfd.readouterr().out
+    assert [int(row.split()[0]) for row in log.read_text().splitlines()] == list(range(kept, 40))
