@@ -32,8 +32,24 @@ SCENARIO = opening()
 FIXED = SCENARIO.with_values({"engine.logprobs_mode": "processed_logprobs"})
 
 
+@pytest.fixture(scope="session")
+def shared_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TrainingProcess]:
+    """One process, because each takes seconds to load torch."""
+    process = TrainingProcess(tmp_path_factory.mktemp("shared") / "out")
+    yield process
+    process.stop()
+
+
 @pytest.fixture
-def process(tmp_path: Path) -> Iterator[TrainingProcess]:
+def process(shared_process: TrainingProcess) -> TrainingProcess:
+    """For runs that leave the process as it is."""
+    shared_process.watch.wanted, shared_process.watch.latest = False, None
+    return shared_process
+
+
+@pytest.fixture
+def own_process(tmp_path: Path) -> Iterator[TrainingProcess]:
+    """For what ends the process, or looks at how it starts and at the folder it writes to."""
     process = TrainingProcess(tmp_path / "out")
     yield process
     process.stop()
@@ -94,14 +110,14 @@ def test_a_step_that_is_looked_at_says_the_same_and_shows_its_tokens(process: Tr
 
 
 def test_only_yours_is_looked_at_and_kept_are_it_and_what_it_is_compared_with(
-    process: TrainingProcess, tmp_path: Path
+    own_process: TrainingProcess, tmp_path: Path
 ) -> None:
-    process.watch.wanted = True
+    own_process.watch.wanted = True
     for name in ("reference", "initial_v1", "twin"):
-        next(process.train(SCENARIO.with_values({"name": name}), (0,)))
-    assert process.watch.latest is None
+        next(own_process.train(SCENARIO.with_values({"name": name}), (0,)))
+    assert own_process.watch.latest is None
     for _ in range(2):
-        run = process.train(SCENARIO, (0,))
+        run = own_process.train(SCENARIO, (0,))
         next(run)
         run.close()
     kept = sorted(folder.name for folder in (tmp_path / "out").iterdir())
@@ -164,14 +180,14 @@ def test_the_last_step_of_a_run_that_is_over_is_diagnosed_by_its_logprobs(proces
     assert diagnosis.tokens > 50
 
 
-def test_a_process_that_was_stopped_is_not_started_again(process: TrainingProcess) -> None:
-    next(process.train(SCENARIO, (0,)))
-    process.stop()
+def test_a_process_that_was_stopped_is_not_started_again(own_process: TrainingProcess) -> None:
+    own_process.start()
+    own_process.stop()
     with pytest.raises(SkewsimError, match="has been stopped"):
-        next(process.train(SCENARIO, (0,)))
+        next(own_process.train(SCENARIO, (0,)))
 
 
-def test_a_snapshot_survives_the_way(process: TrainingProcess) -> None:
+def test_a_snapshot_survives_the_way() -> None:
     shot = snapshot()
     back = Snapshot.from_json(shot.to_json())
     for name, value in vars(shot).items():
@@ -188,19 +204,21 @@ def test_what_a_run_dies_of_is_its_reason_and_the_others_go_on(process: Training
     assert next(good)[0].step == 1
 
 
-def test_a_killed_process_is_the_reason_of_every_run_and_the_next_run_starts_another(process: TrainingProcess) -> None:
-    runs = [process.train(SCENARIO, (0,)) for _ in range(2)]
+def test_a_killed_process_is_the_reason_of_every_run_and_the_next_run_starts_another(
+    own_process: TrainingProcess,
+) -> None:
+    runs = [own_process.train(SCENARIO, (0,)) for _ in range(2)]
     for run in runs:
         next(run)
-    killed(process)
+    killed(own_process)
     for run in runs:
         with pytest.raises(SkewsimError, match="trainer ended by SIGKILL"):
             next(run)
-    assert next(process.train(SCENARIO, (0,)))[0].step == 0
+    assert next(own_process.train(SCENARIO, (0,)))[0].step == 0
 
 
-def test_after_a_kill_a_reset_computes_every_curve_anew(process: TrainingProcess) -> None:
-    driver = Driver(process.train, speed=float("inf"))
+def test_after_a_kill_a_reset_computes_every_curve_anew(own_process: TrainingProcess) -> None:
+    driver = Driver(own_process.train, speed=float("inf"))
     driver.playing = False
     specs = [TrackSpec(name, Scenario(name=name), (0,), taped=True) for name in ("reference", "initial_v1")]
 
@@ -218,7 +236,7 @@ def test_after_a_kill_a_reset_computes_every_curve_anew(process: TrainingProcess
         driver.start()
         driver.step()
         assert steps(2) == [0, 0]
-        killed(process)
+        killed(own_process)
         driver.step()
         assert steps(2) == ["trainer ended by SIGKILL"] * 2
         driver.restart(specs)
@@ -250,11 +268,11 @@ def test_what_is_not_an_answer_ends_the_process(words: str) -> None:
 
 
 def test_nothing_is_imported_from_the_folder_that_somebody_is_in(
-    process: TrainingProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    own_process: TrainingProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "queue.py").write_text("print('my own queue')")
     monkeypatch.chdir(tmp_path)
-    assert next(process.train(SCENARIO, (0,)))[0].step == 0
+    assert next(own_process.train(SCENARIO, (0,)))[0].step == 0
 
 
 def test_a_step_under_way_does_not_keep_it_alive_when_the_app_is_gone() -> None:
