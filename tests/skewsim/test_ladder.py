@@ -1,4 +1,7 @@
-"""The main claim: the ladder of the four fixes, over five seeds under common random numbers, computed, nothing drawn."""
+"""The main claim: the ladder of the four fixes, over seeds under common random numbers, computed, nothing drawn.
+
+Every claim is checked daily on three seeds and a shorter run, and on the full one among the slow tests.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,12 @@ import pytest
 from skewsim.runs.ladder import Ladder, LadderResult, Rung
 from skewsim.scenarios import LADDER
 
-STEPS = 80
+SIZES = [pytest.param((3, 40), id="3 seeds"), pytest.param((5, 80), id="5 seeds", marks=pytest.mark.slow)]
+"""Seeds and steps."""
+GSPO = ("v0_reference", "initial_v1", "plus_inflight", "plus_fp32_head")
 
 
-def _climb(objective: str, names: tuple[str, ...] = LADDER, *, seeds: int = 5, steps: int = STEPS) -> LadderResult:
+def _climb(objective: str, names: tuple[str, ...] = LADDER, *, seeds: int, steps: int) -> LadderResult:
     ladder = Ladder(objective=objective, seeds=seeds, steps=steps, names=names)
     ensemble, records = ladder.ensemble(), []
     while ensemble.alive:
@@ -19,14 +24,24 @@ def _climb(objective: str, names: tuple[str, ...] = LADDER, *, seeds: int = 5, s
     return ladder.result(records)
 
 
-@pytest.fixture(scope="module")
-def grpo() -> LadderResult:
-    return _climb("grpo")
+@pytest.fixture(scope="module", params=SIZES)
+def size(request: pytest.FixtureRequest) -> tuple[int, int]:
+    return request.param  # type: ignore[no-any-return]
 
 
 @pytest.fixture(scope="module")
-def gspo() -> LadderResult:
-    return _climb("gspo", ("v0_reference", "initial_v1", "plus_inflight", "plus_fp32_head"))
+def grpo(size: tuple[int, int]) -> LadderResult:
+    return _climb("grpo", seeds=size[0], steps=size[1])
+
+
+@pytest.fixture(scope="module")
+def gspo(size: tuple[int, int]) -> LadderResult:
+    return _climb("gspo", GSPO, seeds=size[0], steps=size[1])
+
+
+@pytest.fixture(params=["grpo", "gspo"])
+def result(request: pytest.FixtureRequest, grpo: LadderResult, gspo: LadderResult) -> LadderResult:
+    return grpo if request.param == "grpo" else gspo
 
 
 def _rung(result: LadderResult, name: str) -> Rung:
@@ -48,9 +63,7 @@ def _smooth(result: LadderResult, name: str, key: str, width: int = 15) -> np.nd
     return np.array([np.convolve(v, np.full(width, 1 / width), "valid") for v in by_seed.values()])
 
 
-@pytest.mark.parametrize("objective", ["grpo", "gspo"])
-def test_initial_v1_leaves_the_references_seed_band_and_never_returns(objective: str, request) -> None:
-    result = request.getfixturevalue(objective)
+def test_initial_v1_leaves_the_references_seed_band_and_never_returns(result: LadderResult) -> None:
     lowest = _smooth(result, "v0_reference", "reward/mean").min(0)
     v1 = _smooth(result, "initial_v1", "reward/mean").mean(0)
     outside = v1 < lowest
@@ -58,16 +71,12 @@ def test_initial_v1_leaves_the_references_seed_band_and_never_returns(objective:
     assert not _rung(result, "initial_v1").inside_reference_band
 
 
-@pytest.mark.parametrize("objective", ["grpo", "gspo"])
-def test_all_four_fixes_equal_the_reference_bit_for_bit(objective: str, request) -> None:
-    result = request.getfixturevalue(objective)
+def test_all_four_fixes_equal_the_reference_bit_for_bit(result: LadderResult) -> None:
     assert _rung(result, "plus_fp32_head").identical_to_reference
     assert not any(r.identical_to_reference for r in result.rungs if r.name not in ("v0_reference", "plus_fp32_head"))
 
 
-@pytest.mark.parametrize("objective", ["grpo", "gspo"])
-def test_the_first_three_fixes_bring_most_of_the_reward_back(objective: str, request) -> None:
-    result = request.getfixturevalue(objective)
+def test_the_first_three_fixes_bring_most_of_the_reward_back(result: LadderResult) -> None:
     reference, v1, fixed = (_mean(result, n, "reward/mean") for n in ("v0_reference", "initial_v1", "plus_inflight"))
     assert abs(fixed - reference) < 0.5 * (reference - v1)
 

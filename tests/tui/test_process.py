@@ -29,6 +29,7 @@ from .snapshots import snapshot
 from .terminal import TUI, Terminal, children_of
 
 SCENARIO = opening()
+SMALL = SCENARIO.with_values({"trainer.num_prompts": 4, "trainer.num_generations": 4})
 FIXED = SCENARIO.with_values({"engine.logprobs_mode": "processed_logprobs"})
 
 
@@ -77,16 +78,16 @@ def test_its_records_are_those_of_the_trainer_bit_for_bit_and_a_toggle_takes_eff
 
 def test_the_process_computes_what_the_trainer_does_whatever_is_chosen(process: TrainingProcess) -> None:
     """Every choice of every control of the first screen, one toggle after the other, in one run each."""
-    here, there = train(SCENARIO, seeds=(0,)), process.train(SCENARIO, (0,))
+    here, there = train(SMALL, seeds=(0,)), process.train(SMALL, (0,))
     assert numbers(next(there)) == numbers(next(here))
     for control in explore_controls():
         for choice in control.choices:
-            toggled = SCENARIO.with_values(choice.values)
+            toggled = SMALL.with_values(choice.values)
             assert numbers(there.send(toggled)) == numbers(here.send(toggled)), (control.id, choice.label)
 
 
 def test_runs_go_on_side_by_side_and_end_after_their_last_step(process: TrainingProcess) -> None:
-    short = SCENARIO.with_values({"steps": 2})
+    short = SMALL.with_values({"steps": 2})
     runs = [process.train(short, (seed,)) for seed in (0, 1)]
     seen = [[next(run)[0].seed for run in runs] for _ in range(2)]
     assert seen == [[0, 1], [0, 1]]
