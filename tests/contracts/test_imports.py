@@ -1,7 +1,12 @@
-"""What each part loads when it is imported, seen from a fresh interpreter."""
+"""What each part loads when it is imported, seen from fresh interpreters.
+
+What is loaded stays loaded. So one interpreter runs many pieces of code, the lightest first, and says after each what is
+loaded by then: a claim that something is *not* loaded after the last holds for all of them.
+"""
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -12,66 +17,94 @@ from skewsim.cli.main import COMMANDS, TERMINAL_UI
 
 ROOMS = {"skewsim", "harness", "tui"}
 ROOT = Path(__file__).resolve().parents[2]
+LARGE = {"torch", "pydantic", "numpy", "cyclopts", "rich", "textual"}
 
+START = {
+    **{f"skewsim {' '.join(words)}": f"main({words})" for words in (["--help"], ["--version"], [])},
+    "tui.launch": "import tui.launch",
+}
+"""What has to be there at once."""
 
-def loaded(code: str) -> set[str]:
-    """The top-level modules, and those of ours, that a fresh interpreter has loaded after running ``code``."""
-    script = f"import sys\n{code}\nprint('\\n'.join(sys.modules), file=sys.stderr)"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    return {name if name.partition(".")[0] in ROOMS else name.partition(".")[0] for name in done.stderr.split()}
-
-
-@pytest.mark.parametrize(
-    "module",
-    ["catalogue", "settings", "scenarios", "share", "errors", "cli.main", "skew.tokens", "records", "learn.clipping"],
+MODULES = (
+    *("catalogue", "settings", "scenarios", "share", "errors", "cli.main", "skew.tokens", "skew.metrics", "records"),
+    *("learn.clipping", "learn.look", "extras"),
 )
-def test_settings_scenarios_and_tables_load_no_torch(module: str) -> None:
-    assert "torch" not in loaded(f"import skewsim.{module}")
-
-
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], []])
-def test_help_loads_neither_torch_nor_pydantic_nor_the_parser(arguments: list[str]) -> None:
-    modules = loaded(f"from skewsim.cli.main import main; main({arguments})")
-    assert not modules & {"torch", "pydantic", "numpy", "cyclopts", "rich", "textual"}
-
-
-@pytest.mark.parametrize("name", sorted(COMMANDS))
-def test_the_help_of_a_command_loads_no_torch(name: str) -> None:
-    assert "torch" not in loaded(f"from skewsim.cli.main import main; main([{name!r}, '--help'])")
-
-
-@pytest.mark.parametrize(
-    ("module", "other_rooms"),
-    [
-        ("skewsim.cli.simulate, skewsim.cli.analyse, skewsim.learn.trainer, skewsim.runs.ensemble", {"harness", "tui"}),
-        ("harness.commands, harness.engines, harness.measure", {"tui"}),
-        ("tui.launch", {"harness"}),
-    ],
+SCREENS = sorted(
+    path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".")
+    for path in (ROOT / "tui").rglob("*.py")
+    if path.name not in ("__init__.py", "worker.py")
 )
-def test_a_room_loads_no_room_that_it_must_not_know(module: str, other_rooms: set[str]) -> None:
-    assert not {name.partition(".")[0] for name in loaded(f"import {module}")} & other_rooms
+LAZILY = "skewsim.skew.advise, skewsim.diagnose, skewsim.runs.recording, skewsim.skew.profile, skewsim.runs.figures"
+WITHOUT_TORCH = {
+    **{module: f"import skewsim.{module}" for module in MODULES},
+    **{f"skewsim {name} --help": f"main([{name!r}, '--help'])" for name in sorted(COMMANDS)},
+    "the screens of the terminal UI": f"import {', '.join(SCREENS)}, {LAZILY}",
+}
+
+FIRST_STEP = {
+    "the first step of a run": "from skewsim.settings import Scenario; from skewsim.learn.trainer import train; "
+    "next(train(Scenario()))"
+}
+SIMULATOR = {
+    "skewsim": "import skewsim.cli.simulate, skewsim.cli.analyse, skewsim.learn.trainer, skewsim.runs.ensemble",
+    "harness": "import harness.commands, harness.engines, harness.measure",
+}
 
 
-def test_the_first_step_waits_neither_for_scipy_nor_for_torchs_compiler() -> None:
-    code = "from skewsim.settings import Scenario; from skewsim.learn.trainer import train; next(train(Scenario()))"
-    script = f"import sys; {code}; print({{'scipy', 'sympy', 'torch._dynamo'}} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "set()"
-
-
-def test_the_terminal_ui_starts_its_training_process_before_it_loads_anything_large() -> None:
-    assert not loaded("import tui.launch") & {"torch", "pydantic", "numpy", "cyclopts", "rich", "textual"}
-
-
-def test_no_screen_of_the_terminal_ui_loads_torch() -> None:
-    modules = sorted(
-        path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".")
-        for path in (ROOT / "tui").rglob("*.py")
-        if path.name not in ("__init__.py", "worker.py")
+def loaded(pieces: dict[str, str]) -> dict[str, set[str]]:
+    """Runs pieces of code one after the other in one fresh interpreter; by name, all modules loaded after each."""
+    script = (
+        "import json, sys\n"
+        "from skewsim.cli.main import main\n"
+        "found = {}\n"
+        f"for name, code in {pieces!r}.items():\n"
+        "    exec(code)\n"
+        "    found[name] = list(sys.modules)\n"
+        "json.dump(found, sys.stderr)\n"
     )
-    assert len(modules) > 30
-    lazily = "skewsim.skew.advise, skewsim.diagnose, skewsim.runs.recording, skewsim.skew.profile, skewsim.runs.figures"
-    assert "torch" not in loaded(f"import {', '.join(modules)}, {lazily}")
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return {name: set(modules) for name, modules in json.loads(done.stderr.splitlines()[-1]).items()}
+
+
+@pytest.fixture(scope="module")
+def light() -> dict[str, set[str]]:
+    """After each thing that must not load torch."""
+    return loaded(START | WITHOUT_TORCH)
+
+
+@pytest.fixture(scope="module")
+def simulator() -> dict[str, set[str]]:
+    """After each thing that loads torch."""
+    return loaded(FIRST_STEP | SIMULATOR)
+
+
+def rooms(modules: set[str]) -> set[str]:
+    return {name.partition(".")[0] for name in modules} & ROOMS
+
+
+@pytest.mark.parametrize("name", START)
+def test_the_start_loads_nothing_large(light: dict[str, set[str]], name: str) -> None:
+    assert not light[name] & LARGE
+
+
+@pytest.mark.parametrize("name", WITHOUT_TORCH)
+def test_settings_tables_help_and_screens_load_no_torch(light: dict[str, set[str]], name: str) -> None:
+    assert "torch" not in light[name]
+
+
+def test_there_are_more_than_thirty_screens_and_parts_of_them() -> None:
+    assert len(SCREENS) > 30
+
+
+def test_the_first_step_waits_neither_for_scipy_nor_for_torchs_compiler(simulator: dict[str, set[str]]) -> None:
+    assert not simulator["the first step of a run"] & {"scipy", "sympy", "torch._dynamo"}
+
+
+def test_a_room_loads_no_room_that_it_must_not_know(light: dict[str, set[str]], simulator: dict[str, set[str]]) -> None:
+    assert rooms(simulator["skewsim"]) == {"skewsim"}
+    assert rooms(simulator["harness"]) == {"skewsim", "harness"}
+    assert rooms(light["tui.launch"]) == {"skewsim", "tui"}
 
 
 def test_the_terminal_ui_is_named_by_an_import_string_that_exists() -> None:

@@ -28,7 +28,7 @@ def send(**message: object) -> None:
 def beat() -> None:
     while not FROZEN.is_set():
         send(event="alive", progress=0)
-        time.sleep(0.05)
+        time.sleep(0.2)
 
 
 def misbehave(how: str, row: dict[str, object]) -> None:

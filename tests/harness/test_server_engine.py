@@ -5,7 +5,6 @@ swap in flight, what it fixed at its start is looked at, and the key stays out o
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -26,7 +25,9 @@ from skewsim.settings import EngineSettings, Scenario
 from skewsim.task import Task
 from tests.harness.fake_server import Manner, Server, logprob, token
 
-QUICK = ServerLimits(connect_s=5.0, silence_s=5.0, waits_s=(0.01, 0.02))
+QUICK = ServerLimits(waits_s=(0.01, 0.02))
+SILENCE_S = {"hang": 1.5, "stalls": 1.5}
+"""Of what sends nothing; all else has the time that it has by default."""
 ASKED = [Request(i, [5, 6, 7 + i], seed=i) for i in range(8)]
 SETTINGS = EngineSettings(temperature=1.0)
 OLD, NEW = (Policy.random(PolicyConfig(), generator=torch.Generator().manual_seed(s)) for s in (1, 2))
@@ -93,8 +94,8 @@ def test_requests_are_under_way_together(serve: Callable[..., Server]) -> None:
         ("429", r"answered 429: busy, 3 times"),
         ("400", r"answered 400: logprobs is not allowed"),
         ("reset", r"cannot be reached or broke off \(.*Error.*\), 3 times"),
-        ("hang", r"sent nothing for 5 s; SKEWSIM_ENGINE_TIMEOUT"),
-        ("stalls", r"sent nothing for 5 s"),
+        ("hang", r"sent nothing for 1\.5 s; SKEWSIM_ENGINE_TIMEOUT"),
+        ("stalls", r"sent nothing for 1\.5 s"),
         ("half", r"broke off after 4 tokens, 3 times"),
         ("no_logprobs", r"returned no logprobs"),
         ("null", r"returned no logprobs for some tokens"),
@@ -110,8 +111,8 @@ def test_requests_are_under_way_together(serve: Callable[..., Server]) -> None:
 def test_whatever_a_server_does_wrong_is_one_line_and_the_rows_before_it_are_kept(
     serve: Callable[..., Server], how: str, said: str
 ) -> None:
-    server, rows, began = serve(how=how, good=3), list[Row](), time.monotonic()
-    limits = ServerLimits(silence_s=5.0, waits_s=QUICK.waits_s, concurrency=1)
+    server, rows = serve(how=how, good=3), list[Row]()
+    limits = ServerLimits(silence_s=SILENCE_S.get(how, QUICK.silence_s), waits_s=QUICK.waits_s, concurrency=1)
     with ServerSession(split_address(server.url), SETTINGS, limits=limits) as session:
         with pytest.raises(EngineError, match=said) as caught:
             rows.extend(session.generate(ASKED, SETTINGS, max_tokens=6))
@@ -121,19 +122,18 @@ def test_whatever_a_server_does_wrong_is_one_line_and_the_rows_before_it_are_kep
     assert not alive()
     assert str(caught.value).startswith(f"server {server.url} ")
     assert "\n" not in str(caught.value)
-    assert time.monotonic() - began < 10
 
 
 def test_the_limits_that_nobody_set_give_up_within_ten_seconds() -> None:
     limits = ServerLimits()
     assert limits.silence_s < 9
-    assert sum(limits.waits_s) < 9
+    assert limits.connect_s + sum(limits.waits_s) < 9
 
 
 def test_a_fault_that_passes_is_not_noticed(serve: Callable[..., Server]) -> None:
     server = serve(how="500", good=2)
     threading.Timer(0.02, lambda: setattr(server.manner, "how", "well")).start()
-    limits = ServerLimits(silence_s=5.0, waits_s=(0.05, 0.1, 0.2, 0.4))
+    limits = ServerLimits(waits_s=(0.05, 0.1, 0.2, 0.4))
     with ServerSession(split_address(server.url), SETTINGS, limits=limits) as session:
         assert len(list(session.generate(ASKED, SETTINGS, max_tokens=6))) == len(ASKED)
 

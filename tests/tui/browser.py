@@ -45,7 +45,7 @@ class Browser:
             stderr=asyncio.subprocess.DEVNULL,
         )
         port_file = profile / "DevToolsActivePort"
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(120):
             while not port_file.is_file() or not port_file.read_text().strip():
                 await asyncio.sleep(0.1)
         port = port_file.read_text().splitlines()[0]

@@ -35,7 +35,7 @@ class Stage:
         target = self.lab.step + steps
         for _ in range(steps):
             self.lab.driver.step()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(120):
             while any(t.series.step < target and not t.note for t in self.lab.tracks.values()):
                 await asyncio.sleep(0.005)
                 self.lab.tick()
@@ -43,7 +43,7 @@ class Stage:
 
     async def leave(self) -> None:
         """Back to Explore, out of whatever is open."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(120):
             while self.app.screen is not self.app.explore:
                 await self.press("escape")
 
@@ -92,7 +92,7 @@ def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StageMaker:
                     await staged.advance(steps)
                 yield staged
         finally:
-            assert driver.stop(5)
+            assert driver.stop(120)
 
     return make
 

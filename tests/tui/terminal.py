@@ -63,7 +63,7 @@ class Terminal:
         while (left := end - time.monotonic()) > 0 and self._read(left):
             pass
 
-    def wait_for(self, text: str, *, seconds: float = 60) -> None:
+    def wait_for(self, text: str, *, seconds: float = 240) -> None:
         """Until the text has been written since the last wait. Raises AssertionError with the end of the output."""
         wanted, end = text.encode(), time.monotonic() + seconds
         while wanted not in self.output:
@@ -84,7 +84,7 @@ class Terminal:
         self.closed = not data
         return not self.closed
 
-    def end(self, *, seconds: float = 30) -> int:
+    def end(self, *, seconds: float = 240) -> int:
         """Wait for the program to end; its exit code."""
         self.pump_to_end(seconds)
         _, status = os.waitpid(self.pid, 0)

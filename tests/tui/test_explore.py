@@ -338,7 +338,7 @@ async def test_a_trainer_that_died_says_so_and_what_starts_another(stage: StageM
         s.lab.reset()
         for _ in range(3):
             s.lab.driver.step()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(120):
             while not s.lab.tracks[YOURS].failed:
                 s.lab.tick()
                 await asyncio.sleep(0.01)

@@ -67,7 +67,7 @@ async def advise(s: Stage) -> None:
 async def diagnose(s: Stage) -> None:
     s.app.lens.latest = snapshot(sequences=64, noise=0.0)
     await s.press("d")
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(120):
         while "Verdict" not in s.text():
             await asyncio.sleep(0.05)
             await s.settle()
@@ -95,7 +95,7 @@ async def compare(s: Stage) -> None:
 
 async def ladder(s: Stage) -> None:
     await s.press("g")
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(120):
         while "step 100 of 100" not in s.text():
             await asyncio.sleep(0.05)
             s.app.tick()

@@ -1,6 +1,12 @@
-"""What the first screen shows, on fresh runs: a fall that the fixes take back, soon or late."""
+"""What the first screen shows, on fresh runs: a fall that the fixes take back, soon or late.
+
+Daily on three seeds and half of the steps, where means are claimed and a late mending is seen in the skew alone: the
+reward needs longer. The slow tests claim the whole.
+"""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -10,56 +16,95 @@ from tui.controls import FIXES
 from tui.lab import initial_v1_for, opening, reference_for
 from tui.series import Series
 
-SEEDS = (0, 1, 2, 3, 4)
-STEPS = 160
-MENDED = [(20, 5, 0.4), (50, 3, 0.25)]
-"""The step, in how many of the seeds it is above V1, and which part of the gap to the reference the mean makes up."""
+SOON, LATE = 20, 50
+"""Steps at which all is mended."""
+DAILY, WHOLE = (3, 80), (5, 160)
+"""Seeds and steps."""
 
 
-def rewards(scenario: object, toggled: object = None, at: int = -1) -> np.ndarray:
-    """(seeds, steps) of a run that is toggled once."""
-    series = Series(SEEDS)
-    training = train(scenario, seeds=SEEDS)  # type: ignore[arg-type]
-    for step in range(STEPS):
+@dataclass(frozen=True)
+class Runs:
+    """Curves by name, (seeds, steps)."""
+
+    rewards: dict[str, np.ndarray]
+    k3: dict[str, np.ndarray]
+    whole: bool
+
+    def final(self, name: str) -> np.ndarray:
+        """Each seed's mean over the last tenth."""
+        values = self.rewards[name]
+        return np.asarray(values[:, -values.shape[1] // 10 :].mean(axis=1))
+
+
+def curves(scenario: object, size: tuple[int, int], toggled: object = None, at: int = -1) -> Series:
+    """A run that is toggled once."""
+    seeds = tuple(range(size[0]))
+    series = Series(seeds)
+    training = train(scenario, seeds=seeds)  # type: ignore[arg-type]
+    for step in range(size[1]):
         series.append(training.send(toggled) if step == at else next(training))  # type: ignore[arg-type]
-    return series.values("reward/mean")
+    return series
 
 
-@pytest.fixture(scope="module")
-def runs() -> dict[str, np.ndarray]:
-    yours = opening().with_values({"steps": STEPS})
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(DAILY, id="daily"), pytest.param(WHOLE, id="whole", marks=pytest.mark.slow)],
+)
+def runs(request: pytest.FixtureRequest) -> Runs:
+    size = request.param
+    yours = opening().with_values({"steps": size[1]})
     mended = yours
     for fix in FIXES:
         mended = fix.moved(mended, 1)
-    return {
-        "reference": rewards(reference_for(yours)),
-        "v1": rewards(initial_v1_for(yours)),
-        **{f"mended at {at}": rewards(yours, mended, at) for at, *_ in MENDED},
+    found = {
+        "reference": curves(reference_for(yours), size),
+        "v1": curves(initial_v1_for(yours), size),
+        **{f"mended at {at}": curves(yours, size, mended, at) for at in (SOON, LATE)},
     }
+    return Runs(
+        {name: series.values("reward/mean") for name, series in found.items()},
+        {name: series.values("skew/kl_k3") for name, series in found.items()},
+        whole=size == WHOLE,
+    )
 
 
-def final(values: np.ndarray) -> np.ndarray:
-    """Each seed's mean over the last tenth."""
-    return np.asarray(values[:, -STEPS // 10 :].mean(axis=1))
+def test_on_arrival_initial_v1_falls_and_stays_down_while_the_reference_learns(runs: Runs) -> None:
+    first = {name: values[:, :10].mean(axis=1) for name, values in runs.rewards.items()}
+    v1, reference = runs.final("v1"), runs.final("reference")
+    assert reference.mean() > first["reference"].mean() + 0.2
+    assert reference.mean() > v1.mean() + 0.25
+    if runs.whole:
+        assert v1.mean() < first["v1"].mean()
+        assert (reference > first["reference"] + 0.2).all()
+        assert (reference > v1 + 0.25).all()
 
 
-def test_on_arrival_initial_v1_falls_and_stays_down_while_the_reference_learns(runs: dict[str, np.ndarray]) -> None:
-    v1, reference = runs["v1"], runs["reference"]
-    assert final(v1).mean() < v1[:, :10].mean()
-    assert (final(reference) > reference[:, :10].mean(axis=1) + 0.2).all()
-    assert (final(reference) > final(v1) + 0.25).all()
-
-
-def test_two_seconds_after_the_first_curves_the_fall_is_seen(runs: dict[str, np.ndarray]) -> None:
+def test_two_seconds_after_the_first_curves_the_fall_is_seen(runs: Runs) -> None:
     """Steps 20 to 24, at the ten steps a second of arrival."""
-    assert runs["v1"][:, 20:25].mean() < 0.7 * runs["v1"][:, 10:15].mean()
-    assert runs["reference"][:, 20:25].mean() > runs["v1"][:, 20:25].mean() + 0.2
+    v1, reference = runs.rewards["v1"], runs.rewards["reference"]
+    assert v1[:, 20:25].mean() < 0.7 * v1[:, 10:15].mean()
+    assert reference[:, 20:25].mean() > v1[:, 20:25].mean() + 0.2
 
 
-@pytest.mark.parametrize(("at", "seeds", "share"), MENDED)
-def test_the_four_fixes_of_key_5_bring_it_back(runs: dict[str, np.ndarray], at: int, seeds: int, share: float) -> None:
-    """Soon in every seed. Late in most: which one is lost depends on the kernels of the processor (docs/findings.md)."""
-    assert np.array_equal(runs[f"mended at {at}"][:, :at], runs["v1"][:, :at]), "common random numbers"
-    v1, mended, reference = (final(runs[name]) for name in ("v1", f"mended at {at}", "reference"))
-    assert (mended > v1).sum() >= seeds
-    assert mended.mean() > v1.mean() + share * (reference - v1).mean()
+@pytest.mark.parametrize("at", [SOON, LATE])
+def test_up_to_the_four_fixes_of_key_5_it_is_initial_v1_and_soon_after_its_skew_is_gone(runs: Runs, at: int) -> None:
+    name = f"mended at {at}"
+    assert np.array_equal(runs.rewards[name][:, :at], runs.rewards["v1"][:, :at]), "common random numbers"
+    assert runs.k3[name][:, at + 10 :].mean() < 0.1 * runs.k3["v1"][:, at + 10 :].mean()
+
+
+def test_mended_soon_it_comes_back_in_every_seed(runs: Runs) -> None:
+    v1, mended, reference = (runs.final(name) for name in ("v1", f"mended at {SOON}", "reference"))
+    assert (mended > v1).all()
+    assert mended.mean() > v1.mean() + 0.4 * (reference - v1).mean()
+
+
+def test_mended_late_it_comes_back_in_most_seeds(runs: Runs) -> None:
+    """Which one is lost depends on the kernels of the processor (docs/findings.md). Daily: it has begun to come back."""
+    v1, mended, reference = (runs.final(name) for name in ("v1", f"mended at {LATE}", "reference"))
+    if runs.whole:
+        assert (mended > v1).sum() >= 3
+        assert mended.mean() > v1.mean() + 0.25 * (reference - v1).mean()
+    else:
+        lowest = runs.rewards[f"mended at {LATE}"][:, LATE + 5 : LATE + 15].mean()
+        assert mended.mean() > lowest

@@ -29,11 +29,28 @@ from .snapshots import snapshot
 from .terminal import TUI, Terminal, children_of
 
 SCENARIO = opening()
+SMALL = SCENARIO.with_values({"trainer.num_prompts": 4, "trainer.num_generations": 4})
 FIXED = SCENARIO.with_values({"engine.logprobs_mode": "processed_logprobs"})
 
 
+@pytest.fixture(scope="session")
+def shared_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TrainingProcess]:
+    """One process, because each takes seconds to load torch."""
+    process = TrainingProcess(tmp_path_factory.mktemp("shared") / "out")
+    yield process
+    process.stop()
+
+
 @pytest.fixture
-def process(tmp_path: Path) -> Iterator[TrainingProcess]:
+def process(shared_process: TrainingProcess) -> TrainingProcess:
+    """For runs that leave the process as it is."""
+    shared_process.watch.wanted, shared_process.watch.latest = False, None
+    return shared_process
+
+
+@pytest.fixture
+def own_process(tmp_path: Path) -> Iterator[TrainingProcess]:
+    """For what ends the process, or looks at how it starts and at the folder it writes to."""
     process = TrainingProcess(tmp_path / "out")
     yield process
     process.stop()
@@ -61,16 +78,16 @@ def test_its_records_are_those_of_the_trainer_bit_for_bit_and_a_toggle_takes_eff
 
 def test_the_process_computes_what_the_trainer_does_whatever_is_chosen(process: TrainingProcess) -> None:
     """Every choice of every control of the first screen, one toggle after the other, in one run each."""
-    here, there = train(SCENARIO, seeds=(0,)), process.train(SCENARIO, (0,))
+    here, there = train(SMALL, seeds=(0,)), process.train(SMALL, (0,))
     assert numbers(next(there)) == numbers(next(here))
     for control in explore_controls():
         for choice in control.choices:
-            toggled = SCENARIO.with_values(choice.values)
+            toggled = SMALL.with_values(choice.values)
             assert numbers(there.send(toggled)) == numbers(here.send(toggled)), (control.id, choice.label)
 
 
 def test_runs_go_on_side_by_side_and_end_after_their_last_step(process: TrainingProcess) -> None:
-    short = SCENARIO.with_values({"steps": 2})
+    short = SMALL.with_values({"steps": 2})
     runs = [process.train(short, (seed,)) for seed in (0, 1)]
     seen = [[next(run)[0].seed for run in runs] for _ in range(2)]
     assert seen == [[0, 1], [0, 1]]
@@ -94,14 +111,14 @@ def test_a_step_that_is_looked_at_says_the_same_and_shows_its_tokens(process: Tr
 
 
 def test_only_yours_is_looked_at_and_kept_are_it_and_what_it_is_compared_with(
-    process: TrainingProcess, tmp_path: Path
+    own_process: TrainingProcess, tmp_path: Path
 ) -> None:
-    process.watch.wanted = True
+    own_process.watch.wanted = True
     for name in ("reference", "initial_v1", "twin"):
-        next(process.train(SCENARIO.with_values({"name": name}), (0,)))
-    assert process.watch.latest is None
+        next(own_process.train(SCENARIO.with_values({"name": name}), (0,)))
+    assert own_process.watch.latest is None
     for _ in range(2):
-        run = process.train(SCENARIO, (0,))
+        run = own_process.train(SCENARIO, (0,))
         next(run)
         run.close()
     kept = sorted(folder.name for folder in (tmp_path / "out").iterdir())
@@ -164,14 +181,14 @@ def test_the_last_step_of_a_run_that_is_over_is_diagnosed_by_its_logprobs(proces
     assert diagnosis.tokens > 50
 
 
-def test_a_process_that_was_stopped_is_not_started_again(process: TrainingProcess) -> None:
-    next(process.train(SCENARIO, (0,)))
-    process.stop()
+def test_a_process_that_was_stopped_is_not_started_again(own_process: TrainingProcess) -> None:
+    own_process.start()
+    own_process.stop()
     with pytest.raises(SkewsimError, match="has been stopped"):
-        next(process.train(SCENARIO, (0,)))
+        next(own_process.train(SCENARIO, (0,)))
 
 
-def test_a_snapshot_survives_the_way(process: TrainingProcess) -> None:
+def test_a_snapshot_survives_the_way() -> None:
     shot = snapshot()
     back = Snapshot.from_json(shot.to_json())
     for name, value in vars(shot).items():
@@ -188,19 +205,21 @@ def test_what_a_run_dies_of_is_its_reason_and_the_others_go_on(process: Training
     assert next(good)[0].step == 1
 
 
-def test_a_killed_process_is_the_reason_of_every_run_and_the_next_run_starts_another(process: TrainingProcess) -> None:
-    runs = [process.train(SCENARIO, (0,)) for _ in range(2)]
+def test_a_killed_process_is_the_reason_of_every_run_and_the_next_run_starts_another(
+    own_process: TrainingProcess,
+) -> None:
+    runs = [own_process.train(SCENARIO, (0,)) for _ in range(2)]
     for run in runs:
         next(run)
-    killed(process)
+    killed(own_process)
     for run in runs:
         with pytest.raises(SkewsimError, match="trainer ended by SIGKILL"):
             next(run)
-    assert next(process.train(SCENARIO, (0,)))[0].step == 0
+    assert next(own_process.train(SCENARIO, (0,)))[0].step == 0
 
 
-def test_after_a_kill_a_reset_computes_every_curve_anew(process: TrainingProcess) -> None:
-    driver = Driver(process.train, speed=float("inf"))
+def test_after_a_kill_a_reset_computes_every_curve_anew(own_process: TrainingProcess) -> None:
+    driver = Driver(own_process.train, speed=float("inf"))
     driver.playing = False
     specs = [TrackSpec(name, Scenario(name=name), (0,), taped=True) for name in ("reference", "initial_v1")]
 
@@ -218,7 +237,7 @@ def test_after_a_kill_a_reset_computes_every_curve_anew(process: TrainingProcess
         driver.start()
         driver.step()
         assert steps(2) == [0, 0]
-        killed(process)
+        killed(own_process)
         driver.step()
         assert steps(2) == ["trainer ended by SIGKILL"] * 2
         driver.restart(specs)
@@ -226,7 +245,7 @@ def test_after_a_kill_a_reset_computes_every_curve_anew(process: TrainingProcess
         driver.step()
         assert steps(4) == [0, 0, 1, 1]
     finally:
-        assert driver.stop(10)
+        assert driver.stop(120)
 
 
 def test_a_process_that_cannot_work_says_why_in_a_line() -> None:
@@ -250,11 +269,11 @@ def test_what_is_not_an_answer_ends_the_process(words: str) -> None:
 
 
 def test_nothing_is_imported_from_the_folder_that_somebody_is_in(
-    process: TrainingProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    own_process: TrainingProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "queue.py").write_text("print('my own queue')")
     monkeypatch.chdir(tmp_path)
-    assert next(process.train(SCENARIO, (0,)))[0].step == 0
+    assert next(own_process.train(SCENARIO, (0,)))[0].step == 0
 
 
 def test_a_step_under_way_does_not_keep_it_alive_when_the_app_is_gone() -> None:
@@ -266,17 +285,17 @@ def test_a_step_under_way_does_not_keep_it_alive_when_the_app_is_gone() -> None:
     for each in (request, {"run": 0, "toggle": None, "look": False}):
         stdin.write(json.dumps(each).encode() + b"\n")
     stdin.close()
-    child._process.wait(30)
+    child._process.wait(240)
     child.stop(0)
 
 
 def test_it_is_stopped_in_the_middle_of_a_step_without_waiting_for_it() -> None:
-    slow = TrainingProcess(command=(sys.executable, "-c", "import time; time.sleep(60)"))
+    """Who waited for this one would wait for longer than a test may take."""
+    slow = TrainingProcess(command=(sys.executable, "-c", "import time; time.sleep(3600)"))
     child = slow.start()
-    began = time.monotonic()
     slow.stop()
     assert not child.alive
-    assert time.monotonic() < began + 10
+    assert child._process.returncode == -signal.SIGKILL
 
 
 def test_it_does_not_outlive_the_app_whatever_the_app_dies_of(tmp_path: Path) -> None:
@@ -284,7 +303,7 @@ def test_it_does_not_outlive_the_app_whatever_the_app_dies_of(tmp_path: Path) ->
         t.wait_for("computed: engine")
         (child,) = children_of(t.pid)
         t.kill()
-    end = time.monotonic() + 20
+    end = time.monotonic() + 120
     while Path(f"/proc/{child}").exists() and "Z" not in Path(f"/proc/{child}/stat").read_text().split()[2]:
         assert time.monotonic() < end
         time.sleep(0.05)

@@ -44,7 +44,7 @@ async def serving(command: str, *, visitors: int) -> AsyncIterator[tuple[Any, st
     await web.TCPSite(runner, "127.0.0.1", port).start()
     try:
         yield server, f"http://127.0.0.1:{port}"
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(120):
             while server.inside:  # a visitor's process is ended after its page
                 await asyncio.sleep(0.1)
         await asyncio.sleep(0.5)

@@ -15,7 +15,7 @@ from skewsim.share import from_share
 from tui.folders import find_runs, open_run, summary_line
 
 from .monkey import bother
-from .terminal import TUI, Terminal
+from .terminal import TUI, Terminal, children_of
 
 
 def steps_of(run: Path) -> list[int]:
@@ -65,7 +65,7 @@ def test_a_kill_in_the_middle_leaves_every_step_but_the_one_under_way(tmp_path: 
     steps = steps_of(run)
     assert steps == list(range(len(steps)))
     assert open_run(run)
-    end = time.monotonic() + 20
+    end = time.monotonic() + 120
     while "interrupted" not in summary_line(run):  # the trainer hears of it within three seconds
         assert time.monotonic() < end
         time.sleep(0.1)
@@ -112,7 +112,7 @@ def test_quitting_while_a_step_is_examined_waits_for_nothing(tmp_path: Path) -> 
         t.wait_for("computed: engine")
         t.type("d")
         t.wait_for("examining")
+        (trainer,) = children_of(t.pid)
+        os.kill(trainer, signal.SIGSTOP)  # now it never answers: who waited for it would wait for ever
         t.type("q")
-        began = time.monotonic()
         assert t.end() == 0
-        assert time.monotonic() < began + 5, "the examination takes a second or two, the step of a large run minutes"
