@@ -26,6 +26,7 @@ from tui.lab import Lab, next_speed, speed_text
 from tui.lesson import Player, load_lesson
 from tui.measuring import Measuring
 from tui.playback import Playback
+from tui.plot import Plot
 from tui.process import Watch
 from tui.screens.explore import Explore
 from tui.shell import Options
@@ -253,6 +254,10 @@ class SkewsimApp(App[None]):
 
     def do_skip(self) -> None:
         self._move(_SKIP)
+
+    def on_plot_pointed(self, message: Plot.Pointed) -> None:
+        if self.playback.reversible:
+            self._move(message.step + 1 - self.playback.position)
 
     def _move(self, steps: int) -> None:
         """To another step of what is recorded or kept, and pause there."""

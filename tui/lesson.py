@@ -2,8 +2,8 @@
 
 A card (`[[step]]` in the file) says something. It may change the settings of yours (`set`), ask for a prediction
 (`ask`), and tell the learner to do something (`do`) and wait until that is done (`check`). The last card names the
-setting to type in vLLM, TRL or verl (`type`). The player is pure state, so that a test can play a lesson without a screen. A
-`claim` says what the curves will do; benchmarks/tui_lessons.py checks it with fresh runs.
+setting to type in vLLM, TRL or verl (`type`). The player is pure state, so that a test can play a lesson without a
+screen. A `claim` says what the curves will do; benchmarks/tui_lessons.py checks it with fresh runs.
 """
 
 from __future__ import annotations

@@ -11,7 +11,9 @@ from itertools import groupby
 import numpy as np
 from rich.segment import Segment
 from rich.style import Style
+from textual import events
 from textual.geometry import Region
+from textual.message import Message
 from textual.strip import Strip
 from textual.widget import Widget
 
@@ -110,8 +112,16 @@ class Plot(Widget, can_focus=True):
     Plot { height: 1fr; width: 1fr; }
     """
 
+    class Pointed(Message):
+        """A step on the axis was clicked."""
+
+        def __init__(self, step: int) -> None:
+            super().__init__()
+            self.step = step
+
     def __init__(self, view: View, *, look: Look, id: str | None = None) -> None:
         super().__init__(id=id)
+        self._window: ChartWindow | None = None
         self.view = view
         self.look = look
         self._picture = Picture(view, [])
@@ -135,6 +145,11 @@ class Plot(Widget, can_focus=True):
         """Draw something else at the next refresh."""
         self._picture, self.look, self.view, self._strips = picture, look, picture.view, []
         self.refresh()
+
+    def on_click(self, event: events.Click) -> None:
+        if self._window is not None and event.x >= _LEFT:
+            share = (event.x - _LEFT) / max(self.size.width - _LEFT - 1, 1)
+            self.post_message(self.Pointed(round(self._window.left + share * (self._window.right - self._window.left))))
 
     def notify_style_update(self) -> None:
         self._strips = []
@@ -164,6 +179,7 @@ class Plot(Widget, can_focus=True):
         title_style = base + Style(bold=True, reverse=self.has_focus)
         curves = [c for c in self._picture.curves if len(c.x)]
         window = limits(curves, floor=self.view.floor, ceiling=self.view.ceiling)
+        self._window = window
         grid_w, grid_h = width - _LEFT, height - 2
         raster = rasterise(curves, grid_w, grid_h, window, ascii_only=look.ascii_only)
         columns = {mark.step: _column(mark.step, window, grid_w) for mark in self._picture.marks}

@@ -36,7 +36,7 @@ def same_run(scenario: Scenario) -> Scenario:
 
 @dataclass(eq=False)
 class RecordedRun:
-    """One run of one seed. Called like `skewsim.learn.trainer.train`, it yields its records: it stands in for a trainer."""
+    """One run of one seed. Called like `skewsim.learn.trainer.train`, it yields its records."""
 
     scenario: Scenario
     """The settings from `start` on."""

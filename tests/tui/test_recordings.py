@@ -22,7 +22,9 @@ from tui.controls import FIXES, explore_controls
 from tui.driver import Driver
 from tui.lab import YOURS, Lab, opening
 from tui.lesson import Player, lesson_names, load_lesson
+from tui.plot import Plot
 from tui.recordings import SHIPPED, RecordedRun, load, same_run, save, shipped
+from tui.screens.ladder import LadderScreen
 from tui.screens.runs import RunsScreen
 from tui.shows import Show, Toggles, lesson_shows, opening_show, shows
 from tui.views import REWARD, VIEWS
@@ -152,7 +154,7 @@ def test_recorded_curves_go_forward_and_backward_and_a_key_finds_its_recorded_to
     lab.seek(30)
     until(lab, 30)
     lab.move_fixes()
-    assert lab.heard == "all four on: recorded from step 20"
+    assert lab.heard == "all four on: from step 20"
     assert all(fix.is_on(lab.yours) for fix in FIXES)
     until(lab, 21)
     assert [mark.letter for mark in lab.marks] == ["A"]
@@ -208,11 +210,55 @@ async def test_without_torch_the_first_screen_says_what_to_install(stage: StageM
 
 async def arrive(s: Stage, steps: int) -> None:
     s.lab.seek(steps)
+    await arrived(s, steps)
+
+
+@on_stage
+async def test_keys_and_clicks_move_through_what_is_recorded(stage: StageMaker) -> None:
+    async with stage(size=(120, 40), archive=shipped()) as s:
+        await arrive(s, 40)
+        for key, step in (("comma", 39), ("left_square_bracket", 29), ("right_square_bracket", 39)):
+            await s.press(key)
+            await arrived(s, step)
+        plot = s.app.explore.query_one("#plot-reward", Plot)
+        await s.pilot.click(plot, offset=(plot.size.width - 1, 3))
+        await arrived(s, 39)
+        await s.pilot.click(plot, offset=(7, 3))
+        await arrived(s, 1)
+        s.lab.driver.play(True)
+        await s.press("backspace")
+        assert "backward" in s.text()
+    async with stage(steps=5) as s:
+        await s.press("comma", "left_square_bracket", "backspace")
+        await s.pilot.click(s.app.explore.query_one("#plot-reward", Plot), offset=(9, 2))
+        assert s.lab.position == 5, "live curves are not kept, so there is no way back"
+
+
+async def arrived(s: Stage, steps: int) -> None:
     async with asyncio.timeout(20):
         while s.lab.step + 1 != steps:
             s.app.tick()
             await asyncio.sleep(0.01)
     await s.settle()
+
+
+@on_stage
+async def test_the_ladder_goes_back_too(stage: StageMaker) -> None:
+    async with stage(size=(120, 40), steps=1) as s:
+        await s.press("g")
+        screen = s.app.screen
+        assert isinstance(screen, LadderScreen)
+        async with asyncio.timeout(20):
+            while screen.playback.step < 50:
+                s.app.tick()
+                await asyncio.sleep(0.01)
+            await s.press("comma")
+            wanted = screen.playback.position
+            while screen.playback.step + 1 != wanted:
+                s.app.tick()
+                await asyncio.sleep(0.01)
+        await s.settle()
+        assert f"step {wanted} of 100" in s.text()
 
 
 @on_stage
@@ -228,7 +274,7 @@ async def test_recordings_can_be_watched_beside_live_runs_and_toggled_as_recorde
         assert s.lab.replaying == "the opening"
         await arrive(s, 30)
         await s.press("5")
-        assert "all four on: recorded from step 20" in s.text()
+        assert "all four on: from step 20" in s.text()
         await s.press("0", "space")
         assert s.lab.replaying is None
         assert s.lab.yours == live

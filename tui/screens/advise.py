@@ -43,10 +43,11 @@ class AdviseScreen(Page):
 
     heading = "Advise"
     about = (
-        "Healthy data: the engine samples from a slightly different distribution and reports it truthfully. Its skew "
-        "per token has rms sigma. Each row is one framework's default and what it does to such data: the share it clips, "
-        "masks or rejects, and the effective sample size of the weights it leaves. A row that fires on healthy data "
-        "is followed by the setting that would not. Published rms: bf16 0.0449, fp16 0.0057, fp32 0.0024."
+        "Healthy data: the engine samples from a slightly different distribution and reports it truthfully. Its "
+        "skew per token has rms sigma. Each row is one framework's default and what it does to such data: the share "
+        "it clips, masks or rejects, and the effective sample size of the weights it leaves. A row that fires on "
+        "healthy data is followed by the setting that would not. Published rms: bf16 0.0449, fp16 0.0057, fp32 "
+        "0.0024."
     )
     BINDINGS: ClassVar[list[BindingType]] = bindings("page") + bindings("advise")
     where: ClassVar[str] = "advise"

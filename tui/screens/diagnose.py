@@ -70,9 +70,10 @@ class DiagnoseScreen(LensPage):
     heading = "Diagnose"
     about = (
         "Rival explanations of the skew, each with its own signature, ranked by how much of it they explain. Layers "
-        "are put right in this order: semantic, inference path, precision, staleness, objective. One step of the simulator is "
-        "a few hundred tokens, so small effects may stay unnamed; a file may hold millions. A step of the simulator "
-        "is scored again under the weights of now and of before, as `skewsim diagnose --model NEW --model OLD` does with folders."
+        "are put right in this order: semantic, inference path, precision, staleness, objective. One step of the "
+        "simulator is a few hundred tokens, so small effects may stay unnamed; a file may hold millions. A step of "
+        "the simulator is scored again under the weights of now and of before, as `skewsim diagnose --model NEW "
+        "--model OLD` does with folders."
     )
     BINDINGS: ClassVar[list[BindingType]] = bindings("page") + bindings("diagnose")
     where: ClassVar[str] = "diagnose"

@@ -72,10 +72,10 @@ class LadderScreen(ShellScreen):
     where = "page"
     help_title = "Ladder"
     help_text = (
-        "The order in which the migration was repaired. Each rung has the fixes of the one before and one more. Every "
-        "chart shows the rung (its letter) and the reference (r). All share prompts and random numbers, so a rung "
-        "whose settings equal the reference's coincides with it to the last bit. The objective and the seed are Explore's; "
-        "the rest is as in the command `skewsim ladder`."
+        "The order in which the migration was repaired. Each rung has the fixes of the one before and one more. "
+        "Every chart shows the rung (its letter) and the reference (r). All share prompts and random numbers, so a "
+        "rung whose settings equal the reference's coincides with it to the last bit. The objective and the seed "
+        "are Explore's; the rest is as in the command `skewsim ladder`."
     )
 
     def __init__(self, lab: Lab) -> None:

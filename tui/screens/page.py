@@ -115,7 +115,7 @@ class LensPage(Page):
         """The text of the page while there is no step to show."""
         lab = self.shell.lab
         if lab.archive is not None:
-            return Text(f"A recording has each step's numbers, not its tokens; {lab.live}.")
+            return Text(f"A recording has no tokens; {lab.live}.")
         if lab.replaying:
             return Text("A run folder has each step's numbers, not its tokens. Escape, then 0, for a live run.")
         if lab.over:

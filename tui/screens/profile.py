@@ -89,7 +89,8 @@ class ProfileScreen(Page):
     heading = "Profile"
     about = (
         "A profile is the skew of an engine as a small file: where it was measured, how large it is with 95 % "
-        "intervals, how it depends on the token's probability, and whether independent noise on the logits describes it."
+        "intervals, how it depends on the token's probability, and whether independent noise on the logits "
+        "describes it."
     )
     BINDINGS: ClassVar[list[BindingType]] = bindings("page") + bindings("profile")
     where: ClassVar[str] = "profile"
