@@ -10,7 +10,7 @@ from .learn.objectives import compute_advantages, compute_loss
 from .learn.trainer import Trainer, train
 from .records import StepRecord
 from .runs.experiment import Experiment
-from .runs.figures import ladder_figure
+from .runs.figures import Picture, curves_figure, ladder_figure
 from .runs.ladder import Ladder, LadderResult
 from .runs.recording import RunFolder, read_records
 from .scenarios import find_scenario
@@ -37,6 +37,7 @@ __all__ = [
     "Look",
     "LossInputs",
     "LossOutputs",
+    "Picture",
     "RolloutEngine",
     "RolloutRequest",
     "Rollouts",
@@ -55,6 +56,7 @@ __all__ = [
     "compute_advantages",
     "compute_loss",
     "compute_weights",
+    "curves_figure",
     "diagnose",
     "find_scenario",
     "fit_profile",

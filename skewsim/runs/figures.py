@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,6 +72,25 @@ def curve(records: Iterable[StepRecord], key: str, *, smooth: bool = True) -> Cu
     )
 
 
+@dataclass(frozen=True)
+class Picture:
+    """A figure that is drawn: a notebook shows it, `save` writes it."""
+
+    figure: Figure
+
+    def save(self, path: Path | str) -> Path:
+        """Write it in the format that the file's suffix names (png, svg, pdf); returns the path."""
+        path = Path(path)
+        with atomic_writer(path) as file:
+            self.figure.savefig(file, format=path.suffix.lstrip(".") or "png", dpi=120)
+        return path
+
+    def _repr_png_(self) -> bytes:
+        file = BytesIO()
+        self.figure.savefig(file, format="png", dpi=80)
+        return file.getvalue()
+
+
 def ladder_figure(
     result: LadderResult, path: Path, *, engine: str = "sim", predicted: LadderResult | None = None
 ) -> Path:
@@ -78,16 +98,16 @@ def ladder_figure(
     seeds = f"{result.seeds} seeds" if result.seeds > 1 else "one seed"
     where = "" if engine == "sim" else f" on {engine}"
     title = f"{result.objective.upper()}, {seeds}{where}: initial V1, then the fixes one by one"
-    return draw(result.records, path, title=title, predicted=predicted.records if predicted else None)
+    picture = curves_figure(result.records, title=title, predicted=predicted.records if predicted else None)
+    return picture.save(path)
 
 
-def draw(
+def curves_figure(
     runs: Mapping[str, Sequence[StepRecord]],
-    path: Path,
     *,
-    title: str,
+    title: str = "",
     predicted: Mapping[str, Sequence[StepRecord]] | None = None,
-) -> Path:
+) -> Picture:
     """Every run's curves in one figure, a panel for each metric of ``PANELS`` and one for the legend.
 
     A prediction of the runs is drawn behind them: pale, wide lines of the same colours, without a band.
@@ -105,8 +125,7 @@ def draw(
         _panel(axis, {name: curve(records, key) for name, records in runs.items()}, label, key in _LOGARITHMIC)
     _legend(axes[len(PANELS)], list(runs), predicted=predicted is not None)
     figure.suptitle(title, fontsize=13)
-    _save(figure, path)
-    return path
+    return Picture(figure)
 
 
 def _panel(axis: Axes, curves: Mapping[str, Curve], label: str, logarithmic: bool) -> None:
@@ -180,8 +199,3 @@ def _running_mean(values: NDArray[np.float64], width: int) -> NDArray[np.float64
     total = np.convolve(np.where(known, values, 0.0), kernel, mode="same")[: len(values)]
     count = np.convolve(known.astype(float), kernel, mode="same")[: len(values)]
     return np.where(known, total / np.maximum(count, 1.0), math.nan)
-
-
-def _save(figure: Figure, path: Path) -> None:
-    with atomic_writer(path) as file:
-        figure.savefig(file, format=path.suffix.lstrip(".") or "png", dpi=120)

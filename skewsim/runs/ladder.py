@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from skewsim.html import bar, heading, table
 from skewsim.records import StepRecord, last_tenth
 from skewsim.scenarios import LADDER, Values, ladder_scenarios
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from skewsim.engine.rollouts import RolloutEngine
     from skewsim.learn.trainer import TrainState
     from skewsim.runs.ensemble import Ensemble, Relay
+    from skewsim.runs.figures import Picture
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,29 @@ class LadderResult:
         rungs = [asdict(r) | {"reward_band": list(r.reward_band or (None, None))} for r in self.rungs]
         return {"objective": self.objective, "seeds": self.seeds, "steps": self.steps, "rungs": rungs}
 
+    def figure(self) -> Picture:
+        """Every rung's curves. Needs matplotlib."""
+        from skewsim.runs.figures import curves_figure
+
+        return curves_figure(self.records, title=f"{self.objective.upper()}: initial V1, then the fixes one by one")
+
+    def _repr_html_(self) -> str:
+        columns = ("rung", "reward", "", "clip rate", "k3", "lag", "reference band")
+        rows = [
+            (
+                r.name,
+                r.reward_final,
+                bar(r.reward_final or 0.0),
+                r.clip_rate,
+                r.kl_k3,
+                r.lag,
+                r.verdict if n else "itself",
+            )
+            for n, r in enumerate(self.rungs)
+        ]
+        said = f"{self.objective.upper()}, {self.seeds} seeds, {self.steps} steps: means over the last tenth"
+        return heading(said) + table(columns, rows)
+
 
 class Ladder:
     """The ladder as one ensemble: `ensemble()` to run, `result(records)` to judge."""
@@ -88,6 +113,13 @@ class Ladder:
         if engine is not None:
             return Relay(self.scenarios, seeds=self.seeds, engine=engine, state=state)
         return Ensemble(self.scenarios, seeds=self.seeds, state=state)
+
+    def run(self) -> LadderResult:
+        """Train all of it on the simulated engine, side by side, and judge it. Needs torch."""
+        ensemble, records = self.ensemble(), list[StepRecord]()
+        while ensemble.alive:
+            records += ensemble.step()
+        return self.result(records)
 
     def result(self, records: Iterable[StepRecord]) -> LadderResult:
         """The rungs judged by their records, fresh or from a run folder; needs no torch."""

@@ -25,6 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from skewsim import __version__
 from skewsim.errors import FileFormatError, UserError
 from skewsim.files import atomic_writer, check_schema_version
+from skewsim.html import bar, heading, paragraph, table
 from skewsim.settings import one_line
 from skewsim.skew.published import Verdict, judge
 from skewsim.skew.tokens import TokenTable
@@ -186,6 +187,16 @@ class SkewProfile(_Part):
             str(self.verdict),
         ]
         return [line for line in lines if line]
+
+    def _repr_html_(self) -> str:
+        largest = max((b.rms.value or 0.0 for b in self.table), default=0.0) or 1.0
+        rows = [
+            (f"{b.low:g} to {b.high:g}", b.tokens, b.mean, str(b.rms), bar((b.rms.value or 0.0) / largest))
+            for b in self.table
+        ]
+        first, *others = self.describe()
+        said = heading(first) + "".join(map(paragraph, others))
+        return said + table(("trainer's probability", "tokens", "mean, nats", "rms, nats", ""), rows)
 
     def _verdict_on_fit(self) -> str:
         if self.fit.ks_distance is None or self.fit.law_error is None:

@@ -125,7 +125,12 @@ class SequenceLog:
     meta: dict[str, Any] = field(default_factory=dict)
 
     def table(self) -> TokenTable:
+        """A row for every sampled token."""
         return build_table(self.records, meta=self.meta)
+
+    def save(self, path: Path | str) -> int:
+        """Write JSON lines, as `load_sequences` reads them; returns the number of sequences."""
+        return write_sequences(self.records, path)
 
 
 def build_table(records: Iterable[SequenceRecord], *, meta: Mapping[str, Any] | None = None) -> TokenTable:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from matplotlib.image import imread
 
 from skewsim.records import StepRecord
-from skewsim.runs.figures import COLOURS, DASHES, PANELS, curve, draw, letter, spread
+from skewsim.runs.figures import COLOURS, DASHES, PANELS, curve, curves_figure, letter, spread
 
 
 def rows(values: dict[int, list[float | None]], key: str = "reward/mean") -> list[StepRecord]:
@@ -72,7 +72,7 @@ def test_the_figure_is_written_whole_also_with_gaps_zeros_and_a_run_without_reco
         "gaps": [record(0, step, None) for step in range(3)],
         "empty": [],
     }
-    path = draw(runs, tmp_path / "figure.png", title="test")
+    path = curves_figure(runs, title="test").save(tmp_path / "figure.png")
     picture = imread(path)
     assert picture.shape[0] > 500
     assert picture.shape[1] > 1000
