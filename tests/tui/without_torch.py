@@ -49,6 +49,7 @@ async def main() -> int:
         await pilot.press("comma")
         await wait(lambda: not ladder.playback.driver.playing)
         assert not any(track.failed for track in ladder.playback.tracks.values())
+        print("ladder")
         await pilot.press("escape", "l", "enter")
         await wait(lambda: app.player is not None and lab.step > 3)
         assert lab.yours.trainer.objective == "grpo"

@@ -121,10 +121,9 @@ class LadderScreen(ShellScreen):
         look, lab = self.shell.look, self._lab
         step = self.playback.step + 1
         head = Text(" Ladder ", style="bold reverse", no_wrap=True)
+        settings = f", seeds {len(lab.seeds)}, settings of skewsim ladder" if lab.archive is None else f"   {lab.live}"
         head.append(
-            f"  {self._lab.yours.trainer.objective}, step {step} of {LADDER_STEPS}, seeds {len(self._lab.seeds)}, "
-            f"{'settings of skewsim ladder' if lab.archive is None else f'recorded; {lab.live}'}",
-            style="not bold not reverse",
+            f"  {lab.yours.trainer.objective}, step {step} of {LADDER_STEPS}{settings}", style="not bold not reverse"
         )
         self.query_one("#headline", TextLine).show(head)
         for i, track in enumerate(self._tracks):
