@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from skewsim.cli.main import main as cli
+from skewsim.cli import main as cli
 from skewsim.engine.rollouts import RolloutRequest, Rollouts
 from skewsim.engine.simulated import SimEngine
 from skewsim.errors import EngineError
