@@ -38,6 +38,8 @@ class Terminal:
         self.pid, self._fd = pty.fork()
         if self.pid == 0:
             os.chdir(home)
+            # what a shell starts in its background ignores the interrupt, and children inherit that
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
             os.execve(command[0], list(command), environment)
         self.resize(*size)
         self._status: int | None = None
