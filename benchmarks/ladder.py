@@ -14,7 +14,6 @@ os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")  # before torch: a s
 import sys
 from pathlib import Path
 
-from skewsim.runs.figures import ladder_figure
 from skewsim.runs.ladder import Ladder, LadderResult
 from skewsim.scenarios import COUNTER_LESSONS
 
@@ -60,10 +59,10 @@ def main() -> None:
     ]
     for objective in ("grpo", "gspo"):
         result = climb(objective, objective=objective, seeds=seeds, steps=steps)
-        ladder_figure(result, DOCS / "images" / f"ladder-{objective}.png")
+        result.figure().save(DOCS / "images" / f"ladder-{objective}.png")
         parts += [f"## {objective.upper()}, everything computed", table(result)]
     result = climb("measured", objective="grpo", seeds=seeds, steps=steps, profile=PROFILE)
-    ladder_figure(result, DOCS / "images" / "ladder-measured.png")
+    result.figure().save(DOCS / "images" / "ladder-measured.png")
     parts += [
         "## GRPO, with what remains on a real engine",
         f"Every engine, the reference's too, has the noise of the measured profile `{PROFILE}` on top: the skew that no fix removes.",

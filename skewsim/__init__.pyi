@@ -10,7 +10,7 @@ from .learn.objectives import compute_advantages, compute_loss
 from .learn.trainer import Trainer, train
 from .records import StepRecord
 from .runs.experiment import Experiment
-from .runs.figures import Picture, curves_figure, ladder_figure
+from .runs.figures import Picture, curves_figure
 from .runs.ladder import Ladder, LadderResult
 from .runs.recording import RunFolder, read_records
 from .scenarios import find_scenario
@@ -61,7 +61,6 @@ __all__ = [
     "find_scenario",
     "fit_profile",
     "gate",
-    "ladder_figure",
     "load_models",
     "load_profile",
     "load_sequences",

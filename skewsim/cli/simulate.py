@@ -227,7 +227,6 @@ def _report(
     simulated: LadderResult | None = None,
 ) -> None:
     """The ladder's table, its JSON and its figure, with its simulation if it was a real engine's."""
-    from skewsim.runs.figures import ladder_figure
     from skewsim.runs.prediction import distances
 
     found = distances(result, simulated) if simulated else None
@@ -236,7 +235,7 @@ def _report(
         by_rung = {rung: {key: d.to_json() for key, d in row.items()} for rung, row in found.items()}
         data["prediction"] = {"rungs": simulated.to_json()["rungs"], "distance": by_rung}
     write_json(path / "ladder.json", data)
-    figure = ladder_figure(result, path / "ladder.png", engine=label, predicted=simulated)
+    figure = result.figure(engine=label, predicted=simulated).save(path / "ladder.png")
     if style == "json":
         print_json(data)
     else:

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from skewsim.records import StepRecord
-    from skewsim.runs.ladder import LadderResult
 
 COLOURS = ("#000000", "#D55E00", "#0072B2", "#CC79A7", "#E69F00", "#009E73", "#56B4E9")
 DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (7, 2, 1, 2)), (0, (3, 1, 1, 1, 1, 1)), (0, (2, 3)))
@@ -89,17 +88,6 @@ class Picture:
         file = BytesIO()
         self.figure.savefig(file, format="png", dpi=80)
         return file.getvalue()
-
-
-def ladder_figure(
-    result: LadderResult, path: Path, *, engine: str = "sim", predicted: LadderResult | None = None
-) -> Path:
-    """The ladder's rungs as small multiples, a real engine's with their simulation; returns the path."""
-    seeds = f"{result.seeds} seeds" if result.seeds > 1 else "one seed"
-    where = "" if engine == "sim" else f" on {engine}"
-    title = f"{result.objective.upper()}, {seeds}{where}: initial V1, then the fixes one by one"
-    picture = curves_figure(result.records, title=title, predicted=predicted.records if predicted else None)
-    return picture.save(path)
 
 
 def curves_figure(

@@ -64,11 +64,14 @@ class LadderResult:
         rungs = [asdict(r) | {"reward_band": list(r.reward_band or (None, None))} for r in self.rungs]
         return {"objective": self.objective, "seeds": self.seeds, "steps": self.steps, "rungs": rungs}
 
-    def figure(self) -> Picture:
-        """Every rung's curves. Needs matplotlib."""
+    def figure(self, *, engine: str = "sim", predicted: LadderResult | None = None) -> Picture:
+        """The rungs as small multiples, a real engine's with their simulation behind them. Needs matplotlib."""
         from skewsim.runs.figures import curves_figure
 
-        return curves_figure(self.records, title=f"{self.objective.upper()}: initial V1, then the fixes one by one")
+        seeds = f"{self.seeds} seeds" if self.seeds > 1 else "one seed"
+        where = "" if engine == "sim" else f" on {engine}"
+        title = f"{self.objective.upper()}, {seeds}{where}: initial V1, then the fixes one by one"
+        return curves_figure(self.records, title=title, predicted=predicted.records if predicted else None)
 
     def _repr_html_(self) -> str:
         columns = ("rung", "reward", "", "clip rate", "k3", "lag", "reference band")
