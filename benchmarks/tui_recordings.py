@@ -14,6 +14,7 @@ import argparse
 import math
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from copy import deepcopy
 from pathlib import Path
 
 import torch
@@ -29,19 +30,19 @@ KEYS = (REWARD.key, *(view.key for view in VIEWS))
 DIGITS = 5
 
 
-def plan(shows: Iterable[Show]) -> dict[Scenario, tuple[int, set[Toggles]]]:
+def plan(shows: Iterable[Show]) -> dict[Scenario, tuple[int, tuple[Toggles, ...]]]:
     """What to run: each scenario with its number of steps and its toggles, once, however many shows have it.
 
     Yours comes before what it is compared with: where the two are the same run, it is recorded under yours' name.
     """
-    found: dict[Scenario, tuple[int, set[Toggles]]] = {}
+    found: dict[Scenario, tuple[int, tuple[Toggles, ...]]] = {}
     names: dict[Scenario, Scenario] = {}
     for show in shows:
         for scenario in reversed(show.scenarios):
             scenario = names.setdefault(same_run(scenario), scenario)
-            steps, toggles = found.get(scenario, (0, set()))
+            steps, toggles = found.get(scenario, (0, ()))
             own = show.toggles if same_run(scenario) == same_run(show.scenarios[-1]) else ()
-            found[scenario] = max(steps, show.steps), toggles | set(own)
+            found[scenario] = max(steps, show.steps), tuple(dict.fromkeys((*toggles, *own)))
     return found
 
 
@@ -70,7 +71,8 @@ def grow(
     run = RecordedRun(scenario, {key: rounded(records, key) for key in KEYS}, records[0].sources, start, parent)
     yield run
     for (at, toggled), rest in following.items():
-        yield from grow(toggled, steps, rest, start=at, parent=run, state=states[at])
+        before = deepcopy(states[at])  # a trainer goes on in the tensors that it is given
+        yield from grow(toggled, steps, rest, start=at, parent=run, state=before)
 
 
 def rounded(records: Sequence[StepRecord], key: str) -> list[float | None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import importlib.util
 import os
 import subprocess
 import sys
@@ -292,3 +293,24 @@ def test_the_app_opens_plays_and_quits_where_torch_cannot_be_imported(tmp_path: 
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.split() == ["opened", "forward", "back", "toggled", "ladder", "lesson", "quit", "0"]
+
+
+def test_what_is_recorded_of_a_toggle_is_what_a_trainer_toggled_at_that_step_computes() -> None:
+    """However many runs go on from the same step."""
+    path = HERE.parents[1] / "benchmarks" / "tui_recordings.py"
+    spec = importlib.util.spec_from_file_location("tui_recordings", path)
+    assert spec is not None
+    assert spec.loader is not None
+    benchmark = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(benchmark)
+    yours = opening()
+    toggled = [fix.moved(yours, 1) for fix in FIXES[:2]]
+    runs = list(benchmark.grow(yours, 4, [((2, each),) for each in toggled]))
+    assert [run.start for run in runs] == [0, 2, 2]
+    for run, settings in zip(runs[1:], toggled, strict=True):
+        training = train(yours)
+        fresh = [training.send(settings)[0] if step == 2 else next(training)[0] for step in range(4)]
+        for recorded, record in zip(run.records(YOURS), fresh, strict=True):
+            assert (recorded.events, recorded.sources) == (record.events, record.sources)
+            for key, value in recorded.metrics.items():
+                assert value == pytest.approx(record.metrics[key], rel=1e-4, abs=1e-9), (key, record.step)
