@@ -283,7 +283,7 @@ class Trainer:
 
     def _restore(self, state: TrainState) -> None:
         device = self.scenario.device
-        tensors = {n: t.to(device) for n, t in state.tensors.items()}
+        tensors = {n: t.to(device, copy=True) for n, t in state.tensors.items()}  # they are updated in place
         self.step_number = int(state.meta["step"])
         self._engine_version = int(state.meta["engine_version"])
         self._diverged = {int(m): why for m, why in state.meta["diverged"].items()}

@@ -188,6 +188,16 @@ def test_a_resumed_run_equals_an_undisturbed_one_bit_for_bit(values: dict) -> No
     assert _numbers(records) == _numbers(whole)
 
 
+def test_two_trainers_from_one_state_do_not_disturb_each_other() -> None:
+    scenario = _scenario(steps=4)
+    first = Trainer(scenario)
+    first.step()
+    state = first.state()
+    one, other = Trainer(scenario, state=state), Trainer(scenario, state=state)
+    alone = [r for _ in range(3) for r in one.step()]
+    assert _numbers([r for _ in range(3) for r in other.step()]) == _numbers(alone)
+
+
 def test_mask_truncated_completions_leaves_aborted_responses_out_of_the_loss() -> None:
     values = {"engine__mode": "abort", "engine__lag": 1, "engine__update_at_token": 3, "steps": 3}
     masked = _run(_scenario(trainer__mask_truncated_completions=True, **values))[-1]
