@@ -129,9 +129,11 @@ def test_gspos_clip_is_hit_harder_than_grpos(grpo: LadderResult, gspo: LadderRes
     assert _mean(gspo, "initial_v1", "update/clip_rate") > 2 * _mean(grpo, "initial_v1", "update/clip_rate")
 
 
-@pytest.fixture(scope="module")
-def counter_lesson() -> LadderResult:
-    return _climb("grpo", ("raw_fixed", "raw_bypass", "raw_tis", "raw_recompute"), seeds=3, steps=40)
+@pytest.fixture(
+    scope="module", params=[pytest.param(24, id="daily"), pytest.param(40, id="whole", marks=pytest.mark.slow)]
+)
+def counter_lesson(request: pytest.FixtureRequest) -> LadderResult:
+    return _climb("grpo", ("raw_fixed", "raw_bypass", "raw_tis", "raw_recompute"), seeds=3, steps=request.param)
 
 
 def test_a_correction_over_raw_logprobs_leaves_the_gradient_wrong_and_the_fix_does_not(

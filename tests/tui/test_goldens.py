@@ -21,7 +21,7 @@ from .profiles import make_profile
 from .snapshots import snapshot
 from .stagecraft import on_stage
 
-SIZES = [(80, 24), (120, 40), (200, 50)]
+SIZES = [(80, 24), pytest.param((120, 40), marks=pytest.mark.slow), (200, 50)]
 Scene = Callable[[Stage], Awaitable[None]]
 
 
