@@ -1,14 +1,15 @@
-"""Both logprobs of every rollout, written from inside a training script as skewsim's sequences.
+"""Write every rollout's engine and trainer logprobs from inside a training script, in skewsim's sequence format.
 
     from skewsim.callbacks import RolloutCallback
     trainer = GRPOTrainer(...)
     trainer.add_callback(RolloutCallback(trainer, "rollouts.jsonl"))
 
-TRL's reward functions and callbacks never see the logprobs; what a `GRPOTrainer` makes of a batch has them both
-(`GRPOTrainer._generate_and_score_completions`, trl/trainer/grpo_trainer.py), and that is where this one looks. Any other
-trainer that has the two numbers in hand writes them with `RolloutLog`. docs/logs.md has the lines for verl.
+TRL does not pass the logprobs to reward functions or callbacks. They are both in the batch that
+`GRPOTrainer._generate_and_score_completions` returns (trl/trainer/grpo_trainer.py), so `RolloutCallback` wraps that
+method. Any other trainer that has both logprobs can write them with `RolloutLog`; docs/logs.md has the lines for verl.
 
-Needs numpy alone; logging never ends a training run: what cannot be written is said once, as a warning.
+Needs only numpy. Logging never ends a training run: the first batch that cannot be written gives a warning, and later
+ones give none.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ Rows = npt.NDArray[Any]
 
 
 class RolloutLog:
-    """A file of sequences that grows by a batch at a time; each batch is on disk when `write` returns."""
+    """A file of sequences to which `write` appends one batch at a time; the batch is in the file when it returns."""
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
@@ -87,7 +88,7 @@ class RolloutCallback:
 
     Needs `use_vllm=True` (without it there is no second number) and `vllm_importance_sampling_correction=True`, TRL's
     default, with which the trainer scores each rollout before it learns from it. Each process writes a file of its own.
-    `every` writes only each so many-th batch of rollouts.
+    With `every=k` only every k-th batch of rollouts is written.
     """
 
     def __init__(self, trainer: Any, path: Path | str = "rollouts.jsonl", *, every: int = 1) -> None:
@@ -98,7 +99,7 @@ class RolloutCallback:
         trainer._generate_and_score_completions = self._watched(trainer._generate_and_score_completions)
 
     def __getattr__(self, name: str) -> Callable[..., None]:
-        """The events of a `TrainerCallback`: nothing to do at any of them."""
+        """The event methods of a `TrainerCallback`; all of them do nothing."""
         if name.startswith("on_"):
             return lambda *arguments, **named: None
         raise AttributeError(name)
@@ -155,7 +156,7 @@ def _rows(values: Any) -> Rows | None:
 
 
 def _by_sequence(columns: dict[str, Rows | None]) -> Iterator[dict[str, Any]]:
-    """Each sequence's columns, cut after its last sampled token."""
+    """Each sequence's columns, cut after its last sampled token; sequences without one are skipped."""
     tokens, mask = columns["tokens"], columns["mask"]
     assert tokens is not None
     for name, column in columns.items():

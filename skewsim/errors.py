@@ -1,6 +1,6 @@
-"""The exception tree: small and total.
+"""All exceptions that skewsim raises on purpose.
 
-A user's mistake is a ``UserError`` (one line, exit code 2); everything else is ours.
+A user's mistake is a ``UserError`` (one line, exit code 2); any other error is a fault of the program or the machine.
 """
 
 
@@ -17,7 +17,7 @@ class FileFormatError(UserError):
 
 
 class EngineError(SkewsimError):
-    """A rollout engine died, hung or answered rubbish. Exit code 1; the rows received so far are kept."""
+    """A rollout engine died, hung or gave an invalid answer. Exit code 1; the rows received so far are kept."""
 
 
 class EngineNotInstalled(UserError):
@@ -25,4 +25,4 @@ class EngineNotInstalled(UserError):
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, where a command cleans up after it. Exit code 143."""
+    """SIGTERM arrived during a command that must clean up before it ends. Exit code 143."""

@@ -1,9 +1,9 @@
-"""What the light installation leaves out, and the command that installs it.
+"""Packages that a plain ``pip install skewsim`` does not install, and the command that installs each.
 
-`pip install skewsim` brings what reads logs, judges them and lists profiles. Training, models, engines and the
-terminal UI need more, each named in ``[project.optional-dependencies]`` of pyproject.toml. Code imports a package
-where it is used; if it is missing, `explain` turns the error into one line. It is called in two places: by the
-command line, and by ``skewsim.NAME`` in a program.
+`pip install skewsim` can read logs, judge them and list profiles. Training, models, engines and the terminal UI need
+further packages, listed in ``[project.optional-dependencies]`` of pyproject.toml. Code imports such a package where it
+is used; if it is missing, `explain` turns the error into one line. Two places call it: the command line, and
+``skewsim.NAME`` in a program.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ EXTRA_OF_COMMAND = {
     "engines": "engines",
     "serve": "serve",
 }
-"""Commands that need more than the first package they miss: the extra that has all of it."""
+"""Command -> the extra with everything it needs, where the extra of the first missing package would not be enough."""
 
 
 class NotInstalled(UserError, ModuleNotFoundError):
@@ -36,10 +36,10 @@ class NotInstalled(UserError, ModuleNotFoundError):
 
 
 def explain(error: ModuleNotFoundError, user: str) -> NotInstalled | None:
-    """The one line for a missing package of an extra, or None if the error is of another kind.
+    """The one-line error for a missing package that an extra installs, or None if the error is of another kind.
 
-    `user` is what needs the package: a command's name, or a name of the library. A module that no extra has, or one
-    missing inside a package that is there, is a mistake of ours or a broken installation: None.
+    `user` is what needs the package: a command's name, or a name of the library. None is for a module that belongs to
+    no extra, or that is missing inside an installed package: a fault of the program or a broken installation.
     """
     if error.name not in EXTRA_OF:
         return None

@@ -1,7 +1,7 @@
-"""Files that are either whole or absent, and of a version that is known.
+"""Writing files atomically, and checking a file's schema version.
 
-A file is written under a temporary name in its own folder and renamed once it is complete, so a kill in the
-middle leaves the old file, or none, and never half of one.
+A file is written under a temporary name in its own folder and renamed once it is complete. So a program killed in the
+middle leaves the old file or none, never half of one.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from skewsim.errors import FileFormatError, UserError
 
 @contextmanager
 def atomic_writer(path: Path | str) -> Iterator[BinaryIO]:
-    """A binary handle whose content becomes `path` if the block ends well, and vanishes if it does not."""
+    """A binary handle whose content becomes the file `path` when the block ends, and is deleted if it raises."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
     try:

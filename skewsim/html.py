@@ -1,7 +1,7 @@
-"""Small pieces of HTML for notebooks: tables and bars that read in light and dark, everything from outside escaped.
+"""Small pieces of HTML for notebooks: tables and bars, legible on light and dark pages, with all text escaped.
 
-Objects that a person would rather look at than print (a ladder, a profile, a diagnosis, advice) build their
-``_repr_html_`` from these.
+The objects that a notebook shows as HTML (a ladder, a profile, a diagnosis, advice) build their ``_repr_html_`` from
+these functions.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 
 class Markup(str):
-    """HTML that this module made itself."""
+    """HTML made by this module, which `table` does not escape again."""
 
 
 def bar(share: float, *, width: int = 120) -> Markup:
-    """A bar whose length is a share from 0 to 1, with the share in words for those who cannot see it."""
+    """A bar whose length is a share from 0 to 1, with the share as a label for screen readers."""
     share = min(max(share, 0.0), 1.0)
     return Markup(
         f"<span role='img' aria-label='{share:.0%}' style='display:inline-block;width:{width}px;"

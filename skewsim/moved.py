@@ -1,7 +1,7 @@
-"""Modules that version 0.1 kept at the top of the package, at their old addresses.
+"""Keeps version 0.1's module names importable after the modules moved into subpackages.
 
-Programs say ``from skewsim.objectives import compute_loss``; that goes on working although the function lives in
-`skewsim.learn.objectives` now. `skewsim` itself has the names that new programs should use.
+``from skewsim.objectives import compute_loss`` still works, although the function is now in `skewsim.learn.objectives`.
+New programs should use the names of `skewsim` itself.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ MOVED = {
     "tokens": ("skew.tokens",),
     "trainer": ("learn.trainer",),
 }
-"""Old name below ``skewsim`` -> the modules that have its contents now; the first that knows a name gives it."""
+"""Old module name below ``skewsim`` -> the modules with its contents now, searched in this order for a name."""
 
 
 class CalledByItsName(ModuleType):
     """A module that can be called for its function of the same name, as in ``skewsim.diagnose(table)``.
 
-    An imported submodule becomes an attribute of its package, in the place of a function of that name.
+    Needed because importing a submodule sets it as an attribute of its package, replacing a function of that name.
     """
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:
@@ -73,6 +73,6 @@ class _OldAddresses(MetaPathFinder, Loader):
 
 
 def install() -> None:
-    """Let Python find the old addresses; after everything else, so that a real module always comes first."""
+    """Register the finder of the old names last, so that a real module of the same name is always found first."""
     if not any(isinstance(finder, _OldAddresses) for finder in sys.meta_path):
         sys.meta_path.append(_OldAddresses())

@@ -1,4 +1,4 @@
-"""What a step says: one record for each member, flat as JSON; and what "the last tenth" of a run is. Needs no torch."""
+"""The record of one training step, one for each member, and the last tenth of a run's steps. Needs no torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SCHEMA_VERSION = 1
 
 @dataclass(frozen=True)
 class StepRecord:
-    """One member's step. Metric keys are explained in `skewsim.skew.metrics.METRICS`."""
+    """One step of one member (a seed of a scenario). `skewsim.skew.metrics.METRICS` explains the metrics' keys."""
 
     step: int
     scenario: str
@@ -24,16 +24,16 @@ class StepRecord:
     """For each part of the skew: computed, measured or invented."""
 
     def to_json(self) -> dict[str, Any]:
-        """One flat object: the record's own keys, a key for each metric, and the schema's version."""
+        """One flat JSON object: the record's own keys, a key for each metric, and the schema's version."""
         extra: dict[str, Any] = {"events": self.events, "diverged": self.diverged, "sources": self.sources}
         whose = {"step": self.step, "scenario": self.scenario, "seed": self.seed}
         return whose | self.metrics | extra | {"schema_version": SCHEMA_VERSION}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> StepRecord:
-        """The inverse of to_json, for a schema version that is known already. KeyError if something is missing."""
+        """The inverse of to_json; the caller has checked the schema version. KeyError if something is missing."""
         known = {n: data[n] for n in ("step", "scenario", "seed", "events", "diverged", "sources")}
-        metrics = {sys.intern(k): v for k, v in data.items() if k not in _NO_METRICS}  # few names
+        metrics = {sys.intern(k): v for k, v in data.items() if k not in _NO_METRICS}  # every record's names
         return cls(metrics=metrics, **known)
 
 
@@ -41,14 +41,15 @@ _NO_METRICS = frozenset({"step", "scenario", "seed", "events", "diverged", "sour
 
 
 def tenth(steps: int) -> int:
-    """How many steps "the last tenth" of so many is: a tenth, rounded down, but at least one."""
+    """How many of a run's steps are its last tenth: a tenth, rounded down, but at least one."""
     return max(1, steps // 10)
 
 
 def last_tenth(records: Iterable[StepRecord], steps: int | None = None) -> list[StepRecord]:
-    """The records of the last `tenth` of a run's steps; ``steps`` is how long it is (default: as far as they reach).
+    """The records of the last tenth of a run's steps.
 
-    Of a run that is to be longer than its records reach, a member that ended before its last tenth has none there.
+    ``steps`` is the run's length; by default, the number of steps that the records cover. A member that ended before
+    the last tenth began has no record in it.
     """
     rows = list(records)
     end = max((row.step + 1 for row in rows), default=0) if steps is None else steps

@@ -1,12 +1,12 @@
-"""Named scenarios: the reference, the four-fix ladder of the vLLM V0-to-V1 migration, and the counter-lessons.
+"""The named scenarios: the reference, the four-fix ladder of the vLLM V0-to-V1 migration, and the counter-lessons.
 
 The ladder follows the order in which the migration was repaired (ServiceNow-AI, "vLLM V0 to V1: correctness before
 corrections in RL", 2026; PipelineRL pull request 137). Each rung changes only what its fix changes; with all four, the
 settings are the reference's again.
 
-`initial_v1` is V1 as it came out of the box, in a trainer written for V0: raw logprobs; prefix caching and async
-scheduling on, and nobody resets the cache; requests are drained before weights are loaded, so that the engine falls
-eight versions behind; lm_head in bfloat16 while the trainer's is float32.
+`initial_v1` is vLLM V1 with its default settings, in a trainer written for V0. The engine reports raw logprobs. Prefix
+caching and async scheduling are on, and the trainer does not reset the cache. Requests are drained before weights are
+loaded, so that the engine falls eight versions behind. lm_head is in bfloat16 while the trainer's is in float32.
 """
 
 from __future__ import annotations
@@ -93,13 +93,13 @@ COUNTER_LESSONS: dict[str, Named] = {
         "lm_head in float32 on the engine only: the trainer's rounding no longer cancels.", _HEADS | ONE_SIDED
     ),
 }
-"""Where the objective or a correction is changed instead of the cause."""
+"""Scenarios in which the objective or a correction is changed instead of the cause of the skew."""
 
 SCENARIOS: dict[str, Named] = _ladder() | COUNTER_LESSONS
 
 
 def find_scenario(name: str) -> Scenario:
-    """A named scenario. Raises UserError with the names there are."""
+    """The scenario of that name. Raises UserError with the known names."""
     if name not in SCENARIOS:
         raise UserError(
             f"scenario={name!r} is not known; allowed: {', '.join(SCENARIOS)}, a .toml file, a share string"
@@ -115,7 +115,7 @@ def ladder_scenarios(
     values: Values | None = None,
     names: tuple[str, ...] = LADDER,
 ) -> list[Scenario]:
-    """The rungs with one objective; a measured profile adds the same residual noise to every engine, the reference's too."""
+    """The rungs with one objective; a profile adds its measured noise to every rung's engine, the reference's too."""
     shared: Values = {"steps": steps, "trainer.objective": objective}
     if profile is not None:
         shared |= {"skew": SkewSettings(noise="profile", profile=profile).model_dump()}

@@ -1,8 +1,8 @@
 """Common random numbers: every draw is a function of (seed, step, purpose) and of nothing else.
 
-No generator carries state from one step to the next, so two members with one seed draw the same prompts,
-uniforms and noise whatever their settings, a member's curve does not depend on who rides along, and a run
-resumes in the middle without a generator's state on disk.
+No generator keeps state from one step to the next. So two members with the same seed draw the same prompts, uniforms
+and noise whatever their settings are, a member's curve does not depend on the other members, and a run can be resumed
+without a generator's state on disk.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 
 
 class Purpose(IntEnum):
-    """What a draw is for; each purpose has a stream of its own."""
+    """What a random draw is used for; each purpose has its own stream of numbers."""
 
     PROMPTS = 0
     SAMPLING = 1
@@ -24,6 +24,6 @@ class Purpose(IntEnum):
 
 
 def generator(seed: int, *, step: int, purpose: Purpose) -> torch.Generator:
-    """A fresh CPU generator for one member, step and purpose."""
+    """A new CPU generator for one member's seed, step and purpose."""
     (state,) = np.random.SeedSequence((seed, step, int(purpose))).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(state >> np.uint64(1)))

@@ -1,10 +1,10 @@
-"""A scenario as frozen data: how rollouts are made, which skew is injected, how they are learned from.
+"""A scenario as frozen data: how rollouts are made, which skew is injected, how the trainer learns from them.
 
-Engine settings carry vLLM's argument names and values, trainer settings TRL's and verl's, so that what is
-learned here is typed there unchanged. The sentence under each field is its help text on the command line
-and in the terminal UI. Nothing here imports torch.
+Engine settings have vLLM's argument names and values, trainer settings those of TRL and verl, so that a setting tried
+here can be typed into those programs unchanged. The sentence under each field is its help text on the command line and
+in the terminal UI. Nothing here imports torch.
 
-A scenario is immutable: a toggle is a new scenario (`Scenario.with_values`), and two scenarios with equal
+A scenario is immutable: toggling a setting makes a new scenario (`Scenario.with_values`), and two scenarios with equal
 settings are the same experiment.
 """
 
@@ -40,12 +40,12 @@ def _top_k(value: int) -> int:
 
 
 def truncates(top_p: Any, top_k: Any, min_p: Any) -> Any:
-    """Whether a sampler with these cuts a token off; of arrays, element by element."""
+    """Whether a sampler with these settings drops any token; given arrays, it answers element by element."""
     return (top_p < 1) | (top_k > 0) | (min_p > 0)
 
 
 class Settings(BaseModel):
-    """Base of all settings: immutable, and no key that is not known."""
+    """Base of all settings: immutable; an unknown key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
@@ -54,7 +54,7 @@ class TaskSettings(Settings):
     """The verifiable token task and its finite pool of prompts."""
 
     name: Literal["reverse", "reverse_until_zero"] = "reverse"
-    """reverse: write the prompt's digits backwards. reverse_until_zero: the same, but stop with EOS at the first zero, so that lengths vary."""
+    """reverse: write the prompt's digits backwards. reverse_until_zero: the same, but stop with EOS at the first zero, so that lengths vary."""  # noqa: W505
     response_length: int = Field(12, ge=4, le=64)
     """Digits in the prompt, and most tokens in the response (reverse_until_zero: one more for EOS)."""
     pool_size: int = Field(64, ge=1, le=1_000_000)
@@ -89,13 +89,13 @@ class EngineSettings(Settings):
     enable_prefix_caching: bool = False
     """vLLM `enable_prefix_caching`: a prompt's keys and values are kept for the next request. V1's default is on."""
     block_size: int = Field(1, ge=1, le=256)
-    """vLLM `block_size`: prefixes are kept in whole blocks of so many tokens, the prompt's last token never. vLLM's is 16 or more; 1 lets short prompts be reused."""
+    """vLLM `block_size`: prefixes are kept in whole blocks of so many tokens, the prompt's last token never. vLLM's is 16 or more; 1 lets short prompts be reused."""  # noqa: W505
     async_scheduling: bool = False
-    """vLLM `async_scheduling`: the next step is already scheduled when an update arrives, which so takes effect a token later. V1's default is on."""
+    """vLLM `async_scheduling`: the next step is already scheduled when an update arrives, which so takes effect a token later. V1's default is on."""  # noqa: W505
     mode: Literal["keep", "wait", "abort"] = "keep"
     """vLLM `pause_generation(mode=...)`: what a weight update does to requests in flight. vLLM's default is abort."""
     clear_cache: bool = False
-    """vLLM `pause_generation(clear_cache=...)`: drop keys and values made under the old weights. vLLM's default is true."""
+    """vLLM `pause_generation(clear_cache=...)`: drop keys and values made under the old weights. vLLM's default is true."""  # noqa: W505
     lag: int = Field(1, ge=0, le=64)
     """How many weight versions the engine is behind the trainer when a rollout starts."""
     update_at_token: int | None = Field(6, ge=1, le=64)
@@ -105,11 +105,11 @@ class EngineSettings(Settings):
     max_num_seqs: int | None = Field(None, ge=1, le=65536)
     """vLLM `max_num_seqs`: sequences in one batch; none: all at once. Real engines only."""
     gpu_memory_utilization: float = Field(0.3, gt=0, le=1)
-    """vLLM `gpu_memory_utilization`: share of a GPU's memory for a local engine; vLLM's default is 0.9. Real engines only."""
+    """vLLM `gpu_memory_utilization`: share of a GPU's memory for a local engine; vLLM's default is 0.9. Real engines only."""  # noqa: W505
 
     @property
     def truncates(self) -> bool:
-        """Whether top-p, top-k or min-p cut a token off."""
+        """Whether top-p, top-k or min-p drop any token."""
         return bool(truncates(self.top_p, self.top_k, self.min_p))
 
 
@@ -133,7 +133,7 @@ class SkewSettings(Settings):
     multiplier: float = Field(1.0, ge=0, le=1000)
     """Factor on the profile's noise."""
     target: Literal["sampled", "reported"] = "sampled"
-    """sampled: the engine samples from the disturbed distribution and reports it truthfully. reported: only the reported number is wrong."""
+    """sampled: the engine samples from the disturbed distribution and reports it truthfully. reported: only the reported number is wrong."""  # noqa: W505
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -155,7 +155,7 @@ class SkewSettings(Settings):
 
 
 def _default_bounds(side: Literal["low", "high"], *names: str) -> str:
-    """The default of each of these corrections on one side: ``token_tis 2, token_mis 5``."""
+    """The default bounds of these corrections on one side, for a help text: ``token_tis 2, token_mis 5``."""
     return ", ".join(f"{name} {short(getattr(CORRECTIONS[name].bounds, side))}" for name in names)
 
 
@@ -326,7 +326,7 @@ class Scenario(Settings):
 
 
 def changes(before: Scenario, after: Scenario) -> list[str]:
-    """``path: old -> new`` of every setting that differs, but the name."""
+    """``path: old -> new`` for every setting that differs; the scenario's name is not compared."""
 
     def leaves(data: dict[str, Any], at: str = "") -> dict[str, Any]:
         out: dict[str, Any] = {}
@@ -339,7 +339,7 @@ def changes(before: Scenario, after: Scenario) -> list[str]:
 
 
 def with_changes(scenario: Scenario, events: Iterable[str]) -> Scenario:
-    """The scenario after what `changes` has put into words; other words change nothing. Raises UserError."""
+    """Apply the lines that `changes` wrote to a scenario; lines of another form are skipped. Raises UserError."""
     found = (re.fullmatch(r"([\w.]+): .* -> (.*)", event) for event in events)
     return scenario.with_values({m[1]: None if m[2] == "None" else m[2] for m in found if m})
 

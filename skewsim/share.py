@@ -1,9 +1,9 @@
 """A scenario as text: a TOML file, a short share string, and ``path=value`` on the command line.
 
-TOML has no null, so an optional setting that is off reads ``"none"``; it is written only where that is not
-the default. A share string is the differences from the defaults, as JSON, deflated, in base64url
-(RFC 4648, section 5) behind a version prefix, so that it survives chat, shells and URLs. Nothing here
-imports torch, and nothing that is read is ever executed.
+TOML has no null, so an optional setting that is off is written ``"none"``, and only where off is not the default. A
+share string holds the differences from the defaults as JSON, deflated, in base64url (RFC 4648, section 5) after a
+version prefix; it contains no character that chats, shells or URLs change. Nothing here imports torch, and nothing that
+is read is ever executed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from skewsim.settings import SCHEMA_VERSION, Scenario, parse_scenario
 
 SHARE_PREFIX = "skew1-"
 _SHARE_LIMIT = 65_536
-"""Bytes that a share string may inflate to; a scenario with every setting changed takes under 2,000."""
+"""Largest size in bytes that a share string may inflate to; a scenario with every setting changed takes under 2,000."""
 
 
 def to_toml(scenario: Scenario) -> str:
@@ -55,13 +55,13 @@ def load_toml(path: Path) -> Scenario:
 
 
 def to_share(scenario: Scenario) -> str:
-    """The differences from the defaults as one word."""
+    """The scenario's share string, without spaces."""
     text = json.dumps(_differences(scenario.model_dump(), Scenario().model_dump()), separators=(",", ":"))
     return SHARE_PREFIX + base64.urlsafe_b64encode(zlib.compress(text.encode(), 9)).rstrip(b"=").decode()
 
 
 def from_share(text: str) -> Scenario:
-    """The scenario of a share string. Raises FileFormatError with one line if it is cut off or from the future."""
+    """The scenario of a share string. Raises FileFormatError with one line if it is cut off or of a later version."""
     text = text.strip()
     if not text.startswith(SHARE_PREFIX):
         raise FileFormatError(f"share string {text[:12]!r} is not known; this program reads {SHARE_PREFIX}...")
@@ -79,7 +79,7 @@ def from_share(text: str) -> Scenario:
 
 
 def is_share(text: str) -> bool:
-    """Whether the text means to be a share string, of this version or another."""
+    """Whether the text looks like a share string, of this version or another."""
     head, dash, _ = text.partition("-")
     return bool(dash) and head.startswith("skew") and head[4:].isdigit()
 
@@ -87,7 +87,7 @@ def is_share(text: str) -> bool:
 def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
     """``["engine.lag=8", "engine.update_at_token=none"]`` as the values of ``Scenario.with_values``.
 
-    A value is a TOML scalar, else a bare word; none and null switch an optional setting off.
+    A value is read as a TOML scalar, or as plain text if it is not one; none and null switch an optional setting off.
     """
     values: dict[str, Any] = {}
     for assignment in assignments:
@@ -124,7 +124,7 @@ def _scalar(path: str, text: str) -> Any:
 
 
 def _parse_foreign(data: dict[str, Any], source: str) -> Scenario:
-    """Data that came from outside: the version first, because a later layout may break any other rule."""
+    """Parse data from a file or share string; the version is checked first, as a later layout may break any rule."""
     version = data.get("schema_version", SCHEMA_VERSION)
     if not isinstance(version, int) or version > SCHEMA_VERSION:
         raise FileFormatError(f"{source}: schema_version={version!r} is not known; this program reads {SCHEMA_VERSION}")
@@ -161,7 +161,7 @@ def _without_null(model: BaseModel) -> dict[str, Any]:
 
 
 def _differences(data: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
-    """The entries of ``data`` that differ from ``defaults``, nested alike."""
+    """The entries of ``data`` that differ from ``defaults``, nested in the same way."""
     found: dict[str, Any] = {}
     for key, value in data.items():
         if isinstance(value, dict):

@@ -1,11 +1,11 @@
-"""Verifiable token tasks: prompts from a finite pool, and a checker for a reward.
+"""The tasks that the policy learns: prompts from a finite pool, and an exact rule that scores responses.
 
-`reverse`: the prompt is ``BOS d_1 .. d_n SEP``; the answer is the digits backwards, each written by any of
-four synonym tokens, so that a correct policy keeps up to ``log 4`` nats of entropy per token.
-`reverse_until_zero`: the same, but the answer stops before the first zero (read backwards) and ends with
-EOS, so that answers vary in length.
+`reverse`: the prompt is ``BOS d_1 .. d_n SEP``; the answer is the digits backwards. Each digit may be written by any of
+four synonym tokens, so that a correct policy can keep up to ``log 4`` nats of entropy per token.
+`reverse_until_zero`: the same, but the answer stops before the first zero (read backwards) and ends with EOS, so that
+answers vary in length.
 
-A response is scored by an exact rule, never by a model. Axes: E member, N sequence, P prompt, T response.
+Axes: E member, N sequence, P prompt token, T response token.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Scores:
 
 
 class Task:
-    """A task with its pool of prompts; a function of its settings alone."""
+    """A task with its pool of prompts; equal settings give an equal task."""
 
     vocab_size = VOCAB
 
@@ -91,7 +91,7 @@ def prompts_of(digits: Tensor) -> Tensor:
 
 
 def answers_of(digits: Tensor, *, variable: bool) -> Tensor:
-    """The digit due at each response position for digits (..., n); 10 is EOS, -1 past the end."""
+    """The right digit at each response position, for digits (..., n); 10 stands for EOS, -1 for past the end."""
     backwards = digits.flip(-1)
     if not variable:
         return backwards

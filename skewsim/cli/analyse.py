@@ -1,4 +1,4 @@
-"""The commands that judge a skew that is already there: diagnose, advise, gate, and import of other programs' logs."""
+"""The commands that judge skew that was measured or logged before: diagnose, advise and gate."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ def diagnose(
     model: Annotated[list[Path] | None, Parameter(negative="")] = None,
     json: Flag = False,
 ) -> None:
-    """Say what causes the skew of a token table, most first to mend, with the evidence and the setting that mends it.
+    """Name the causes of a token table's skew in the order to mend them, with the evidence and the setting to change.
 
     Parameters
     ----------
     table
-        A token table (.npz, .parquet), or JSON lines with a sequence a line.
+        A token table (.npz, .parquet), or JSON lines with one sequence per line.
     model
-        A Hugging Face folder to score the tokens with; may be given again and again, newest first.
+        A Hugging Face folder to score the tokens with; may be given more than once, newest first.
     json
         One JSON object.
     """
@@ -58,7 +58,7 @@ def advise(
     json: Flag = False,
     plain: Flag = False,
 ) -> None:
-    """Say what every framework's default threshold does to perfectly healthy data.
+    """Show how often every framework's default threshold fires on healthy data.
 
     Parameters
     ----------
@@ -96,11 +96,11 @@ def gate(table: Path, /, *, max: Limits = None, min: Limits = None, json: Flag =
     Parameters
     ----------
     table
-        A token table (.npz, .parquet), or JSON lines with a sequence a line.
+        A token table (.npz, .parquet), or JSON lines with one sequence per line.
     max
-        METRIC=VALUE, as in kl_k3=1e-3; may be given again and again.
+        METRIC=VALUE, as in kl_k3=1e-3; may be given more than once.
     min
-        METRIC=VALUE, as in ess=0.9; may be given again and again.
+        METRIC=VALUE, as in ess=0.9; may be given more than once.
     json
         One JSON object.
     """

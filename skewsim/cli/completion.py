@@ -1,7 +1,7 @@
-"""Tab completion: the script that a shell loads, made by cyclopts from the commands' own signatures.
+"""Tab completion: the script that a shell loads, made by cyclopts from the commands' signatures.
 
-The script is text with every command and option in it, so pressing Tab starts no Python. It is made anew by
-``skewsim --install-completion``, which is worth repeating after an update.
+The script lists every command and option, so pressing Tab starts no Python. ``skewsim --install-completion`` writes it;
+run that again after an update, so that the script has the new options.
 """
 
 from __future__ import annotations

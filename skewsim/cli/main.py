@@ -1,10 +1,10 @@
 """The ``skewsim`` command: which commands there are, and what a user sees when one fails.
 
-A command is a line in ``COMMANDS``: its name, where its code is (an import string, resolved when it runs) and a
-sentence of help. So ``skewsim --help`` loads neither torch nor pydantic nor the parser, and this package never
-imports the rooms next door. Results go to stdout, words to stderr. Exit codes: 0 done, 1 the engine or the
-machine failed, 2 the user's mistake (one line; so is a package that is not installed), 130 interrupted,
-143 terminated, 141 nobody reads any more.
+A command is an entry in ``COMMANDS``: its name, where its code is (an import string, resolved when the command runs)
+and a sentence of help. So ``skewsim --help`` loads neither torch nor pydantic nor the parser, and this package never
+imports harness or tui by itself. Results go to stdout, messages to stderr. Exit codes: 0 done, 1 the engine or the
+machine failed, 2 the user's mistake or a package that is not installed (one line), 130 interrupted, 143 terminated,
+141 the reader of stdout has gone.
 """
 
 from __future__ import annotations
@@ -45,17 +45,17 @@ SWITCHES = {
     "--install-completion": ("skewsim.cli.completion:install", "Let the Tab key complete commands and options."),
     "--show-completion": ("skewsim.cli.completion:show", "Print the script that does so."),
 }
-"""What stands in a command's place and looks like an option; the same two things about each."""
+"""Options that are used in place of a command; entries as in ``COMMANDS``."""
 TERMINAL_UI = "tui.launch:main"
-"""What ``skewsim`` with no command opens; it gets the options."""
+"""The function that ``skewsim`` without a command calls, with the options."""
 CHOOSE_ENGINE = "harness.engines:choose"
-"""The function that makes an `EngineChoice` (`skewsim.engine.choice`) of a real engine's name."""
+"""The function that turns a real engine's name into an `EngineChoice` (`skewsim.engine.choice`)."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ.setdefault(variable, "1")  # a step is so small that a second thread only waits
+        os.environ.setdefault(variable, "1")  # a step is too small for a second thread to help
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         status = _dispatch(words)
@@ -71,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as interrupt:
         return _complain(143 if isinstance(interrupt, Terminated) else 130, str(interrupt) or "interrupted")
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered has no reader
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that flushing at exit does not fail
         return 141
     except SkewsimError as error:
         return _complain(1, str(error))
@@ -122,7 +122,7 @@ def _dispatch(arguments: list[str]) -> int:
         return _call("--version", [word for word in arguments if word != "--version"])
     if first in SWITCHES:
         return _call(first, arguments[1:])
-    if first.startswith("-") or arguments in ([], ["tui"]):  # nothing to parse: the first frame waits for no parser
+    if first.startswith("-") or arguments in ([], ["tui"]):  # the terminal UI starts sooner without the parser
         return int(resolve(TERMINAL_UI)([] if first == "tui" else arguments) or 0)
     if first not in COMMANDS:
         near = difflib.get_close_matches(first, COMMANDS, n=1)
@@ -142,7 +142,7 @@ def _call(name: str, arguments: list[str]) -> int:
 
 
 def parser(names: Iterable[str]) -> App:
-    """The parser of these commands and switches; to make it imports the module of each."""
+    """The parser of these commands and switches; making it imports the module of each."""
     from cyclopts import App
 
     app = App(

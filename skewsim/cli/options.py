@@ -1,4 +1,4 @@
-"""What several commands share: types of options, folders for results, and how an interrupted command goes on."""
+"""What several commands share: types of options, folders for results, and what happens when one is interrupted."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 Flag = Annotated[bool, Parameter(negative="")]
 """An option without a value."""
 Repeated = Annotated[list[str] | None, Parameter(negative="")]
-"""An option that may be given again and again."""
+"""An option that may be given more than once."""
 Assignments = Annotated[list[str] | None, Parameter(name="--set", negative="")]
-"""``--set path=value``, which may be given again and again."""
+"""``--set path=value``, which may be given more than once."""
 METRIC_COLUMNS = ["metric", "value", "elsewhere called"]
 
 
@@ -37,14 +37,14 @@ def metric_rows(found: SkewProfile) -> list[list[str]]:
 
 
 def fresh_folder(name: str) -> Path:
-    """``runs/NAME``, or the first of ``runs/NAME-2``, ``-3``, ... that is not there yet."""
+    """``runs/NAME``, or the first of ``runs/NAME-2``, ``runs/NAME-3``, ... that does not exist yet."""
     root = Path("runs")
     return next(path for n in count(1) if not (path := root / (name if n == 1 else f"{name}-{n}")).exists())
 
 
 @contextmanager
 def resumable(out: Path | None) -> Iterator[None]:
-    """Where Ctrl+C ends the command, say how to go on with it."""
+    """If Ctrl+C ends the block, the interrupt's message says how to resume the command."""
     try:
         yield
     except KeyboardInterrupt as interrupt:
@@ -57,7 +57,7 @@ def resumable(out: Path | None) -> Iterator[None]:
 
 @contextmanager
 def terminable() -> Iterator[None]:
-    """Let SIGTERM end the command as Ctrl+C does, so that what it started is ended with it; exit code 143."""
+    """Let SIGTERM end the command as Ctrl+C does, so that processes it started are ended too; exit code 143."""
 
     def end(signal_number: int, frame: object) -> None:
         raise Terminated("terminated")

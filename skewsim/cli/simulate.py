@@ -1,7 +1,7 @@
-"""The commands of the simulator: what each takes, and in which order it works.
+"""The commands of the simulator.
 
-Everything that can be wrong is looked at before anything is written: the settings, then the engine, the policy and
-the profile, then the run folder.
+Each checks everything before it writes anything: the settings, then the engine, the policy and the profile, then the
+run folder.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ COUNTER_LESSONS = {
     "grpo": ("raw_fixed", "raw_bypass", "raw_tis", "raw_recompute"),
     "gspo": ("heads_fp32", "heads_bf16", "heads_one_sided"),
 }
-"""Objective -> the scenarios that teach what does not help; the first is the one to compare with."""
+"""Objective -> the scenarios that show what does not help; the first is the one to compare the others with."""
 
 
 def run(
@@ -66,21 +66,21 @@ def run(
     engine
         sim, or a real engine (see `skewsim engines list`).
     seeds
-        Train so many seeds as one ensemble, counting up from the first.
+        How many seeds to train as one ensemble, counting up from the first.
     seed
         The first seed.
     steps
         Rollouts to train on.
     assignments
-        path=value, as in engine.temperature=1.0; may be given again and again.
+        path=value, as in engine.temperature=1.0; may be given more than once.
     out
         Run folder: scenario, a record for each step, summary, checkpoint.
     resume
-        Go on with the run in --out, if there is one.
+        Continue the run in --out, if there is one.
     checkpoint_every
         Steps between checkpoints.
     json
-        A record a line on stdout.
+        One record per line on stdout.
     plain
         Every number as plain text on stdout.
     """
@@ -141,13 +141,13 @@ def ladder(
         A measured profile, as a name or a path, whose noise every simulated engine gets; none: no noise. Beside a
         real engine: that engine's own at its precision, if one ships.
     counter_lessons
-        Instead of the ladder: corrections on top of a wrong number, or a fix on one side, against the fix.
+        Instead of the ladder: compare a fix with corrections of a wrong number, or with a fix on one side only.
     assignments
         path=value for every rung, as in task.response_length=24.
     out
         Run folder; without one, runs/ladder-OBJECTIVE.
     resume
-        Go on with the ladder in --out, if there is one.
+        Continue the ladder in --out, if there is one.
     checkpoint_every
         Steps between checkpoints.
     json
@@ -226,7 +226,7 @@ def _report(
     label: str = "sim",
     simulated: LadderResult | None = None,
 ) -> None:
-    """The ladder's table, its JSON and its figure, with its simulation if it was a real engine's."""
+    """Show the ladder's table or JSON and write its figure; for real engines, with the simulated ladder beside it."""
     from skewsim.runs.prediction import distances
 
     found = distances(result, simulated) if simulated else None
@@ -355,7 +355,7 @@ def pretrain(
 def choose_scenario(
     text: str, assignments: Sequence[str] | None, *, steps: int | None = None, seed: int | None = None
 ) -> Scenario:
-    """The scenario that a share string, a TOML file or a name stands for, with the command line's values in it."""
+    """The scenario of a share string, a TOML file or a name, with the command line's values set."""
     if share.is_share(text):
         scenario = share.from_share(text)
     elif text.endswith(".toml") or "/" in text or Path(text).is_file():
@@ -388,7 +388,7 @@ def at_least_one(option: str, value: int) -> None:
 
 
 def choose_engine(name: str) -> EngineChoice:
-    """The real engine of that name; the one place in which these commands reach the harness. Raises UserError."""
+    """The real engine of that name; the only place where these commands use the harness. Raises UserError."""
     from skewsim.cli.main import CHOOSE_ENGINE, resolve
 
     choice: EngineChoice = resolve(CHOOSE_ENGINE)(name)

@@ -1,8 +1,8 @@
 """Scenarios and seeds trained together under common random numbers.
 
-All seeds of a scenario are stacked in one trainer; scenarios run side by side in step (`Ensemble`), or one after another
-where each needs a real engine of its own (`Relay`). A member's numbers never depend on who rides along: members that
-differ in nothing coincide bit for bit.
+All seeds of a scenario are stacked in one trainer. Scenarios run side by side, one step of each at a time (`Ensemble`),
+or one after another where each needs its own real engine (`Relay`). A member's numbers do not depend on the other
+members: members with equal settings and seeds have equal numbers, bit for bit.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from skewsim.settings import Scenario
 
 
 class Ensemble:
-    """Scenarios of one length, each with the same seeds, in step."""
+    """Scenarios of equal length with the same seeds, trained side by side."""
 
     def __init__(
         self,
@@ -41,15 +41,15 @@ class Ensemble:
         return max(t.step_number for t in self.trainers.values())
 
     def step(self) -> list[StepRecord]:
-        """One step of every trainer that goes on; a record for each of their living members."""
+        """One step of every trainer that has not finished; a record for each member still training."""
         return [record for trainer in self._running() for record in trainer.step()]
 
     def state(self) -> TrainState:
-        """All members' states in one."""
+        """The states of all scenarios' trainers in one."""
         return _whole({name: t.state() for name, t in self.trainers.items()})
 
     def close(self) -> None:
-        """Done with its engines."""
+        """Close the trainers' engines."""
         for trainer in self.trainers.values():
             trainer.close()
 
@@ -58,9 +58,10 @@ class Ensemble:
 
 
 class Relay:
-    """Scenarios one after another, each with an engine of its own (made from its name), of which only one is open at a time.
+    """Scenarios one after another, each with its own engine, of which only one is open at a time.
 
-    The first one's engine starts at once, so that what is wrong with it shows before anything is written.
+    ``engine`` opens the engine of a scenario, given the scenario's name. The first engine starts at once, so that an
+    engine that cannot start is found before anything is written.
     """
 
     def __init__(
@@ -83,11 +84,11 @@ class Relay:
 
     @property
     def step_number(self) -> int:
-        """Of the scenario under way."""
+        """Steps done of the current scenario; 0 when all are finished."""
         return self._trainer.step_number if self._trainer else 0
 
     def step(self) -> list[StepRecord]:
-        """One step of the scenario under way; after its last, the next one's engine starts."""
+        """One step of the current scenario; after its last step the next scenario's engine starts."""
         assert self._trainer is not None, "all are done"
         records = self._trainer.step()
         if not self._trainer.alive or self._trainer.step_number >= self._trainer.scenario.steps:
@@ -97,14 +98,14 @@ class Relay:
         return records
 
     def state(self) -> TrainState:
-        """Of all that have begun."""
+        """The states of all scenarios that have begun, in one."""
         under_way = {}
         if self._trainer and self._trainer.step_number:
             under_way = {self._trainer.scenario.name: self._trainer.state()}
         return _whole(self._states | under_way)
 
     def close(self) -> None:
-        """Close the engine that is open; again and again does no harm."""
+        """Close the open engine, if there is one."""
         if self._trainer:
             self._trainer.close()
         self._trainer = None

@@ -1,4 +1,4 @@
-"""What can be run and recorded step by step: a trainer, an ensemble of them, a relay, or something of one's own."""
+"""The interface of anything that can be run and recorded step by step: a trainer, an ensemble, a relay, or your own."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ class Experiment(Protocol):
 
     @property
     def alive(self) -> bool | Set[int]:
-        """True, or the members that go on, while there is a next step; else False or empty."""
+        """True, or the set of members still training, while there is a next step; else False or an empty set."""
 
     @property
     def step_number(self) -> int:
         """Steps done."""
 
     def step(self) -> list[StepRecord]:
-        """Do one step; a record for each member that was alive when it began."""
+        """Do one step; returns a record for each member that was still training when it began."""
 
     def state(self) -> TrainState:
         """All that the next step depends on, for a checkpoint."""
 
     def close(self) -> None:
-        """Free whatever is held, engines above all; again and again does no harm."""
+        """Free engines and other resources; may be called more than once."""

@@ -1,9 +1,9 @@
-"""Figures: small multiples of named runs, with the seeds as a band.
+"""Figures of named runs: a panel for each metric, a curve for each run, with the seeds as a band.
 
-A curve is the mean over the seeds, its band runs from the lowest seed to the highest, and both are smoothed by
-a centred running mean over a twentieth of the steps. Meaning never rests on colour alone: every curve has a
-colour that the colour-blind tell apart (Okabe and Ito, https://jfly.uni-koeln.de/color/), a dash pattern of
-its own, and a letter at its end. A member that diverged stops where it did.
+A curve is the mean over the seeds, and its band goes from the lowest seed to the highest. Both are smoothed by a
+centred running mean over a twentieth of the steps. Curves can be told apart without colour: besides a colour from a
+palette for the colour-blind (Okabe and Ito, https://jfly.uni-koeln.de/color/), each has its own dash pattern and a
+letter at its end. The curve of a member that diverged ends at that step.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ PANELS = {
 }
 _LOGARITHMIC = frozenset({"skew/kl_k3"})
 _DECADES = 1e-6
-"""The least share of the largest value that a logarithmic panel shows; below it is only rounding."""
+"""Values below this share of the largest are not shown in a logarithmic panel: they are rounding errors."""
 _LETTER_HEIGHT = 0.055
 """Least distance between two letters at the curves' ends, as a share of the panel's height."""
 
 
 @dataclass(frozen=True)
 class Curve:
-    """One metric of one run over its seeds, each array (steps,); NaN where there is no number."""
+    """One metric of one run over its seeds; each array has shape (steps,), with NaN where there is no number."""
 
     steps: NDArray[np.int64]
     mean: NDArray[np.float64]
@@ -73,7 +73,7 @@ def curve(records: Iterable[StepRecord], key: str, *, smooth: bool = True) -> Cu
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure that is drawn: a notebook shows it, `save` writes it."""
+    """A finished figure: a notebook displays it, `save` writes it to a file."""
 
     figure: Figure
 
@@ -151,7 +151,7 @@ def _letters(axis: Axes, curves: Sequence[Curve]) -> None:
 
 
 def spread(heights: Sequence[float], gap: float) -> list[float]:
-    """Ascending heights, moved as little as may be in the sum of squares until neighbours are ``gap`` apart."""
+    """Move ascending heights until neighbours are at least ``gap`` apart, with the least sum of squared moves."""
     if not heights:
         return []
     steps = gap * np.arange(len(heights))
@@ -159,7 +159,7 @@ def spread(heights: Sequence[float], gap: float) -> list[float]:
 
 
 def letter(index: int) -> str:
-    """A, B, C, ... the name of a curve where there is no room for more."""
+    """A, B, C, ...: the short name of a curve."""
     return chr(ord("A") + index % 26)
 
 
@@ -180,7 +180,7 @@ def _style(index: int) -> dict[str, Any]:
 
 
 def _running_mean(values: NDArray[np.float64], width: int) -> NDArray[np.float64]:
-    """Centred running mean of odd width, over what there is of its window; NaN stays NaN."""
+    """Centred running mean of odd width; at the ends, over the part of the window that exists. NaN stays NaN."""
     half = width // 2
     known = np.isfinite(values)
     kernel = np.ones(2 * half + 1)

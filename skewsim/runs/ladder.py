@@ -1,7 +1,7 @@
 """The ladder: the reference, initial V1 and its four fixes one by one, and how each of them ended.
 
-A rung's numbers are means over the last tenth of its steps. The reference band runs from its lowest seed's final
-reward to its highest's, as in the figure (with one seed: over the range of those steps).
+A rung's numbers are means over its seeds and the last tenth of its steps. The reference band goes from the final reward
+of the reference's lowest seed to that of its highest, as in the figure (with one seed: the range over those steps).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Rung:
-    """One scenario's end, as means over its seeds and the last tenth of its steps."""
+    """How one scenario ended, as means over its seeds and the last tenth of its steps."""
 
     name: str
     reward_final: float | None
@@ -41,7 +41,7 @@ class Rung:
 
     @property
     def verdict(self) -> str:
-        """In words."""
+        """diverged, identical, inside or outside, as docs/scenarios.md defines them."""
         if self.diverged:
             return "diverged"
         if self.identical_to_reference:
@@ -60,12 +60,12 @@ class LadderResult:
     records: dict[str, list[StepRecord]] = field(repr=False)
 
     def to_json(self) -> dict[str, Any]:
-        """Without the records."""
+        """The result as plain data, without the records."""
         rungs = [asdict(r) | {"reward_band": list(r.reward_band or (None, None))} for r in self.rungs]
         return {"objective": self.objective, "seeds": self.seeds, "steps": self.steps, "rungs": rungs}
 
     def figure(self, *, engine: str = "sim", predicted: LadderResult | None = None) -> Picture:
-        """The rungs as small multiples, a real engine's with their simulation behind them. Needs matplotlib."""
+        """The rungs' curves, a panel for each metric, with `predicted` drawn behind them. Needs matplotlib."""
         from skewsim.runs.figures import curves_figure
 
         seeds = f"{self.seeds} seeds" if self.seeds > 1 else "one seed"
@@ -92,7 +92,7 @@ class LadderResult:
 
 
 class Ladder:
-    """The ladder as one ensemble: `ensemble()` to run, `result(records)` to judge."""
+    """The scenarios of a ladder: `ensemble()` trains them, `result(records)` judges them."""
 
     def __init__(
         self,
@@ -110,7 +110,7 @@ class Ladder:
     def ensemble(
         self, *, engine: Callable[[str], RolloutEngine] | None = None, state: TrainState | None = None
     ) -> Ensemble | Relay:
-        """Simulated side by side, or, given what makes a rung's real engine, one rung after another. Needs torch."""
+        """The rungs ready to train: simulated side by side, or, given real engines, one after another. Needs torch."""
         from skewsim.runs.ensemble import Ensemble, Relay
 
         if engine is not None:
@@ -118,14 +118,14 @@ class Ladder:
         return Ensemble(self.scenarios, seeds=self.seeds, state=state)
 
     def run(self) -> LadderResult:
-        """Train all of it on the simulated engine, side by side, and judge it. Needs torch."""
+        """Train all rungs on the simulated engine, side by side, and judge them. Needs torch."""
         ensemble, records = self.ensemble(), list[StepRecord]()
         while ensemble.alive:
             records += ensemble.step()
         return self.result(records)
 
     def result(self, records: Iterable[StepRecord]) -> LadderResult:
-        """The rungs judged by their records, fresh or from a run folder; needs no torch."""
+        """Judge the rungs by their records, just made or read from a run folder; needs no torch."""
         by_name: dict[str, list[StepRecord]] = {s.name: [] for s in self.scenarios}
         for record in records:
             by_name[record.scenario].append(record)
@@ -175,5 +175,5 @@ def _band(tail: list[StepRecord]) -> tuple[float, float] | None:
 
 
 def _numbers(records: list[StepRecord]) -> dict[tuple[int, int], dict[str, float | None]]:
-    """Every number that a run computed (not how long it took)."""
+    """Every number that a run computed, except the time it took."""
     return {(r.seed, r.step): {k: v for k, v in r.metrics.items() if not k.startswith("time/")} for r in records}

@@ -1,8 +1,9 @@
-"""How far a simulated ladder lies from the same ladder on a real engine, in numbers.
+"""How far a simulated ladder lies from the same ladder on a real engine.
 
-For each rung and metric: the mean over the steps of |real - simulated|, both as means over the seeds, smoothed as in the
-figure; and the same over the band, half the width from the lowest to the highest seed, the mean of both engines'. Below
-1 the two differ by less than seeds do. The two engines draw different random numbers, so that 0 is not to be had.
+For each rung and metric, the distance is the mean over the steps of |real - simulated|, where both curves are means
+over the seeds, smoothed as in the figure. The band is half the width from the lowest to the highest seed, the mean of
+both engines'. A ratio of distance to band below 1 says that the two engines differ by less than seeds do. They draw
+different random numbers, so the distance is never 0.
 """
 
 from __future__ import annotations
@@ -17,14 +18,14 @@ from skewsim.runs.ladder import LadderResult
 
 @dataclass(frozen=True)
 class Distance:
-    """Between two curves; None where a curve or the band is missing."""
+    """The distance between two curves and the band; None where a curve or the band is missing."""
 
     distance: float | None
     band: float | None
 
     @property
     def ratio(self) -> float | None:
-        """The distance in bands."""
+        """The distance divided by the band."""
         return self.distance / self.band if self.distance is not None and self.band else None
 
     def to_json(self) -> dict[str, float | None]:

@@ -1,10 +1,10 @@
-"""The run folder: what a run was, every step of it, and where to go on after a kill.
+"""The run folder: a run's scenario, every step's records, and the state from which a killed run is resumed.
 
-``scenario.toml`` is the experiment, ``steps.jsonl`` has a line per member and step, ``summary.json`` says how
-it ended, ``checkpoint.safetensors`` is the trainer's state. A checkpoint also notes how long
-``steps.jsonl`` was when it was made. To resume is to cut the file there and to train on, so that whatever
-moment the kill came at, no step is lost or repeated. Whole files are written aside and renamed; lines are
-only ever appended. The lock belongs to the operating system and so dies with its process.
+``scenario.toml`` is the scenario, ``steps.jsonl`` has a line per member and step, ``summary.json`` says how the run
+ended, ``checkpoint.safetensors`` is the trainer's state. A checkpoint also holds the length of ``steps.jsonl`` when it
+was made. Resuming cuts the file to that length and trains on, so that no step is lost or repeated, at whatever moment
+the run was killed. Whole files are written aside and renamed; ``steps.jsonl`` is only appended to. The lock is held by
+the operating system and is released when its process ends.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ LOCK = ".lock"
 class RunFolder:
     """A run folder open for writing, by one process.
 
-    Making one only looks, and raises a UserError if the folder cannot be used, so that nothing is written before
-    everything else is known to be right. ``with folder:`` creates the folder and writes.
+    The constructor only checks that the folder can be used, and raises UserError if not. ``with folder:`` creates the
+    folder and begins to write. So a caller can check everything else in between.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class RunFolder:
         self._resume_at = 0
 
     def load_state(self) -> TrainState | None:
-        """The state to go on from: None at the start of a run, or if none was saved before the kill."""
+        """The state to resume from; None at the start of a run, or if it was killed before the first checkpoint."""
         if not self.resume or not (self.path / CHECKPOINT).exists():
             return None
         state, self._resume_at = _read_checkpoint(self.path / CHECKPOINT)
@@ -99,13 +99,13 @@ class RunFolder:
         self._lock.release()
 
     def append(self, records: list[StepRecord]) -> None:
-        """A step's records, handed to the operating system before this returns: a kill does not lose them."""
+        """Append a step's records; they are with the operating system on return, so that a kill does not lose them."""
         assert self._steps is not None
         self._steps.write(b"".join(_line(record.to_json()) for record in records))
         self._steps.flush()
 
     def checkpoint(self, state: TrainState) -> None:
-        """The state after the records appended so far."""
+        """Save the state that belongs to the records appended so far."""
         assert self._steps is not None
         os.fsync(self._steps.fileno())
         _write_checkpoint(self.path / CHECKPOINT, state, self._steps.tell())
@@ -124,7 +124,7 @@ class RunFolder:
 
     def _check_same_run(self) -> None:
         own = load_toml(self.path / SCENARIO)
-        if own.model_copy(update={"steps": self.scenario.steps}) != self.scenario:  # a run may be made longer
+        if own.model_copy(update={"steps": self.scenario.steps}) != self.scenario:  # a resumed run may have more steps
             raise UserError(f"run folder {self.path} is of another scenario; its own is {self.path / SCENARIO}")
         summary = read_summary(self.path)
         for key, value in self._identity.items():
@@ -151,7 +151,7 @@ class RunFolder:
 def record(
     experiment: Experiment, folder: RunFolder | None, *, steps: int, checkpoint_every: int = 1
 ) -> Generator[list[StepRecord], None, None]:
-    """Train up to ``steps`` and yield each step's records, which by then are in the folder, if there is one."""
+    """Train up to ``steps`` and yield each step's records, after writing them to the folder if there is one."""
     with folder or nullcontext():
         while experiment.alive and experiment.step_number < steps:
             records = experiment.step()
@@ -165,7 +165,7 @@ def record(
 
 
 def read_records(folder: Path) -> Iterator[StepRecord]:
-    """Every record of a run folder, or of a ``steps.jsonl``, in order; a last line still being written is left out."""
+    """Every record of a run folder or a ``steps.jsonl``, in order; an incomplete last line is left out."""
     path = folder / STEPS if folder.is_dir() else folder
     try:
         lines = path.open("rb")
@@ -192,7 +192,7 @@ def read_summary(folder: Path) -> dict[str, Any]:
 
 
 def run_status(folder: Path) -> str:
-    """finished, interrupted or running; a run that was killed could not say so, but its lock is free."""
+    """finished, interrupted or running; a summary that says running while the lock is free is of a killed run."""
     status = str(read_summary(folder).get("status", "no summary"))
     if status != "running" or not (folder / LOCK).exists():
         return status
@@ -223,13 +223,13 @@ def summarise(records: Iterable[StepRecord]) -> dict[str, Any]:
 
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:
-    """Data as JSON, atomically; what is not finite becomes null."""
+    """Write data as JSON, atomically; a number that is not finite becomes null."""
     with atomic_writer(path) as file:
         file.write(json.dumps(finite(data), indent=1, allow_nan=False).encode() + b"\n")
 
 
 def finite(data: Any) -> Any:
-    """The same data with None for every number that JSON has no word for."""
+    """The same data with None for every number that is NaN or infinite."""
     if isinstance(data, float):
         return data if math.isfinite(data) else None
     if isinstance(data, Mapping):
