@@ -108,7 +108,11 @@ def test_recordings_survive_a_file_and_the_same_runs_are_the_same_bytes(tmp_path
     assert [bool(r.events) for r in read[1].records("x")] == [False, True, False]
 
 
-@pytest.mark.parametrize("data", [b"", b"text", gzip.compress(b"[]\n"), gzip.compress(b'{"format": "other"}\n')])
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"text", gzip.compress(b"[]\n"), gzip.compress(b'{"format": "other"}\n')],
+    ids=["empty", "text", "a list", "another format"],
+)
 def test_a_file_that_is_none_is_one_line(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "runs").write_bytes(data)
     with pytest.raises(FileFormatError) as caught:
