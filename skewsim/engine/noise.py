@@ -147,9 +147,7 @@ class ProfileQuantiles:
         self.edges = torch.tensor([item.low for item in bins[1:]], dtype=torch.float32)
         from scipy.special import ndtr  # imported here, so that a run without a profile does not load scipy
 
-        normal = ndtr(
-            np.linspace(-WIDEST, WIDEST, GRID)
-        )  # on a regular grid of normal scores, so that a draw needs no search
+        normal = ndtr(np.linspace(-WIDEST, WIDEST, GRID))  # a regular grid, so that a draw needs no search
         shapes = [np.interp(normal, levels, table.standardised()) for table in tables]
         self._table = torch.tensor(np.stack(shapes), dtype=torch.float32)
 

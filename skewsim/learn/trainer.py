@@ -367,7 +367,7 @@ def _rollout_metrics(rollouts: Rollouts, rewards: Scores, scored: Scored, *, ver
 
 
 def merge(values: Tensor, key: str) -> Tensor:
-    """Merge a metric of the optimiser steps (steps, E) into (E,): its minimum, maximum or mean, by its key; skips NaN."""
+    """Merge a metric of the optimiser steps (steps, E) into (E,): the minimum, maximum or mean, by key; skips NaN."""
     if key.endswith("_min"):
         return torch.where(values.isnan(), torch.inf, values).amin(0)
     if key.endswith("_max"):
