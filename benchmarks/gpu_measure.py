@@ -1,14 +1,14 @@
-"""Everything that wants a CUDA GPU, in one go: profiles, replay, the table of settings, the ladder on CUDA vLLM.
+"""All measurements that need a CUDA GPU, in one run: profiles, replay, the table of settings, the ladder on CUDA vLLM.
 
     python benchmarks/gpu_measure.py OUT                      # the vLLM of this environment
     python benchmarks/gpu_measure.py OUT --engine python:/path/to/python
     python benchmarks/gpu_measure.py OUT --only table,ladder --tokens 8000 --steps 20
 
-Each part runs by itself: one that fails is reported, and the others go on; OUT/report.json says what came of each. The
-profiles in OUT/profiles carry their provenance and can be shipped as they are (skewsim/data/profiles); OUT/table.md is
-a section for docs/engines.md. Nothing else in the project depends on this script. It needs skewsim, vllm and their
-own requirements, no network, and about ten minutes on one GPU. On a machine without a GPU, --engine with a CPU build
-rehearses all of it.
+Each part runs by itself: a part that fails is reported, and the others are run nevertheless; OUT/report.json has the
+outcome of each. The profiles in OUT/profiles contain their provenance and can be shipped as they are
+(skewsim/data/profiles); OUT/table.md is a section for docs/engines.md. Nothing else in the project depends on this
+script. It needs skewsim, vllm and their requirements, no network, and about ten minutes on one GPU. To try the script
+on a machine without a GPU, pass a CPU build of vLLM as --engine.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a checkout that nobody installed will do
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a checkout works without installation
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import real_engines
@@ -75,7 +75,7 @@ def profiles(engine: str, out: Path, arguments: argparse.Namespace) -> dict[str,
                 settings=settings,
                 num_tokens=arguments.tokens,
                 name=name,
-                resume=True,  # the same OUT again goes on where it was
+                resume=True,  # with the same OUT, an interrupted measurement continues
             )
         except UserError as error:
             found[name] = str(error)
@@ -178,9 +178,7 @@ def main() -> int:
         began = time.perf_counter()
         try:
             report[name] = {"result": PARTS[name](arguments.engine, arguments.out, arguments)}
-        except (
-            Exception
-        ) as error:  # one part's failure must not cost the others, on a machine that is lent by the minute
+        except Exception as error:  # run the other parts nevertheless: time on a GPU is costly
             traceback.print_exc()
             report[name] = {"failed": f"{type(error).__name__}: {error}"}
         report[name]["seconds"] = round(time.perf_counter() - began, 1)

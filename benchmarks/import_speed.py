@@ -1,10 +1,10 @@
-"""How long `skewsim import` takes for a log, and how much memory: against reading the same file and doing nothing.
+"""Time and memory of `skewsim import` for a log, compared with only reading the same file.
 
     python benchmarks/import_speed.py [TOKENS]
 
-One log for each format, of sequences of 500 tokens. "parsing alone" is `json.loads` of every line, or pyarrow's reading
-of every column, in the same process. Peak memory is that of a fresh process which imports the log, less that of one which
-imports the same modules and a log of one sequence.
+There is one log for each format, with sequences of 500 tokens. "parsing alone" is `json.loads` of every line, or
+pyarrow's reading of every column, in the same process. Peak memory is that of a fresh process that imports the log,
+minus that of one that imports the same modules and a log of one sequence.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ def write(path: Path, rows: Iterator[dict[str, Any]]) -> None:
 
 
 def parsing(path: Path) -> float:
-    """Processor seconds of reading the file and doing nothing."""
+    """Processor seconds for only reading the file."""
     began = time.process_time()
     if path.suffix == ".parquet":
         for batch in pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=1024):

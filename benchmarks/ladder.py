@@ -1,4 +1,4 @@
-"""The ladder of README and docs/ladder.md: both objectives, computed, and with the measured residual noise; figures and tables.
+"""Figures and tables of the ladder in README and docs/ladder.md: both objectives, without and with measured noise.
 
     python benchmarks/ladder.py [SEEDS] [STEPS]
 
@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import os
 
-os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")  # before torch: a second thread only waits
+os.environ.update(
+    OMP_NUM_THREADS="1", MKL_NUM_THREADS="1"
+)  # set before torch is imported; a second thread does not help
 
 import sys
 from pathlib import Path

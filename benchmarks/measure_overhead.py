@@ -1,18 +1,19 @@
-"""What `measure` costs beyond the engine's own generation and the bare scorer.
+"""How much time `measure` takes beyond the engine's generation and the scorer alone.
 
     python benchmarks/measure_overhead.py [ENGINE] [TOKENS] [REPEATS] [MODEL]
 
-MODEL is `base`, the tiny policy that comes with skewsim, or `llama`: 4
-layers, width 256, vocabulary 1,024, 2.9 M parameters, random, with prompts of 40 tokens and 64 tokens each.
+MODEL is `base`, the tiny policy that comes with skewsim, or `llama`: 4 layers, width 256, vocabulary 1,024,
+2.9 M parameters, random weights, prompts of 40 tokens and responses of 64.
 
 bare engine  a process in the engine's own environment: vLLM's `LLM.generate` on the same prompts, seeds and arguments;
              only that call is timed
 bare scorer  `Scorer.score` on the same tokens, all at once
-measure      everything from the first request on: asking, receiving, scoring, the journal, the table, the sequences, the fit;
-             so all but loading the model and starting the engine, which both have
+measure      everything from the first request on: requests, answers, scoring, the journal, the table, the sequences,
+             the fit; without loading the model and starting the engine, which the bare ones need as well
 
-In turn, REPEATS times, medians. `measure` scores while the engine works, so on two cores it may take less than the sum; the
-second ratio is of processor time, which nothing can hide: of this process without the fit, over the bare scorer's.
+The three are run in turn, REPEATS times; printed are medians. `measure` scores while the engine works, so on two cores
+it may take less than the sum of the bare ones. The second ratio is therefore of processor time: that of this process
+without the fit, over the bare scorer's.
 """
 
 from __future__ import annotations
@@ -81,7 +82,7 @@ def main() -> None:
 
 
 def _asked(model: str, tokens: int, folder: Path) -> tuple[Path | str, dict[str, Any]]:
-    """The model, and what else `measure` and `make_plan` are asked for."""
+    """The model, and further arguments for `measure` and `make_plan`."""
     if model == "base":
         return model, {"num_tokens": tokens}
     policy = Policy.random(CONFIG, generator=torch.Generator().manual_seed(1))
@@ -91,7 +92,7 @@ def _asked(model: str, tokens: int, folder: Path) -> tuple[Path | str, dict[str,
 
 
 def bare(engine: str, model: Path | str, more: dict[str, Any]) -> dict[str, float]:
-    """Seconds of the engine's own generate and of the scorer on what it gave."""
+    """Seconds of the engine's `generate` and of scoring its responses."""
     plan, spec, settings = make_plan(model, **more), find_spec(engine), EngineSettings()
     size = Size(plan.prompt_tokens, plan.max_tokens, min(ours.SEQUENCES_AT_ONCE, plan.count))
     arguments = engine_arguments(spec, settings, size=size)
@@ -121,7 +122,7 @@ def bare(engine: str, model: Path | str, more: dict[str, Any]) -> dict[str, floa
 
 
 def measured(engine: str, model: Path | str, more: dict[str, Any]) -> dict[str, float]:
-    """Seconds of `measure` from the engine's being ready on, and how much of them is the fit."""
+    """Seconds of `measure` once the engine is ready, and how many of them the fit takes."""
     first: list[float] = []
     begin, fit = ours.Journal.begin, ours.fit_profile
     spent = {"fit": 0.0, "fit CPU": 0.0, "work": 0.0}

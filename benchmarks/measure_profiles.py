@@ -2,8 +2,8 @@
 
     python benchmarks/measure_profiles.py [ENGINE] [TOKENS] [PRECISION ...]
 
-The trainer's side is transformers in float32. Every profile carries its own provenance: engine, version, dtype, model,
-tokens, date, settings. Takes about a minute for each on two CPU cores.
+The trainer's side is transformers in float32. Every profile contains its provenance: engine, version, dtype, model,
+tokens, date, settings. Each takes about a minute on two CPU cores.
 """
 
 from __future__ import annotations

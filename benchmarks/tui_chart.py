@@ -1,10 +1,10 @@
-"""What a redraw of the live chart costs: CPU from data in to bytes out, in a real pseudo-terminal.
+"""CPU time of a redraw of the live chart, from new data to bytes written, in a real pseudo-terminal.
 
     python benchmarks/tui_chart.py
 
-The chart: 8 curves of 500 points on 200 x 50 cells, redrawn ten times a second with new data. The cost is the CPU time
-of all of the process's threads, less that of the same seconds without a redraw. `build` is the part that is ours:
-from arrays to styled lines. Prints JSON.
+The chart has 8 curves of 500 points on 200 x 50 cells and is redrawn ten times a second with new data. The cost is the
+CPU time of all threads of the process, minus that of the same number of seconds without redraws. `build` is the part
+done by skewsim's own code, from arrays to styled lines. Prints JSON.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ _REDRAWS, _INTERVAL = 100, 0.1
 
 
 def curves(shift: int) -> list[ChartCurve]:
-    """Eight of 500 points, other ones for every frame."""
+    """Eight curves of 500 points, different for every frame."""
     x = np.arange(500.0)
     return [ChartCurve("abcdefgh"[i], x, 0.5 + 0.4 * np.sin((x + shift) / 30 + i), (0, 6, 2)[i % 3]) for i in range(8)]
 
 
 class Stage(App[None]):
-    """The chart alone; measures itself and leaves its findings in a file."""
+    """An app with only the chart, which measures itself and writes the results to a file."""
 
     def __init__(self, out: Path) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ class Stage(App[None]):
         self.exit()
 
     async def _spent(self, *, draw: bool) -> float:
-        """CPU seconds of so many frames."""
+        """CPU seconds of a number of frames, with or without redraws."""
         began = time.process_time()
         for shift in range(_REDRAWS):
             if draw:

@@ -1,9 +1,9 @@
-"""How often Diagnose in the terminal UI is right about one step of the simulator: the app's own process and way.
+"""How often Diagnose in the terminal UI is right about one step of the simulator, using the app's own process.
 
     python benchmarks/tui_diagnose.py            # four seeds, five steps each, about two minutes
 
-One fix off at a time, the others on; a look is right if the fault is among the causes, and exact if it is the verdict.
-With all four on what is left is the lag of one version.
+One fix is off at a time and the others are on. A diagnosis is right if the fault is among the causes, and exact if it
+is the verdict. With all four fixes on, the remaining cause is the lag of one version.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ LOOKS, SEEDS = (3, 8, 14, 20, 30), (0, 1, 2, 3)
 
 
 def looks(process: TrainingProcess, scenario: Scenario) -> list[tuple[str, list[str]]]:
-    """(verdict, causes) of each look."""
+    """(verdict, causes) of each diagnosis."""
     found = []
     for seed in SEEDS:
         training = process.train(scenario.with_values({"seed": seed}), (seed,))

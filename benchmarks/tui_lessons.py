@@ -1,9 +1,10 @@
-"""The claims that the lessons make about the curves, against fresh runs.
+"""Checks the lessons' claims about the curves against fresh runs.
 
     python benchmarks/tui_lessons.py [--seeds 5] [--lesson NAME]
 
-A claim says that, over the last tenth of a run, the left settings' metric is above the right ones' by so much. It
-holds if the mean over the seeds says so, and is called clear if every seed does. Prints a line for each claim; exit code 1 if one fails.
+A claim says that, over the last tenth of a run, a metric under the left settings exceeds that under the right ones by
+at least a stated margin. It holds if this is true of the mean over the seeds, and is called clear if it is true of
+every seed. Prints a line for each claim; exit code 1 if one fails.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""A monkey at the keyboard: random keys, clicks, drags and resizes against the real simulator in a pseudo-terminal.
+"""Random keys, clicks, drags and resizes against the app with the real simulator, in a pseudo-terminal.
 
     python benchmarks/tui_monkey.py [--keys 2000] [--seed 0]
 
-Ends with exit code 0 if the app was alive to the end, quit cleanly and left well-formed run folders.
+The exit code is 0 if the app did not crash, quit cleanly and left well-formed run folders.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def main() -> None:
     rng, left, code, plays = random.Random(options.seed), options.keys, 0, 0
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
-        while left > 0 and not code:  # a click on Quit is a clean end; then it is opened again
+        while left > 0 and not code:  # after a click on Quit the app is opened again
             plays += 1
             with Terminal((*TUI, "--out", str(home / "out"), "--hide", "measure"), home=home) as t:
                 t.wait_for("computed: engine")

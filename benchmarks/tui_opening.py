@@ -1,9 +1,9 @@
-"""What the first screen's settings do: the reference, initial V1, and initial V1 mended by key 5 sooner or later.
+"""The runs of the first screen: the reference, initial V1, and initial V1 with all fixes (key 5) from some step on.
 
     python benchmarks/tui_opening.py [STEPS]     # default 200, five seeds, about two minutes
     python benchmarks/tui_opening.py 200 --beta 0
 
-Reward over the last sixteen steps, each seed; then the mean over seeds in tens of steps.
+Prints each seed's reward over the last sixteen steps, then the mean over the seeds for every ten steps.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SEEDS = (0, 1, 2, 3, 4)
 
 
 def rewards(scenario: Scenario, steps: int, toggled: Scenario | None = None, at: int = -1) -> np.ndarray:
-    """(seeds, steps) of a run that is toggled once."""
+    """Rewards (seeds, steps) of a run whose settings change once."""
     series, training = Series(SEEDS), train(scenario, seeds=SEEDS)
     for step in range(steps):
         series.append(training.send(toggled) if step == at else next(training))

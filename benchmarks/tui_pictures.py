@@ -1,8 +1,8 @@
-"""The pictures of the terminal UI in the documentation, from the real simulator.
+"""Makes the documentation's pictures of the terminal UI, with the real simulator.
 
     python benchmarks/tui_pictures.py [--out docs/images]
 
-Initial V1 with all four fixes switched on at step 28; then the screens that look closer. SVG.
+They show initial V1 with all four fixes switched on at step 28, and then the other screens, as SVG files.
 """
 
 from __future__ import annotations

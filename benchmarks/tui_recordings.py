@@ -2,9 +2,9 @@
 
     python benchmarks/tui_recordings.py [--out FILE]
 
-Each show of `tui.shows` is run: its curves from step 0, and each of its toggles from the state that the run had before
-it. Kept are the metrics that the charts and the ladder's table show, to five significant digits, and finer where a
-metric hardly moves over a whole run. On one processor the file is always the same, byte for byte; other processors
+Every show of `tui.shows` is run: its curves from step 0, and each of its toggles from the state of the run before that
+toggle. The file has the metrics that the charts and the ladder's table show, to five significant digits, or more where
+a metric changes little over a whole run. On one processor the file is always the same, byte for byte; other processors
 round a little differently.
 """
 
@@ -31,9 +31,9 @@ DIGITS = 5
 
 
 def plan(shows: Iterable[Show]) -> dict[Scenario, tuple[int, tuple[Toggles, ...]]]:
-    """What to run: each scenario with its number of steps and its toggles, once, however many shows have it.
+    """The scenarios to run, each once with its number of steps and its toggles, even if several shows have it.
 
-    Yours comes before what it is compared with: where the two are the same run, it is recorded under yours' name.
+    The user's run comes before the runs that it is compared with. If the two are equal, the user's is recorded.
     """
     found: dict[Scenario, tuple[int, tuple[Toggles, ...]]] = {}
     names: dict[Scenario, Scenario] = {}
@@ -55,7 +55,7 @@ def grow(
     parent: RecordedRun | None = None,
     state: TrainState | None = None,
 ) -> Iterator[RecordedRun]:
-    """A run up to so many steps, then those that go on from it after a toggle. Raises AssertionError if one diverges."""
+    """A run of this many steps, then the runs that continue it after a toggle. AssertionError if one diverges."""
     following: dict[tuple[int, Scenario], list[Toggles]] = {}
     for first, *rest in sorted(filter(None, toggles), key=lambda each: each[0][0]):
         following.setdefault(first, []).append(tuple(rest))
@@ -76,7 +76,7 @@ def grow(
 
 
 def rounded(records: Sequence[StepRecord], key: str) -> list[float | None]:
-    """A metric over all steps, with as many digits as its drawing can show."""
+    """A metric over all steps, with as many digits as a chart can show."""
     values = [record.metrics[key] for record in records]
     finite = [value for value in values if value is not None]
     moves = max(finite, default=0.0) - min(finite, default=0.0)

@@ -1,11 +1,11 @@
-"""What running costs: how late a key is served while the trainer runs, how much the screen slows it, how much memory.
+"""The running terminal UI: how late it answers a key, how much it slows the trainer, how much memory it takes.
 
     python benchmarks/tui_running.py [--rounds 3] [--size 200x50]
 
-Everything in real pseudo-terminals. Keys: the real program at full speed; switch 1 is pressed at random moments, and
-the time is taken until the terminal has received the answer. Slowdown: the three curves of Explore, in turn by the
-real program at full speed and by a plain loop in one process; medians over the rounds. Memory: resident size of the
-real program, training process included, after a minute. Prints JSON.
+Everything runs in real pseudo-terminals. Keys: while the real program trains at full speed, switch 1 is pressed at
+random moments, and the time is measured until the terminal has received the answer. Slowdown: the three curves of
+Explore are trained in turn by the real program at full speed and by a plain loop in one process; medians over the
+rounds. Memory: resident size of the real program with its training process, after a minute. Prints JSON.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def key_latencies(size: tuple[int, int], presses: int = 60) -> tuple[list[float]
 
 
 def headless() -> float:
-    """Steps a second of the same three curves with no app and no other process."""
+    """Steps per second of the same three curves without the app, in one process."""
     import torch
 
     from skewsim.learn.trainer import train
@@ -75,7 +75,7 @@ def headless() -> float:
 
 
 def watched_run(out: Path) -> None:
-    """In a terminal: the app at full speed, which writes its steps a second and its share of a core into a file."""
+    """Run the app at full speed in a terminal; it writes its steps per second and its share of a core to a file."""
     from tui.launch import build
     from tui.process import TrainingProcess
 

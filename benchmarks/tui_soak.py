@@ -1,10 +1,11 @@
-"""Whether the terminal UI's memory stays flat while it runs.
+"""Whether the terminal UI's memory stays constant while it runs.
 
     python benchmarks/tui_soak.py [--minutes 60] [--size 120x40]
 
-The real program in a pseudo-terminal at full speed, recording to a run folder: a run without end, a fix toggled every
-twenty seconds, a page opened and left every minute, and in every quarter of the time a new seed. The first tenth is
-warming up; `grown_mb` is the median of the last tenth less the median of the tenth after warming up. Prints JSON.
+The real program trains in a pseudo-terminal at full speed and records to a run folder: a run without end, with a fix
+toggled every twenty seconds, a page opened and left every minute, and a new seed in every quarter of the time. The
+first tenth of the time is for warming up; `grown_mb` is the median of the last tenth minus the median of the second
+tenth. Prints JSON.
 """
 
 from __future__ import annotations

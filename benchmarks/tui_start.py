@@ -1,9 +1,9 @@
-"""How soon the terminal UI is there: first frame, first moving curve, and the end, in a pseudo-terminal.
+"""How fast the terminal UI starts and quits, in a pseudo-terminal: first frame, first curve, end.
 
     python benchmarks/tui_start.py [--runs 5]
 
-Each run is a fresh process. First frame: the titles of the charts have been written. First curve: braille dots
-have been written, from the real simulator. Quit: from the key to the process's end. Prints JSON with medians.
+Each run is a fresh process. First frame: the charts' titles have been written. First curve: the first braille dots have
+been written, with the real simulator. Quit: from the key to the process's end. Prints JSON with medians.
 """
 
 from __future__ import annotations

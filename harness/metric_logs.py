@@ -4,8 +4,8 @@
   wandb/proto/wandb_internal.proto).
 - TensorBoard: `events.out.tfevents.*` (records of tensorboard/compat/proto/event.proto).
 - trackio: `PROJECT.db`, SQLite (trackio/sqlite_storage.py).
-- JSON lines: prime-rl's `metrics.jsonl`, verl's `file` logger (`{"step", "data"}`), ms-swift's `logging.jsonl`, NeMo-RL's
-  and any other flat lines; JSON: Hugging Face's `trainer_state.json`.
+- JSON lines: prime-rl's `metrics.jsonl`, verl's `file` logger (`{"step", "data"}`), ms-swift's `logging.jsonl`,
+  NeMo-RL's and any other flat lines; JSON: Hugging Face's `trainer_state.json`.
 - Prometheus' text format, of a vLLM server's /metrics: one moment, step 0.
 
 `read_curves` maps the names to ours; `identify` says what a file or folder is.

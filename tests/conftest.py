@@ -1,8 +1,8 @@
-"""One thread, before torch is loaded: two threads on a busy machine are slower, and sums would change their order.
+"""Sets one thread before torch is loaded: two are slower on a busy machine, and would change the order of sums.
 
-Tests run side by side in several processes (`make test`). Those of a module that has a fixture of its own scope, such as
-one training for many claims, stay together in one process, so that it is computed once; all others go wherever there is
-room.
+Tests run side by side in several processes (`make test`). The tests of a module with a module-scoped fixture, such as
+one training run for many claims, stay together in one process, so that the fixture is computed once. All others are
+given to any process.
 """
 
 from __future__ import annotations

@@ -2,8 +2,9 @@
 
 A control is a row of choices, each a set of dotted settings paths with values: a switch has two of them, a knob a
 grid of numbers, a selector some names. `position` finds the choice that a scenario is at, `moved` gives the scenario
-some choices on. The four fixes are those of `skewsim.scenarios`. Whatever is not on the first screen is in `all_controls`, one control for each field of the settings
-with the field's own help sentence. Nothing here imports torch: the first frame must not wait for it.
+some choices on. The four fixes are those of `skewsim.scenarios`. Whatever is not on the first screen is in
+`all_controls`, one control for each field of the settings with the field's own help sentence. Nothing here imports
+torch: the first frame must not wait for it.
 """
 
 from __future__ import annotations

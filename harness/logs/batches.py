@@ -3,7 +3,8 @@
 - verl: `prompts`, `responses`, `response_mask`, `rollout_log_probs` (engine), `old_log_probs` (trainer), `uid`
   (verl/trainer/ppo/ray_trainer.py, verl/utils/debug/metrics.py). `trainer.rollout_data_dir` writes text only.
 - TRL: `completion_ids`, `completion_mask`, `tool_mask`, `prompt_ids`, `sampling_per_token_logps` (engine),
-  `old_per_token_logps` (trainer): what `GRPOTrainer._generate_and_score_completions` returns (trl/trainer/grpo_trainer.py).
+  `old_per_token_logps` (trainer): what `GRPOTrainer._generate_and_score_completions` returns
+  (trl/trainer/grpo_trainer.py).
 - SkyRL: a TrainingInputBatch's `sequences`, `attention_mask`, `response_mask`, `loss_mask`, `rollout_logprobs`
   (engine), `action_log_probs` (trainer) (skyrl/backends/skyrl_train/training_batch.py).
 - OpenRLHF: an Experience's `sequences`, `action_mask`, `rollout_log_probs` (engine), `action_log_probs` (trainer)

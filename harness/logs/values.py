@@ -12,7 +12,7 @@ import numpy as np
 from skewsim.skew.sequences import SequenceRecord
 
 SENTINELS = (-9999.0, -1e9, -100.0, 1.0)
-"""What frameworks write where they have no logprob: vLLM's floor, masked logits, ignored labels, open-instruct's own."""
+"""Values for a missing logprob: vLLM's floor, masked logits, ignored labels, and open-instruct's own value."""
 SURE = -0.1
 """Nats. A run of exact zeros is a tool's answer if the trainer's mean there is below this."""
 

@@ -1,7 +1,7 @@
-"""A real engine as ``--engine`` names it, before anything of it runs.
+"""A real engine chosen with ``--engine``, before any of its processes run.
 
-A name becomes an `EngineChoice` once, where a command begins, and everything after that takes the choice. Real engines
-live in the harness, which this package does not import: `skewsim.cli.main.CHOOSE_ENGINE` is the way there.
+A command turns the name into an `EngineChoice` once, and passes the choice on. Real engines are in the harness, which
+this package does not import; `skewsim.cli.main.CHOOSE_ENGINE` names the harness function that makes the choice.
 """
 
 from __future__ import annotations
@@ -18,31 +18,32 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class StandIn:
-    """What to set on the simulated engine so that it stands for a real one."""
+    """What to set on the simulated engine so that it imitates a real one."""
 
     values: dict[str, Any]
     """Path of a setting -> its value."""
     profile: str | None
     """Name or path of the profile whose noise is injected; None: no noise."""
     said: str
-    """Both in words."""
+    """The values and the profile in words, for a message."""
 
 
 class EngineChoice(Protocol):
-    """An engine that was chosen by its name; nothing of it runs yet."""
+    """An engine chosen by its name and not started yet."""
 
     @property
     def name(self) -> str:
-        """How records and messages call it."""
+        """The engine's name in records and messages."""
 
     def check(self, scenario: Scenario) -> None:
-        """Raises UserError if it cannot train this scenario, as far as that is known before it runs."""
+        """Raises UserError if the engine is known not to be able to train this scenario."""
 
     def open(self, *, progress: Callable[[str], None] | None = None) -> RolloutEngine:
-        """The engine to make rollouts with. Raises EngineNotInstalled."""
+        """The engine, ready to make rollouts. Raises EngineNotInstalled."""
 
     def stand_in(self, settings: EngineSettings, *, profile: str | None = None) -> StandIn:
-        """How to simulate it under these settings.
+        """How to simulate the engine under these settings.
 
-        `profile` is a name or a path, ``none``, or None for the one that ships and was measured on this engine.
+        `profile` is a profile's name or path, ``"none"`` for no noise, or None for the shipped profile that was
+        measured on this engine.
         """

@@ -1,11 +1,11 @@
-"""Keys and values: the cache of requests in flight, and the prefix cache that outlives them.
+"""Keys and values: the cache of running requests, and the prefix cache that is kept after them.
 
-`KVCache.extend` is the engine's one forward pass: prefill is extending an empty cache by a prompt, decode is
-extending it by one token. What is stored stays as it was computed, so after a weight update a request goes on
-over keys and values of the old weights: stale KV.
+`KVCache.extend` is the engine's only forward pass: prefill extends an empty cache by a prompt, decode extends it by one
+token. Stored keys and values are not computed again, so after a weight update a request continues with those of the old
+weights (stale KV).
 
-`PrefixCache` keeps the keys and values of each prompt's whole blocks (vLLM: all but the last token at most)
-for the next request with that prompt. Unless cleared, they also survive weight updates.
+`PrefixCache` keeps the keys and values of each prompt's whole blocks for the next request with that prompt (as in vLLM,
+never those of the prompt's last token). Unless cleared, they are also kept through weight updates.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class KVCache:
         return cls(c, keys, [torch.zeros_like(k) for k in keys], fp8=fp8)
 
     def repeated(self, times: int, *, room: int) -> KVCache:
-        """Each sequence so many times (sequence-major), with room for more tokens."""
+        """A copy with each sequence repeated ``times`` times, repeats adjacent, and room for ``room`` more tokens."""
 
         def widen(x: Tensor) -> Tensor:
             x = x[..., : self.length, :].repeat_interleave(times, dim=1)
@@ -57,7 +57,7 @@ class KVCache:
         c = self.config
         room = self.keys[0].shape[3]
         seen = torch.arange(room, device=tokens.device) <= torch.arange(start, end, device=tokens.device).unsqueeze(1)
-        future = ~seen  # over the whole room, so that no slice of the cache is copied
+        future = ~seen  # over the cache's whole room, so that no slice of the cache has to be copied
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             def by_head(x: Tensor) -> Tensor:
@@ -73,17 +73,20 @@ class KVCache:
         return hidden.view(members, sequences, new, -1)
 
     def recompute(self, weights: Weights, tokens: Tensor) -> None:
-        """Forget everything and compute it again for tokens (E, N, Q) under these weights."""
+        """Empty the cache and fill it again with tokens (E, N, Q) under these weights."""
         self.length = 0
         self.extend(weights, tokens)
 
     def _stored(self, x: Tensor) -> Tensor:
-        """What the cache keeps of x: itself, or its rounding to fp8 e4m3 (saturating, scale 1 as in vLLM)."""
+        """x as the cache stores it: unchanged, or rounded to fp8 e4m3 (saturating, scale 1 as in vLLM)."""
         return x.clamp(-448, 448).to(torch.float8_e4m3fn).to(x.dtype) if self.fp8 else x
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, hidden: Tensor) -> Tensor:
-    """Softmax attention with float32 scores, as flash kernels do; q (..., h, Q, d), k and v (..., kv, L, d), hidden (Q, L)."""
+    """Softmax attention with float32 scores, as in flash kernels.
+
+    q (..., h, Q, d), k and v (..., kv, L, d), hidden (Q, L).
+    """
     groups = q.shape[-3] // k.shape[-3]
     if groups > 1:
         k, v = k.repeat_interleave(groups, dim=-3), v.repeat_interleave(groups, dim=-3)
@@ -92,7 +95,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, hidden: Tensor) -> Tensor:
 
 
 class PrefixCache:
-    """For each member and prompt of the pool, the keys and values of its whole blocks, once computed."""
+    """For each member, the keys and values of every pool prompt's whole blocks, as soon as they are computed."""
 
     def __init__(self, policy: Policy, task: Task, engine: EngineSettings) -> None:
         c = policy.config
@@ -105,7 +108,7 @@ class PrefixCache:
         self.filled = torch.zeros(shape[1:3], dtype=torch.bool, device=device)
 
     def fits(self, task: Task, engine: EngineSettings) -> bool:
-        """Whether what is kept has the right prompts and precision after a toggle."""
+        """Whether the stored prefixes have the prompts and precision of these settings (asked after a toggle)."""
         tokens = (task.prompt_length - 1) // engine.block_size * engine.block_size
         made_for = (task.settings, engine.dtype, engine.kv_cache_dtype)
         return (self.tokens, self._made_for) == (tokens, made_for)
@@ -114,11 +117,11 @@ class PrefixCache:
         self.filled.zero_()
 
     def hits(self, prompt_ids: Tensor) -> Tensor:
-        """(E, B) bool: is this prompt's prefix there?"""
+        """(E, B) bool: whether each prompt's prefix is stored."""
         return self.filled.gather(1, prompt_ids)
 
     def read(self, prompt_ids: Tensor, cache: KVCache) -> None:
-        """Put the kept prefixes of prompts (E, B) into an empty cache."""
+        """Copy the stored prefixes of prompts (E, B) into an empty cache."""
         member = torch.arange(len(prompt_ids), device=prompt_ids.device).unsqueeze(1)
         for layer in range(len(cache.keys)):
             cache.keys[layer][:, :, :, : self.tokens] = self.store[2 * layer, member, prompt_ids]
@@ -126,7 +129,7 @@ class PrefixCache:
         cache.length = self.tokens
 
     def keep(self, prompt_ids: Tensor, cache: KVCache, new: Tensor) -> None:
-        """Keep the prefixes of those prompts (E, B) that are new."""
+        """Store the prefixes of the prompts (E, B) for which ``new`` is true."""
         member, which = new.nonzero(as_tuple=True)
         ids = prompt_ids[member, which]
         for layer, (k, v) in enumerate(zip(cache.keys, cache.values, strict=True)):
@@ -144,7 +147,7 @@ class PrefixCache:
 def prefill(
     weights: Weights, prompts: Tensor, prompt_ids: Tensor, prefixes: PrefixCache | None, engine: EngineSettings
 ) -> tuple[KVCache, Tensor]:
-    """Keys and values of prompts (E, B, P) and the logits (E, B, V) after them; prefixes are used and kept."""
+    """Keys and values of prompts (E, B, P) and the logits (E, B, V) after them; uses and fills the prefix cache."""
     members, sequences, length = prompts.shape
     fp8 = engine.kv_cache_dtype == "fp8"
     fresh = KVCache.empty(weights, members, sequences, room=length, fp8=fp8)

@@ -1,18 +1,18 @@
-"""Injected skew: a disturbance of the engine's log-probabilities, invented or drawn from a measured profile.
+"""Injected skew: noise on the engine's log-probabilities, invented or drawn from a measured profile.
 
-Invented noise sits on the logits: ``q = softmax(log p + eta)`` with eta normal or Student-t (Bailey 1994: with U, W
-uniform, ``sqrt(df (U^(-2/df) - 1)) cos(2 pi W)`` is Student-t), independent per position and entry, plus a part that a
-whole sequence shares. To first order ``d(a) = -(eta_a - sum_v p_v eta_v)``, so
+Invented noise is added to the logits: ``q = softmax(log p + eta)`` with eta normal or Student-t (Bailey 1994: with U, W
+uniform, ``sqrt(df (U^(-2/df) - 1)) cos(2 pi W)`` is Student-t), independent per position and entry, plus a part that is
+the same for a whole sequence. To first order the skew of token a is ``d(a) = -(eta_a - sum_v p_v eta_v)``, so
 
     Var d(a) = (1 - p_a)^2 x_a + sum_{v != a} p_v^2 x_v,        x_v = Var eta_v.        (law)
 
-A profile holds the measured distribution of d by probability. Only *reported*, d is drawn from it. *Sampled*, the
-disturbed numbers must still be a distribution, so the law is inverted: at each position the x_v are fitted by maximum
-likelihood, each token weighing as often as it is sampled, so that Var d comes out as measured (multiplicative updates
-for a non-negative Gaussian variance model: Fevotte, Bertin, Durrieu 2009).
+A profile holds the measured distribution of d by probability. With target "reported", d is drawn from it directly. With
+target "sampled" the noisy numbers must still be a distribution, so the law is inverted: at each position the x_v are
+fitted by maximum likelihood, with each token weighted by its probability, so that Var d is the measured one
+(multiplicative updates for a non-negative Gaussian variance model: Fevotte, Bertin, Durrieu 2009).
 
-Axes: E member, N sequences, V vocabulary. Every member draws from a generator of its own (on the generator's device), always the same amount, so
-its noise depends neither on who rides along nor on what was sampled.
+Axes: E member, N sequences, V vocabulary. Every member draws from its own generator (on the generator's device), and
+always the same number of values, so its noise depends neither on the other members nor on what was sampled.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from skewsim.settings import SkewSettings
 from skewsim.skew.profile import SkewProfile, load_profile
 
 CALIBRATION_STEPS = 4
-WIDEST = 5.0  # normal scores; one draw in two million lies beyond
+WIDEST = 5.0  # normal scores; one draw in two million lies outside +-5
 GRID = 801
 SMALLEST_VARIANCE = 1e-18  # far below float32's resolution of a log-probability
 LARGEST_EXPONENT = 20.0
-LARGEST_SCALE = 3.0  # of one logit's noise, in units of the profile's largest rms: real engines have no wilder logit
+LARGEST_SCALE = 3.0  # bound of one logit's noise, in units of the profile's largest rms; real engines stay below it
 
 
 class NoiseModel:
@@ -55,7 +55,7 @@ class NoiseModel:
     def start_rollout(
         self, generators: Sequence[torch.Generator], num_sequences: int, *, device: torch.device | str = "cpu"
     ) -> Tensor | None:
-        """Standard normal draws (E, N, V) that each sequence keeps for the whole rollout; None if nothing is shared."""
+        """Standard normal draws (E, N, V) that each sequence keeps for the whole rollout; None if it needs none."""
         if self.settings.sequence_scale == 0 and self._correlation == 0:
             return None
         return _normal(generators, num_sequences, self.vocab_size, device=device)
@@ -67,10 +67,11 @@ class NoiseModel:
         step: int,
         sequence_noise: Tensor | None = None,
     ) -> Tensor:
-        """Clean log-probabilities (E, N, V) of one position -> the engine's, for training step `step`.
+        """The engine's log-probabilities (E, N, V) of one position, from those without noise, at training step `step`.
 
-        With target "sampled" the result is normalised: sample from it and report it. With target "reported" sample
-        from the clean ones and report this; it need not sum to one. Entries of -inf stay.
+        With target "sampled" the result is normalised, and the engine samples from it and reports it. With target
+        "reported" the engine samples from the log-probabilities without noise and reports the result, whose
+        probabilities need not sum to 1. Entries of -inf stay -inf.
         """
         settings = self.settings
         growth = max(1.0 + settings.drift * step, 0.0)
@@ -107,8 +108,8 @@ class NoiseModel:
         own = _normal(generators, logprobs.shape[1], logprobs.shape[2], device=logprobs.device)
         latent = own
         if self._correlation and sequence_noise is not None:
-            # only a report can be off by the same amount at every token: a distribution's deviations cancel, so
-            # what a sampled distribution shares is kept per vocabulary entry
+            # A reported number may be off by the same amount at every token. Adding a constant to all logits of a
+            # distribution that is sampled from changes nothing, so there the shared noise has a value per entry.
             shared = sequence_noise if self.sampled else sequence_noise[..., :1]
             latent = math.sqrt(self._correlation) * shared + math.sqrt(1 - self._correlation) * own
         quantiles.to(logprobs.device)
@@ -124,9 +125,9 @@ class NoiseModel:
 class ProfileQuantiles:
     """The inverse distribution functions of a profile's bins, as tensors, standardised to mean 0 and variance 1.
 
-    A profile's tokens were drawn from the engine's distribution, so a token with skew d is there ``exp(-d)`` times too
-    often. To disturb a distribution that is then sampled from, each bin is weighted back by ``exp(d)``: sampling brings
-    the factor in again.
+    A profile's tokens were sampled by the engine. So, compared with the trainer's distribution, it has tokens of skew d
+    ``exp(-d)`` times too often. Before noise is added to a distribution that is then sampled from, each bin is
+    therefore reweighted by ``exp(d)``; the sampling brings the factor ``exp(-d)`` back.
     """
 
     def __init__(self, profile: SkewProfile, *, before_sampling: bool) -> None:
@@ -138,30 +139,30 @@ class ProfileQuantiles:
         means = [table.mean if before_sampling else item.mean for table, item in zip(tables, bins, strict=True)]
         self.mean = torch.tensor(means, dtype=torch.float32)
         self.std = torch.tensor([table.std for table in tables], dtype=torch.float32)
-        if not before_sampling:  # the bin's own figures, not those of the interpolated quantiles
+        if not before_sampling:  # use the profile's own mean and std, not those of the interpolated quantiles
             rms = torch.tensor([item.rms.value or 0.0 for item in bins])
             self.std = (rms**2 - self.mean**2).clamp(min=0).sqrt()
         self.rms = torch.hypot(self.mean, self.std)
         self.largest = float(self.rms.max())
         self.edges = torch.tensor([item.low for item in bins[1:]], dtype=torch.float32)
-        from scipy.special import ndtr  # here, not above: a run without a profile does not wait for scipy
+        from scipy.special import ndtr  # imported here, so that a run without a profile does not load scipy
 
-        normal = ndtr(np.linspace(-WIDEST, WIDEST, GRID))  # on a grid of normal scores: no search per draw
+        normal = ndtr(np.linspace(-WIDEST, WIDEST, GRID))  # a regular grid, so that a draw needs no search
         shapes = [np.interp(normal, levels, table.standardised()) for table in tables]
         self._table = torch.tensor(np.stack(shapes), dtype=torch.float32)
 
     def to(self, device: torch.device) -> None:
-        """Move the tables next to the log-probabilities."""
+        """Move the tables to a device."""
         if self.edges.device != device:
             for name in ("edges", "mean", "rms", "std", "_table"):
                 setattr(self, name, getattr(self, name).to(device))
 
     def bins(self, probabilities: Tensor) -> Tensor:
-        """The bin of each probability: the last whose lower edge is not above it."""
+        """The index of each probability's bin: the last bin whose lower edge is not above it."""
         return torch.bucketize(probabilities, self.edges, right=True)
 
     def standardised(self, bins: Tensor, latent: Tensor) -> Tensor:
-        """Standard normal draws -> draws with each bin's shape, mean 0 and variance 1."""
+        """Turn standard normal draws into draws with the shape of each one's bin, mean 0 and variance 1."""
         place = (latent.clamp(-WIDEST, WIDEST) + WIDEST) * ((GRID - 1) / (2 * WIDEST))
         left = place.long().clamp(max=GRID - 2)
         index = bins * GRID + left
@@ -187,7 +188,7 @@ class _Moments:
         return (self.quantiles - self.mean) / max(self.std, 1e-15)
 
     def weighted_back(self, levels: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        """Quantiles at the same levels once each value weighs ``exp(d)``."""
+        """Quantiles at the same levels after each value d is weighted by ``exp(d)``."""
         middle = np.clip((self.quantiles[:-1] + self.quantiles[1:]) / 2, -LARGEST_EXPONENT, LARGEST_EXPONENT)
         cumulative = np.concatenate([[0.0], np.cumsum(np.diff(levels) * np.exp(middle))])
         return np.interp(levels, cumulative / cumulative[-1], self.quantiles)
@@ -197,8 +198,8 @@ def logit_scale(probabilities: Tensor, target: Tensor, *, largest: float) -> Ten
     """Standard deviations (..., V) of logit noise under which d has standard deviation `target` at each token.
 
     Inverts the law of the module's docstring at every position: minimises ``sum_a p_a (s_a^2 / Var_a + log Var_a)``
-    over ``0 <= x_v <= largest^2``. Where no x gives all targets (two tokens of one position are tied to each other),
-    those sampled more often win.
+    over ``0 <= x_v <= largest^2``. The tokens of one position are tied to each other, so that no x may meet all
+    targets; the fit is then closest at the likeliest tokens.
     """
     p = probabilities.double()
     squares, distance = p**2, (1 - p) ** 2

@@ -1,4 +1,4 @@
-"""What any rollout engine takes and returns: the interface between a trainer and whatever samples for it.
+"""The interface between a trainer and a rollout engine: what the engine takes and what it returns.
 
 Axes: E member, B prompts, G responses per prompt, N = B*G (prompt-major), P prompt, T response, V vocabulary.
 """
@@ -21,7 +21,7 @@ class Rollouts:
     """What an engine returns. Logprobs in nats; tokens past the end are 0 and masked."""
 
     prompt_ids: Tensor
-    """(E, N) index into the task's pool."""
+    """(E, N) index of each sequence's prompt in the task's pool."""
     prompts: Tensor
     """(E, N, P)."""
     tokens: Tensor
@@ -29,7 +29,7 @@ class Rollouts:
     mask: Tensor
     """(E, N, T) float, 1 where a token was sampled."""
     engine_logprobs: Tensor
-    """(E, N, T) what the engine reports."""
+    """(E, N, T) the log-probabilities that the engine reports."""
     weight_versions: Tensor
     """(E, N, T) version of the weights that sampled the token."""
     finish_reasons: Tensor
@@ -39,7 +39,7 @@ class Rollouts:
     kept_mass: Tensor | None = None
     """(E, N, T) probability that top-p, top-k and min-p leave; None if nothing was cut off."""
     support: Tensor | None = None
-    """(E, N, T, V) bool, the tokens they leave; None if nothing was cut off."""
+    """(E, N, T, V) bool, the tokens that top-p, top-k and min-p leave; None if nothing was cut off."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class WeightUpdate:
 
 @dataclass(frozen=True)
 class RolloutRequest:
-    """One rollout: for each member B prompts, G responses each."""
+    """A request for one rollout: for each member B prompts, with G responses each."""
 
     step: int
     seeds: tuple[int, ...]
@@ -64,23 +64,23 @@ class RolloutRequest:
     max_tokens: int
     update: WeightUpdate | None = None
     update_at: int = 0
-    """Token boundary at which the update arrives: 0 before the rollout; at or past the end, when all have finished."""
+    """Token boundary at which the update arrives: 0 is before the first token; at or past the end, after the last."""
 
 
 class RolloutEngine(Protocol):
     """Anything that can make rollouts: the simulated engine, a vLLM process, a server."""
 
     def start(self, scenario: Scenario, policy: Policy, *, version: int) -> None:
-        """Begin with these weights; called again after a toggle, when weights and caches stay as they are."""
+        """Begin with these weights. Called again after a toggle; the engine then keeps its weights and caches."""
 
     def generate(self, request: RolloutRequest) -> Rollouts:
-        """Sample; the update, if any, takes effect on the way."""
+        """Sample the responses; the update, if there is one, takes effect in between."""
 
     def state(self) -> dict[str, Tensor]:
-        """What the next rollout depends on, for a checkpoint."""
+        """Everything that the next rollout depends on, for a checkpoint."""
 
     def restore(self, state: dict[str, Tensor]) -> None:
         """Continue from a checkpoint; after start()."""
 
     def close(self) -> None:
-        """Free whatever is held."""
+        """Free processes, memory and connections."""

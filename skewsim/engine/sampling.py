@@ -1,12 +1,12 @@
 """From logits to a token and to the logprob that the engine reports for it.
 
-vLLM's order: temperature, min-p, top-k, top-p. *Processed* logprobs are those of the distribution sampled
-from; *raw* ones (V1's default) are those of the model's logits before all of that. Injected noise disturbs the
-logits: either both what is sampled and what is reported (a truthful engine with a different policy), or
-only what is reported (a wrong number, which no importance weight can mend).
+The steps have vLLM's order: temperature, min-p, top-k, top-p. *Processed* logprobs are those of the distribution that
+is sampled from; *raw* ones (V1's default) are those of the model's logits before these steps. Injected noise changes
+either both what is sampled and what is reported (a truthful engine with a different policy), or only what is reported
+(a wrong number, which no importance weight can correct).
 
-A token is drawn by inverting the cumulative distribution with one uniform number, so members with common
-random numbers draw the same tokens until their distributions differ.
+A token is drawn by inverting the cumulative distribution with one uniform number, so members with common random numbers
+draw the same tokens until their distributions differ.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Processed:
-    """A sampler's distribution: logprobs (E, N, V), and what top-p, top-k and min-p left of it."""
+    """The distribution that is sampled from: logprobs (E, N, V), and what top-p, top-k and min-p left of it."""
 
     logprobs: Tensor
     kept_mass: Tensor | None
@@ -49,7 +49,7 @@ class Processed:
 
 
 def process(logits: Tensor, settings: EngineSettings) -> Processed:
-    """Temperature, min-p, top-k, top-p on logits (..., V), in vLLM's order."""
+    """Apply temperature, min-p, top-k and top-p, in this order (vLLM's), to logits (..., V)."""
     scaled = logits / settings.temperature
     if not settings.truncates:
         return Processed(scaled.log_softmax(-1), None, None)
@@ -69,9 +69,9 @@ def process(logits: Tensor, settings: EngineSettings) -> Processed:
 
 
 def _nucleus(logits: Tensor, top_p: float) -> Tensor:
-    """The smallest set of likeliest tokens with at least top_p of the mass, as a mask; never empty."""
+    """Mask of the smallest set of likeliest tokens with a total probability of at least top_p; never empty."""
     probs, order = logits.softmax(-1).sort(dim=-1, descending=True, stable=True)
-    before = probs.cumsum(-1) - probs  # mass of the likelier ones
+    before = probs.cumsum(-1) - probs  # total probability of the likelier tokens
     chosen = before < top_p
     return torch.zeros_like(chosen).scatter(-1, order, chosen)
 
@@ -91,9 +91,9 @@ class Draws:
     uniforms: Tensor
     """(E, N, T)."""
     generators: list[torch.Generator]
-    """Each member's stream of noise."""
+    """Each member's generator of noise."""
     shared: Tensor | None
-    """The part of the noise that a sequence shares, (E, N, V)."""
+    """(E, N, V) the part of the noise that all tokens of a sequence share; None if there is none."""
 
 
 class Sampler:
@@ -101,11 +101,11 @@ class Sampler:
 
     def __init__(self, engine: EngineSettings, skew: SkewSettings, noise: NoiseModel | None) -> None:
         self._engine, self._skew, self._noise = engine, skew, noise
-        # a profile was measured on logprobs at the engine's temperature; invented noise is on the model's logits
+        # a profile was measured on logprobs at the engine's temperature; invented noise is added to the model's logits
         self._noise_temperature = engine.temperature if skew.noise == "profile" else 1.0
 
     def begin(self, request: RolloutRequest, *, device: torch.device) -> Draws:
-        """Draw what one rollout needs, for each member from its own streams."""
+        """The random numbers of one rollout, each member's from its own streams."""
         sequences = request.prompts.shape[1] * request.num_generations
         streams = [generator(s, step=request.step, purpose=Purpose.SAMPLING) for s in request.seeds]
         uniforms = torch.stack([torch.rand(sequences, request.max_tokens, generator=g) for g in streams])
@@ -114,7 +114,7 @@ class Sampler:
         return Draws(request.step, uniforms.to(device), noise, shared)
 
     def sample(self, logits: Tensor, t: int, draws: Draws) -> Sample:
-        """The t-th tokens from logits (E, N, V)."""
+        """Sample the t-th token of every sequence from logits (E, N, V)."""
         if self._noise and self._skew.target == "sampled":
             clean = (logits / self._noise_temperature).log_softmax(-1)
             logits = self._disturb(clean, draws) * self._noise_temperature

@@ -1,13 +1,13 @@
-"""The simulated rollout engine, in which skew is computed.
+"""The simulated rollout engine, which computes skew from its causes.
 
-`SimEngine` does what vLLM does, with vLLM's setting names: prefill and decode over a real key/value cache at
-the asked precision; a prefix cache that outlives a weight update unless it is cleared; updates that arrive at
-a token boundary in mid-sequence; logprobs reported before or after the sampler's processing. So each of the
-four causes of the V0-to-V1 divergence is a mechanism here, not a constant.
+`SimEngine` does what vLLM does, with vLLM's setting names: prefill and decode over a real key/value cache at the
+precision that is set; a prefix cache that is kept through a weight update unless it is cleared; updates that arrive at
+a token boundary in mid-sequence; logprobs reported before or after the sampler's processing. So each of the four causes
+of the V0-to-V1 divergence is computed, not put in as a number.
 
-What an update does to requests in flight (vLLM, "Async Reinforcement Learning", pause_generation):
-keep: they freeze and resume under the new weights, on their old keys and values unless ``clear_cache``;
-wait: they finish under the old weights first; abort: they end at once and return what they have.
+What an update does to running requests (vLLM, "Async Reinforcement Learning", pause_generation):
+keep: they pause and continue under the new weights, with their old keys and values unless ``clear_cache``;
+wait: they finish under the old weights first; abort: they end at once and return the tokens that they have.
 
 Axes: E member, B prompts, G responses per prompt, N = B*G (prompt-major), P prompt, T response, V vocabulary.
 """
@@ -32,7 +32,7 @@ from skewsim.task import PAD, Task
 
 
 def _refuse_real(engine: EngineSettings) -> None:
-    """What has no counterpart here: nothing is compiled, and a row's numbers do not depend on the batch around it."""
+    """Raise UserError for settings of real engines only: here nothing is compiled, and batches change no number."""
     for name in ("enforce_eager", "max_num_seqs"):
         value = getattr(engine, name)
         if value != type(engine).model_fields[name].default:
@@ -42,7 +42,7 @@ def _refuse_real(engine: EngineSettings) -> None:
 
 
 class SimEngine:
-    """The simulated engine; see the module."""
+    """The simulated engine; see the module's docstring."""
 
     def __init__(self) -> None:
         self.version = -1
@@ -106,7 +106,7 @@ class SimEngine:
                     break
                 self._load(update)
                 update = None
-                if engine.clear_cache:  # keys and values again, under the new weights
+                if engine.clear_cache:  # compute keys and values again under the new weights
                     cache.recompute(self._weights, torch.cat([prompts, out.tokens[:, :, : t - 1]], -1))
             if t > 0:
                 logits = self._weights.logits(cache.extend(self._weights, out.tokens[:, :, t - 1 : t]))
@@ -130,7 +130,7 @@ class SimEngine:
 
 @dataclass
 class _Buffer:
-    """The rollouts being written, token by token."""
+    """The rollouts under construction, filled in token by token."""
 
     tokens: Tensor
     mask: Tensor
@@ -188,7 +188,7 @@ class _Buffer:
 
 
 def _padded(parts: list[Tensor], length: int, value: float) -> Tensor | None:
-    """Stack per-token parts along T and fill up to the full length."""
+    """Stack per-token parts along T and pad them with ``value`` to ``length``; None if there are none."""
     if not parts:
         return None
     return torch.stack(parts + [torch.full_like(parts[0], value)] * (length - len(parts)), dim=2)

@@ -1,7 +1,8 @@
 """AdamW for one stacked parameter: torch's own fused kernel and formula, without `torch.optim.Optimizer`.
 
-The class would import torch's compiler at its first use, which takes longer than all the rest of a start. Adam is
-elementwise, so one step over (E, D) is E independent ones. (Kingma and Ba 2015; Loshchilov and Hutter 2019.)
+That class imports torch's compiler at its first use, which takes longer than everything else at the program's start.
+Adam is elementwise, so one step over (E, D) is a step of each of the E members. (Kingma and Ba 2015; Loshchilov and
+Hutter 2019.)
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from skewsim.settings import TrainerSettings
 
 
 class Adam:
-    """Moments (E, D) and the number of steps; `moments` is what a checkpoint keeps, by torch's names."""
+    """Adam's moments (E, D) and number of steps; `moments` has them under torch's names and goes into checkpoints."""
 
     def __init__(self, parameter: Tensor) -> None:
         self.moments = {

@@ -1,8 +1,9 @@
-"""Rewards to advantages: a baseline taken off, and perhaps a standard deviation divided by.
+"""Advantages from rewards: subtract a baseline and, in some objectives, divide by a standard deviation.
 
-Groups are the responses to one prompt; a batch without groups (every sequence its own) is one group. The standard
-deviation is unbiased with 1e-4 added, as in TRL. In a group of equal rewards every advantage is exactly 0, whatever the
-mean's rounding, so that DAPO can tell such a group. All reductions are over the last axis, of one member's own rewards.
+A group is the responses to one prompt; if no two sequences share a prompt, the whole batch is one group. The standard
+deviation is unbiased with 1e-4 added, as in TRL. In a group of equal rewards every advantage is exactly 0, without
+rounding error, so that DAPO can recognise such a group. All reductions are over the last axis, which holds the rewards
+of one member.
 """
 
 from __future__ import annotations
@@ -12,20 +13,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-STD_OFFSET = 1e-4  # TRL's, under every standard deviation of rewards
+STD_OFFSET = 1e-4  # TRL's, added to every standard deviation of rewards
 
 
 @dataclass(frozen=True)
 class Groups:
-    """Sequences sorted into groups of any size: ``members`` (K, largest) are positions, valid where ``present``."""
+    """Sequences in K groups of any size: ``members`` (K, largest) are their positions, valid where ``present``."""
 
     members: Tensor
     present: Tensor
-    group_of: Tensor  # (N,) row of each sequence
+    group_of: Tensor  # (N,) each sequence's row in ``members``
 
     @classmethod
     def of(cls, group_ids: Tensor) -> Groups:
-        """Groups by id; where no two sequences share one, the whole batch is the group."""
+        """Groups of equal ids; if no two sequences have the same id, the whole batch is one group."""
         unique, group_of, counts = torch.unique(group_ids, return_inverse=True, return_counts=True)
         if len(unique) == len(group_ids):
             group_of, counts = torch.zeros_like(group_of), counts.sum(0, keepdim=True)
@@ -41,17 +42,17 @@ class Groups:
         return cls.of(torch.zeros_like(group_ids))
 
     def sum(self, values: Tensor) -> Tensor:
-        """(..., N) -> (..., N): each sequence's group sum."""
+        """(..., N) -> (..., N): the sum over each sequence's group."""
         return torch.where(self.present, values[..., self.members], 0.0).sum(-1)[..., self.group_of]
 
     def center(self, values: Tensor) -> Tensor:
-        """Values less their group's mean; exactly 0 in a group without spread, whatever the mean's rounding."""
+        """Values minus their group's mean; exactly 0 in a group of equal values, without rounding error."""
         first = values[..., self.members[:, 0]][..., self.group_of]
         differs = self.sum((values != first).to(values.dtype)) > 0
         return torch.where(differs, values - self.sum(values) / self.size(values), 0.0)
 
     def size(self, values: Tensor) -> Tensor:
-        """(N,) how many share each sequence's group."""
+        """(N,) the size of each sequence's group."""
         return self.present.sum(-1)[self.group_of].to(values.dtype)
 
     def std(self, values: Tensor) -> Tensor:
@@ -66,12 +67,12 @@ def batch_centered(rewards: Tensor, group_ids: Tensor) -> Tensor:
 
 
 def batch_normalised(rewards: Tensor, group_ids: Tensor) -> Tensor:
-    """PPO without a critic: whitened over the batch."""
+    """PPO without a critic: the batch's mean subtracted, then divided by the batch's standard deviation."""
     return _normalised(rewards, Groups.whole(group_ids))
 
 
 def group_centered(rewards: Tensor, group_ids: Tensor) -> Tensor:
-    """Dr.GRPO, DPPO: the group's mean taken off, no standard deviation."""
+    """Dr.GRPO, DPPO: the group's mean subtracted, with no division by a standard deviation."""
     return Groups.of(group_ids).center(rewards)
 
 
@@ -88,7 +89,7 @@ def leave_one_out(rewards: Tensor, group_ids: Tensor) -> Tensor:
 
 
 def globally_normalised(rewards: Tensor, group_ids: Tensor) -> Tensor:
-    """REINFORCE++: the group's mean taken off, then whitened over the batch."""
+    """REINFORCE++: the group's mean subtracted, then mean and standard deviation of the batch normalised."""
     return _normalised(group_centered(rewards, group_ids), Groups.whole(group_ids))
 
 
@@ -97,5 +98,5 @@ def _normalised(rewards: Tensor, groups: Groups) -> Tensor:
 
 
 def without_spread(advantages: Tensor, group_ids: Tensor) -> Tensor:
-    """(..., N) bool: the groups DAPO drops, those whose advantages are all exactly 0."""
+    """(..., N) bool: the sequences of groups whose advantages are all exactly 0, which DAPO leaves out."""
     return Groups.of(group_ids).sum((advantages != 0).to(advantages.dtype)) == 0

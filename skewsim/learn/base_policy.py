@@ -1,11 +1,12 @@
-"""Where training starts: the shipped base policies, and `skewsim pretrain` that makes them.
+"""The base policies that training starts from, and how `skewsim pretrain` makes them.
 
-A base policy is trained by teacher forcing on right answers (each digit by a random synonym) of lengths
-up to L (eight of them) until it solves half of the held-out prompts of length L: good enough to earn rewards, bad
-enough to learn. One is shipped for each task and L in 12, 32, 64; a scenario takes the shortest that covers its length.
-At 64 digits `reverse` is out of reach for two layers: a third of the positions are right and no answer is, so train
-there with task.reward="partial".
-Deterministic on one machine with one thread: no clock enters, only seeds.
+A base policy is trained by teacher forcing on right answers (each digit as a random synonym) of eight lengths up to L,
+until it solves half of the held-out prompts of length L: it then earns rewards and still has something to learn. One is
+shipped for each task and L in 12, 32, 64; a scenario starts from the shortest that covers its length. Two layers cannot
+learn `reverse` with 64 digits: a third of the positions are right and no whole answer is, so train such a scenario with
+task.reward="partial".
+
+The result depends only on the seed, on one machine with one thread.
 """
 
 from __future__ import annotations
@@ -30,13 +31,13 @@ SOLVED = 0.5
 TEMPERATURE = 0.8
 BATCH = 48
 HARD = 32
-"""Up to so many digits a policy of this size learns to solve half of the prompts; beyond, most digits but few answers."""
+"""Most digits for which a policy of this size learns to solve half of the prompts; beyond, few answers are right."""
 CHECK_EVERY = 20
 HELD_OUT = 256
 
 
 def starting_policy(scenario: Scenario) -> Policy:
-    """The one-member policy that a scenario starts from. Raises UserError if it cannot be had."""
+    """The one-member policy that a scenario starts from. Raises UserError if it is missing or does not fit the task."""
     if scenario.policy == "random":
         stream = generator(0, step=0, purpose=Purpose.POLICY)
         return Policy.random(PolicyConfig(), generator=stream)
@@ -54,7 +55,7 @@ def shipped_folder(task: TaskSettings) -> Path:
 
 @dataclass(frozen=True)
 class PretrainProgress:
-    """Where pretraining stands; `solved` is the share of held-out prompts answered right at temperature 0.8."""
+    """The state of pretraining; `solved` is the share of held-out prompts answered right at temperature 0.8."""
 
     step: int
     loss: float
@@ -89,7 +90,7 @@ def pretrain(task: TaskSettings, *, seed: int = 0, max_steps: int = 1600) -> Ite
 
 
 def _loss(policy: Policy, digits: Tensor, *, variable: bool, stream: torch.Generator) -> Tensor:
-    """Mean negative logprob of right answers, each digit by a random synonym."""
+    """Mean negative logprob of right answers, with each digit written as a random synonym."""
     answers = answers_of(digits, variable=variable)
     synonyms = torch.randint(SYNONYMS, answers.shape, generator=stream)
     tokens = _spelled(answers, synonyms)
@@ -99,7 +100,7 @@ def _loss(policy: Policy, digits: Tensor, *, variable: bool, stream: torch.Gener
 
 
 def solved(policy: Policy, digits: Tensor, *, variable: bool) -> float:
-    """Expected share of prompts (1, N, n) answered exactly right at temperature 0.8, any synonym counting."""
+    """Expected share of prompts (1, N, n) answered exactly right at temperature 0.8; any synonym is right."""
     answers = answers_of(digits, variable=variable)
     with torch.no_grad():
         logits = _logits(policy, digits, _spelled(answers, torch.zeros_like(answers)))
@@ -110,7 +111,7 @@ def solved(policy: Policy, digits: Tensor, *, variable: bool) -> float:
 
 
 def _spelled(answers: Tensor, synonyms: Tensor) -> Tensor:
-    """Answer tokens for digits (10: EOS, -1: padding)."""
+    """The answer tokens that write these digits (10 stands for EOS, -1 for padding) with the given synonyms."""
     return torch.where(answers == 10, EOS, torch.where(answers < 0, PAD, ANSWER + SYNONYMS * answers + synonyms))
 
 

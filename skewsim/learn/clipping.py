@@ -1,4 +1,4 @@
-"""The clip bounds that a trainer's settings put on the update ratio. Needs no torch: screens say it without a trainer."""
+"""The clip bounds that a trainer's settings put on the update ratio. Needs no torch, so that screens can show them."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from skewsim.settings import TrainerSettings
 
 
 def form(settings: TrainerSettings) -> str:
-    """The objective by the name of its form, a key of `skewsim.catalogue.OBJECTIVES`."""
+    """The key of the objective, in the form that is set, in `skewsim.catalogue.OBJECTIVES`."""
     return form_key(settings)
 
 
 def has_update_ratio(settings: TrainerSettings) -> bool:
-    """Whether the loss has an update ratio; where it has none, it scores the logprob itself."""
+    """Whether the loss uses the update ratio; REINFORCE, for one, uses the logprob itself."""
     return find_form(settings).ratio != "none"
 
 
 def epsilons(settings: TrainerSettings) -> tuple[float | None, float | None]:
-    """Epsilon and epsilon_high in force; where both defaults are equal, the upper follows the lower (as in TRL)."""
+    """The epsilon and epsilon_high in use; if both defaults are equal, epsilon_high defaults to epsilon (as in TRL)."""
     chosen = find_form(settings)
     if chosen.clip == "none":
         return None, None
@@ -31,7 +31,7 @@ def epsilons(settings: TrainerSettings) -> tuple[float | None, float | None]:
 
 
 def clip_bounds(settings: TrainerSettings) -> tuple[float, float]:
-    """The least and the greatest ratio that the clip leaves alone; 0 and infinity where there is no clip."""
+    """The smallest and the largest ratio that is not clipped; 0 and infinity where there is no bound."""
     low, high = epsilons(settings)
     if find_form(settings).clip == "cap":
         return 0.0, math.inf if high is None else high

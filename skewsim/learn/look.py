@@ -1,4 +1,4 @@
-"""From a step to its tokens: what both sides say of every token that one member sampled.
+"""The tokens of one training step: what trainer and engine say of every token that one member sampled.
 
     trainer = skewsim.Trainer(skewsim.find_scenario("initial_v1"))
     for _ in range(20):
@@ -6,8 +6,8 @@
     look = trainer.look()
     print(skewsim.diagnose(look.sequences))
 
-`Trainer.look` gives the step just done, under the weights that it began with: those that its record was measured
-under. `look_at` gives a rollout of one's own under any weights. A `Look` is numpy alone and needs no torch.
+`Trainer.look` gives the step just done, scored under the weights at its beginning, as its record is. `look_at` scores
+any rollout under any weights. A `Look` holds only numpy arrays and needs no torch.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ class Look:
     step: int
     scenario: Scenario
     prompt_ids: Ints
-    """(N,) which prompt of the task's pool."""
+    """(N,) index of the prompt in the task's pool."""
     prompts: Ints
-    """(N, P) its tokens."""
+    """(N, P) the prompt's tokens."""
     tokens: Ints
-    """(N, T); what stands where ``mask`` is False has no meaning, in any array."""
+    """(N, T) the response's tokens; in every (N, T) array, values where ``mask`` is False have no meaning."""
     mask: NDArray[np.bool_]
     """(N, T) where a token was sampled."""
     engine_logprobs: Floats
@@ -56,13 +56,13 @@ class Look:
     weight_versions: Ints
     """(N, T) version of the weights that sampled the token."""
     rewards: Floats
-    """(N,) what was rewarded: `task.reward`, exact or partial."""
+    """(N,) exact or partial reward, as `task.reward` says."""
     advantages: Floats
     """(N,)."""
     reference_logprobs: Floats | None = None
-    """(N, T) of the policy that training started from; None where ``trainer.beta`` is 0."""
+    """(N, T) under the policy that training started from; None where ``trainer.beta`` is 0."""
     sampler_logprobs: Floats | None = None
-    """(N, T) of the distribution that was really sampled from; None where only the engine knows."""
+    """(N, T) under the distribution that was really sampled from; None where only the engine knows it."""
     kept_mass: Floats | None = None
     """(N, T) probability that top-p, top-k and min-p left; None if nothing was cut off."""
 
@@ -79,7 +79,7 @@ class Look:
 
     @property
     def ratios(self) -> Floats:
-        """(N, T) the update ratio of the first minibatch, before any update: trainer over old; 1 under recompute."""
+        """(N, T) the update ratio trainer / old in the first minibatch, before any update; 1 under recompute."""
         return np.where(self.mask, np.exp(self.trainer_logprobs - self.old_logprobs), 1.0)
 
     @property
@@ -103,7 +103,7 @@ class Look:
 
     @property
     def table(self) -> TokenTable:
-        """A row for every sampled token, for `skewsim.fit_profile`, `skewsim.gate` and for a file."""
+        """A table with a row for every sampled token, for `skewsim.fit_profile`, `skewsim.gate` and for a file."""
         engine, trainer = self.scenario.engine, self.scenario.trainer
         meta = {
             "dtype": engine.dtype,
@@ -127,9 +127,9 @@ class Look:
 
 
 def look_at(policy: Policy, rollouts: Rollouts, scenario: Scenario, *, step: int = 0, member: int = 0) -> Look:
-    """A member's rollout under these weights, scored, rewarded and given advantages as ``scenario`` says.
+    """Score a member's rollout under these weights and compute its rewards and advantages by ``scenario``.
 
-    ``scenario.trainer.num_generations`` is the rollout's own number of responses to a prompt. Needs torch.
+    ``scenario.trainer.num_generations`` must be the rollout's number of responses to each prompt. Needs torch.
     """
     import torch
 
@@ -152,7 +152,7 @@ def take(
     member: int = 0,
     reference_logprobs: Tensor | None = None,
 ) -> Look:
-    """One member's share of a rollout that is scored and graded already."""
+    """One member's part of a rollout that already has its scores, rewards and advantages."""
 
     def floats(tensor: Tensor) -> Any:
         return tensor[member].detach().cpu().double().numpy()

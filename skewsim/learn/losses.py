@@ -1,4 +1,4 @@
-"""What goes into a loss and what comes out of it.
+"""The inputs and outputs of a loss.
 
 Axes: N sequences, T response tokens; leading axes (an ensemble) are allowed before N, but not in ``group_ids``.
 """
@@ -17,19 +17,19 @@ class LossInputs:
     """What a loss is computed from. Leading axes (an ensemble) are allowed before N, in every tensor but group_ids."""
 
     trainer_logprobs: Tensor
-    """(..., N, T) of the policy being trained; the only one that carries a gradient."""
+    """(..., N, T) under the policy being trained; the only input with a gradient."""
     old_logprobs: Tensor
-    """(..., N, T) the denominator of the update ratio: in bypass the very ``engine_logprobs``, else recomputed."""
+    """(..., N, T) the update ratio's denominator: ``engine_logprobs`` in bypass, else recomputed by the trainer."""
     engine_logprobs: Tensor
     """(..., N, T) as the engine reported them."""
     mask: Tensor
-    """(..., N, T) 1 where a token was sampled; what stands elsewhere is never read."""
+    """(..., N, T) 1 where a token was sampled; the other inputs' values elsewhere are never used."""
     advantages: Tensor
-    """(..., N), from ``compute_advantages`` over the whole rollout."""
+    """(..., N) advantages, from ``compute_advantages`` over the whole rollout."""
     group_ids: Tensor
-    """(N,) int64: which prompt's group a sequence belongs to."""
+    """(N,) int64: equal for responses to the same prompt."""
     reference_logprobs: Tensor | None = None
-    """(..., N, T) of the policy that training started from; needed where ``beta`` is not 0."""
+    """(..., N, T) under the policy that training started from; needed where ``beta`` is not 0."""
 
     def __post_init__(self) -> None:
         shape = self.trainer_logprobs.shape
@@ -45,7 +45,7 @@ class LossInputs:
 
 @dataclass(frozen=True)
 class LossOutputs:
-    """Loss ``(...)`` to minimise, and metrics: floats without a leading axis, else detached tensors ``(...)``."""
+    """The loss ``(...)`` to minimise, and its metrics: detached tensors ``(...)``, or floats without leading axes."""
 
     loss: Tensor
     metrics: dict[str, Tensor | float]

@@ -1,8 +1,9 @@
-"""The trainer's side of a rollout: logprobs of its tokens, with gradient, and what it earned.
+"""The trainer's side of a rollout: logprobs of its tokens, with gradient, and its rewards and advantages.
 
-A prompt is computed once for its whole group: its rows are put before the responses' rows, row-wise layers see
-one long batch, and only the attention knows which response belongs to which prompt. Same numbers as G separate
-sequences (tested against transformers), about half the work at 14 prompt and 12 response tokens.
+A prompt is computed once for all its responses: its rows are put before the responses' rows, row-wise layers process
+all rows as one long batch, and only the attention depends on which response belongs to which prompt. The numbers equal
+those of G separate sequences (tested against transformers), with about half the work at 14 prompt and 12 response
+tokens.
 
 Axes: E member, B prompts, G responses per prompt, N = B*G, P prompt, T response, V vocabulary.
 """
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Scored:
-    """What the trainer says of the sampled tokens, in nats."""
+    """The trainer's log-probabilities at the sampled tokens, in nats."""
 
     logprobs: Tensor
     """(E, N, T)."""
@@ -50,14 +51,14 @@ class Scored:
 
 @dataclass(frozen=True)
 class Graded:
-    """What a rollout earned."""
+    """A rollout's rewards and advantages."""
 
     rewards: Tensor
-    """(E, N) exact or partial, whichever is rewarded."""
+    """(E, N) exact or partial rewards, as `task.reward` says."""
     advantages: Tensor
     """(E, N)."""
     group_ids: Tensor
-    """(N,) which prompt's group a sequence belongs to."""
+    """(N,) equal for responses to the same prompt."""
 
 
 def grade(scores: Scores, scenario: Scenario) -> Graded:
@@ -68,7 +69,7 @@ def grade(scores: Scores, scenario: Scenario) -> Graded:
 
 
 def score_rollouts(policy: Policy, rollouts: Rollouts, scenario: Scenario) -> Scored:
-    """A rollout's tokens under a policy, in the trainer's precision and at its temperature.
+    """Score a rollout's tokens under a policy, in the trainer's precision and at its temperature.
 
     Differentiable with respect to ``policy.flat``.
     """
@@ -86,17 +87,17 @@ def score_rollouts(policy: Policy, rollouts: Rollouts, scenario: Scenario) -> Sc
 def score(
     weights: Weights, rollouts: Rollouts, *, group: int, temperature: float, sampling_mask: bool = False
 ) -> Scored:
-    """Logprobs of the responses and entropies of the policy at a temperature.
+    """Score the responses under these weights at a temperature.
 
-    sampling_mask: the softmax runs over the engine's top-p/top-k support only (DeepSeek-V3.2's
-    keep-sampling-mask); without a support it changes nothing.
+    sampling_mask: compute the softmax only over the tokens that the engine's top-p/top-k left (DeepSeek-V3.2's
+    keep-sampling-mask). It changes nothing if the rollouts have no such support.
     """
     logits = response_logits(weights, rollouts.prompts, rollouts.tokens, group=group) / temperature
     if sampling_mask and rollouts.support is not None:
         logits = logits.masked_fill(~rollouts.support, -math.inf)
     logprobs = logits.log_softmax(-1)
     picked = logprobs.gather(-1, rollouts.tokens.unsqueeze(-1)).squeeze(-1)
-    live = rollouts.mask > 0  # a masked token may lie outside the support
+    live = rollouts.mask > 0  # elsewhere the token may lie outside the support
     return Scored(torch.where(live, picked, 0.0), logprobs)
 
 
@@ -108,7 +109,7 @@ def response_logits(weights: Weights, prompts: Tensor, tokens: Tensor, *, group:
     responses = tokens[:, :, :-1].reshape(members, family.B, -1)
     rows = torch.cat([prompts[:, ::group], responses], dim=2).flatten(1)
     hidden = weights.hidden(rows, positions, family.attend(seen))
-    # the prompt's last row predicts the first token of each response of its group
+    # the prompt's last row predicts the first token of every response to it
     read = hidden.view(members, family.B, family.rows, -1)[:, :, length - 1 :]
     logits = weights.logits(read.reshape(members, -1, read.shape[-1])).view(*read.shape[:3], -1)
     first, rest = logits.split([1, responses.shape[2]], dim=2)
@@ -118,7 +119,7 @@ def response_logits(weights: Weights, prompts: Tensor, tokens: Tensor, *, group:
 
 @dataclass(frozen=True)
 class _Family:
-    """B prompts, each followed by its G responses: P rows, then G times Q (all of a response's tokens but the last)."""
+    """The rows of B prompts, each followed by its G responses: P rows, then G times Q (a response without its end)."""
 
     B: int
     G: int
@@ -130,7 +131,7 @@ class _Family:
         return self.P + self.G * self.Q
 
     def attend(self, seen: Tensor) -> Attend:
-        """Attention within families."""
+        """Attention in which a row sees only rows of its own prompt and response."""
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             grouped, dtype = k.shape[2] < q.shape[2], v.dtype

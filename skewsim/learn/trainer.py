@@ -1,4 +1,4 @@
-"""The one visible loop: roll out, score, correct, lose, step, yield.
+"""The training loop.
 
     for k in range(steps):
         rollouts  = engine.generate(prompts, weights of version k - lag, the next ones arriving on the way)
@@ -7,9 +7,9 @@
         for each minibatch: loss(trainer, old, engine, advantages) -> gradient -> clip -> Adam
         yield one record for each living member
 
-`Trainer` runs the seeds of one scenario as members of one stacked ensemble; nothing ever mixes two members'
-numbers. A toggle is a new scenario, taken up at a step boundary. A member whose loss or gradient is not
-finite has diverged: it ends with the step and the reason, and the others go on.
+`Trainer` trains the seeds of one scenario as the members of one stacked ensemble; no number of a member depends on
+another member. Toggling a setting gives the trainer a new scenario between two steps. A member whose loss or gradient
+is not finite has diverged: its last record says at which step and why, and the other members continue.
 
 Axes: E member, B prompts, G responses per prompt, N = B*G, T response tokens, D parameters.
 """
@@ -42,7 +42,7 @@ from skewsim.task import Scores, Task
 
 @dataclass(frozen=True)
 class TrainState:
-    """All that the next step depends on, for a checkpoint."""
+    """Everything that the next step depends on, for a checkpoint."""
 
     tensors: dict[str, Tensor]
     meta: dict[str, Any]
@@ -55,9 +55,9 @@ def train(
     seeds: Sequence[int] | None = None,
     state: TrainState | None = None,
 ) -> Generator[list[StepRecord], Scenario | None, None]:
-    """Train and yield, after every step, one record for each living member (each seed; default: the scenario's).
+    """Train, and after every step yield one record for each seed that has not diverged (default: the scenario's seed).
 
-    Send a scenario to toggle settings at the step boundary. Stopping is not asking for the next records.
+    Send a scenario to the generator to change settings before the next step. To stop, stop iterating.
     """
     trainer = Trainer(scenario, engine, seeds=seeds, state=state)
     while trainer.alive and trainer.step_number < trainer.scenario.steps:
@@ -67,7 +67,7 @@ def train(
 
 
 class Trainer:
-    """The seeds of one scenario as a stacked ensemble; see the module."""
+    """Trains the seeds of one scenario as a stacked ensemble; see the module's docstring."""
 
     def __init__(
         self,
@@ -127,7 +127,7 @@ class Trainer:
             for part in batch.minibatches(trainer.num_minibatches):
                 seen.append(self._optimise(part, first=not seen))
         means = {key: merge(torch.stack([s[key] for s in seen]), key) for key in seen[-1]}
-        return seen[0] | means  # the cosine is taken at the first step only
+        return seen[0] | means  # the cosine is computed at the first step only
 
     def _optimise(self, part: _Batch, *, first: bool) -> dict[str, Tensor]:
         """One optimiser step."""
@@ -149,19 +149,19 @@ class Trainer:
         return found
 
     def _gradient(self, loss: Tensor, *, keep_graph: bool = False) -> Tensor:
-        """Each member's gradient (E, D) of its own loss (E,)."""
+        """The gradient (E, D) of each member's own loss (E,)."""
         (gradient,) = torch.autograd.grad(loss.sum(), self.policy.flat, retain_graph=keep_graph)
         return gradient
 
     def _cosine(self, used: Tensor, truth: Tensor, part: _Batch, inputs: LossInputs) -> Tensor:
-        """Cosine (E,) between the gradient used and the same tokens' had the engine told what it sampled from."""
+        """Cosine (E,) between the gradient used and the one with the logprobs that were really sampled from."""
         if torch.equal(truth, part.rollouts.engine_logprobs):
             return torch.ones(len(used), device=used.device)
         old = truth if self.scenario.trainer.old_logprobs == "rollout" else part.old
         told = replace(inputs, engine_logprobs=truth, old_logprobs=old)
         truthful = self._gradient(torch.as_tensor(compute_loss(told, self.scenario.trainer).loss))
         cosine = torch.nn.functional.cosine_similarity(used, truthful, dim=1)
-        return torch.where(used.any(1) & truthful.any(1), cosine, torch.nan)  # two zeros have no angle
+        return torch.where(used.any(1) & truthful.any(1), cosine, torch.nan)  # no angle to a zero gradient
 
     # -- parts ----------------------------------------------------------------------------------------------
 
@@ -187,7 +187,7 @@ class Trainer:
         )
 
     def _publish(self) -> None:
-        """Keep the new weights for the engine, and forget those that it will not ask for."""
+        """Store the new weights for the engine, and delete versions that it no longer needs."""
         self._published[self.step_number] = self.policy.flat.clone()
         oldest = self.step_number - self.scenario.engine.lag
         self._published = {v: w for v, w in self._published.items() if v >= oldest}
@@ -234,9 +234,9 @@ class Trainer:
     # -- looking closer ---------------------------------------------------------------------------------------
 
     def look(self, member: int = 0) -> Look:
-        """The tokens of the step just done, of one member (default: the first), as its record measured them.
+        """The tokens of the step just done, of one member (default: the first), with the numbers behind its record.
 
-        Costs no further forward pass. UserError before the first step.
+        Needs no further forward pass. Raises UserError before the first step.
         """
         if self._done is None:
             raise UserError("no step has been done yet: there is nothing to look at")
@@ -254,7 +254,7 @@ class Trainer:
     # -- settings and state -----------------------------------------------------------------------------------
 
     def toggle(self, scenario: Scenario) -> None:
-        """Take up new settings now, between two steps. Raises UserError if the task or the policy's shape changes."""
+        """Use new settings from the next step on. Raises UserError if the task or the policy's shape changes."""
         before = self.scenario
         fixed = ("policy", "device", "task")
         for name in fixed:
@@ -298,7 +298,7 @@ class Trainer:
 
 @dataclass(frozen=True)
 class _Done:
-    """The step just done, for who wants to look at it: one rollout, let go of when the next step begins."""
+    """The rollout of the step just done and its scores, kept for `Trainer.look` until the next step."""
 
     step: int
     scenario: Scenario
@@ -310,7 +310,7 @@ class _Done:
 
 @dataclass(frozen=True)
 class _Batch:
-    """A rollout with what the loss needs, or some of its prompts."""
+    """A rollout, or some of its prompts, with everything that the loss needs."""
 
     rollouts: Rollouts
     old: Tensor
@@ -331,7 +331,7 @@ class _Batch:
         )
 
     def minibatches(self, count: int) -> list[_Batch]:
-        """Equal shares of whole groups, in order (prompts were drawn at random)."""
+        """Split the batch into equal numbers of whole groups, in order (prompts were drawn at random)."""
         size = self.old.shape[1] // count
         return [self._rows(slice(i * size, (i + 1) * size)) for i in range(count)]
 
@@ -350,7 +350,7 @@ class _Batch:
 
 
 def _rollout_metrics(rollouts: Rollouts, rewards: Scores, scored: Scored, *, version: int) -> dict[str, Tensor]:
-    """Metrics of a rollout under the trainer's weights before it learns from it; each (E,)."""
+    """Metrics (E,) of a rollout under the trainer's weights before it learns from the rollout."""
     mask = rollouts.mask
     tokens = mask.sum((1, 2)).clamp_min(1)
     lag = (version - rollouts.weight_versions) * mask
@@ -367,7 +367,7 @@ def _rollout_metrics(rollouts: Rollouts, rewards: Scores, scored: Scored, *, ver
 
 
 def merge(values: Tensor, key: str) -> Tensor:
-    """One number (E,) for a rollout from its optimiser steps' (steps, E): extremes stay extremes; NaN is no number."""
+    """Merge a metric of the optimiser steps (steps, E) into (E,): the minimum, maximum or mean, by key; skips NaN."""
     if key.endswith("_min"):
         return torch.where(values.isnan(), torch.inf, values).amin(0)
     if key.endswith("_max"):

@@ -1,8 +1,8 @@
-"""A Llama's row-wise layers, with their gradients written out.
+"""The row-wise layers of a Llama (RMSNorm, SwiGLU), with their gradients written by hand.
 
-Autograd would take each of them apart into five to ten passes over all rows, forward and backward; written out they
-take about half as many, and a step of a model this small is mostly such passes. Norms are computed in float32 and
-rounded to the rows' dtype, as transformers does. Gradients are those of the formulas (tested against autograd).
+Autograd needs five to ten passes over all rows for each of them, forward and backward. Written by hand they need about
+half as many, and a training step of a model this small consists mostly of such passes. Norms are computed in float32
+and rounded to the rows' dtype, as in transformers. The gradients are tested against autograd.
 
 Axes: E member, R rows (tokens), H width, I intermediate width, d head size.
 """

@@ -1,12 +1,12 @@
 """A Llama-architecture policy with a leading ensemble axis (RMSNorm, RoPE, SwiGLU, no bias).
 
-All members' weights are one flat float32 tensor ``(E, D)``; each weight matrix is a view into it. So a copy,
-an optimiser step, a norm or a cosine is one operation, and a member is a row. One forward pass serves
-trainer and engine; only the attention differs (`Attend`): the trainer shares a prompt among its group, the
-engine reads and writes a key/value cache.
+All members' weights are one flat float32 tensor ``(E, D)``, a row for each member; each weight matrix is a view into
+it. So a copy, an optimiser step, a norm or a cosine is one operation. Trainer and engine use the same forward pass with
+a different attention (`Attend`): the trainer computes a prompt once for all responses to it, the engine reads and
+writes a key/value cache.
 
-Numerics follow transformers' ``LlamaForCausalLM``: norms and softmax in float32, everything else in the
-asked dtype; lm_head in a dtype of its own. Axes: E member, R rows (tokens), H width, V vocabulary.
+Numerics follow transformers' ``LlamaForCausalLM``: norms and softmax in float32, everything else in the given dtype,
+lm_head in a dtype of its own. Axes: E member, R rows (tokens), H width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ LONGEST = 512  # tokens of prompt and response; the longest task has 131
 
 
 class PolicyConfig(BaseModel):
-    """The fields of a Hugging Face Llama `config.json` that shape the computation."""
+    """The fields of a Hugging Face Llama `config.json` that the computation depends on."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -94,8 +94,9 @@ class PolicyConfig(BaseModel):
 class Weights:
     """The weights of all members at the precision of a computation; `tensors` as `PolicyConfig.shapes`.
 
-    Only the rows of q and k stand in another order: the halves convention of Hugging Face puts numbers that turn
-    together half a head apart; side by side they are one complex number. Scores are the same in any order.
+    Only the rows of q and k have another order. Rotary embedding turns the numbers of a head in pairs. Hugging Face
+    puts the two numbers of a pair half a head apart; here they are adjacent, so that they can be used as one complex
+    number. Attention scores do not depend on the order.
     """
 
     config: PolicyConfig
@@ -181,7 +182,7 @@ class Policy:
         }
 
     def stacked(self, members: int, *, device: str = "cpu") -> Policy:
-        """The same weights for each of so many members, as a copy."""
+        """A copy with the same weights for each of ``members`` members."""
         return Policy(self.config, self.flat.expand(members, -1).clone().to(device))
 
     def weights(self, *, dtype: str, head_dtype: str) -> Weights:
@@ -200,7 +201,7 @@ def cast_weights(config: PolicyConfig, views: dict[str, Tensor], *, dtype: str, 
 
 @lru_cache
 def _pairs(config: PolicyConfig, device: torch.device) -> Tensor:
-    """Order of the rows of qkv in which the two numbers of q or k that turn together stand side by side."""
+    """Order of the rows of qkv that puts the two numbers of q or k that rotary embedding turns as a pair together."""
     d = config.head_dim
     within = torch.arange(d, device=device).view(2, -1).T.flatten()
     heads = torch.arange(config.num_attention_heads + config.num_key_value_heads, device=device)
@@ -211,7 +212,7 @@ def _pairs(config: PolicyConfig, device: torch.device) -> Tensor:
 
 @lru_cache
 def _turns(config: PolicyConfig, device: torch.device) -> Tensor:
-    """Rotary position embedding (arXiv 2104.09864) of each position: complex numbers (LONGEST, 1, d/2) of length one."""
+    """Rotary position embedding (arXiv 2104.09864) of each position: complex numbers of length 1, (LONGEST, 1, d/2)."""
     half = torch.arange(0, config.head_dim, 2, device=device, dtype=torch.float32) / config.head_dim
     positions = torch.arange(LONGEST, device=device, dtype=torch.float32)
     angles = (positions.unsqueeze(-1) * config.rope_theta**-half).unsqueeze(1)
@@ -225,14 +226,14 @@ def _rotate(x: Tensor, turns: Tensor) -> Tensor:
 
 
 def _embed(table: Tensor, tokens: Tensor) -> Tensor:
-    """Rows of each member's own table (E, V, H) for tokens (E, R)."""
+    """Rows (E, R, H) of each member's own embedding table (E, V, H) for tokens (E, R)."""
     members, vocab, width = table.shape
     offset = torch.arange(members, device=tokens.device).unsqueeze(1) * vocab
     return torch.nn.functional.embedding(tokens + offset, table.reshape(members * vocab, width))
 
 
 def _linear(x: Tensor, weight: Tensor) -> Tensor:
-    """(E, R, in) by each member's own weight (E, out, in)."""
+    """Multiply x (E, R, in) by each member's own weight (E, out, in); returns (E, R, out)."""
     return torch.bmm(x, weight.transpose(1, 2))
 
 

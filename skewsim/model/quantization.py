@@ -1,8 +1,8 @@
-"""Weights of the engine's body rounded to int8 or fp8, per output channel, as weight-only quantisation does.
+"""Rounds the weights of the engine's body to int8 or fp8, per output channel, as weight-only quantisation does.
 
-int8: symmetric, scale ``max|w| / 127`` of each row; fp8: e4m3 with scale ``max|w| / 448``. The product is
-then computed at the engine's dtype with the rounded weights. Embeddings, norms and lm_head stay as they are
-(compressed-tensors leaves them out by default too).
+int8: symmetric, scale ``max|w| / 127`` of each row; fp8: e4m3 with scale ``max|w| / 448``. The engine then computes
+with the rounded weights in its own dtype. Embeddings, norms and lm_head are not rounded (compressed-tensors leaves them
+out by default too).
 """
 
 from __future__ import annotations

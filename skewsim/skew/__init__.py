@@ -1,1 +1,1 @@
-"""How large a skew is, what it is like, and whether that is normal: metrics, tables, profiles, advice, gates."""
+"""How large a skew is, how it is distributed, and whether that is normal: metrics, tables, profiles, advice, gates."""

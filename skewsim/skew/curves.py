@@ -1,8 +1,8 @@
-"""Metrics by step, whoever logged them: one table of the frameworks' names, and what each becomes in ours.
+"""Metrics by step, as other frameworks log them: a table of their metric names, with our metric for each.
 
-A name is matched whole, after the prefixes that trackers put before it (`RUN - ` in a W&B export, `train/` of Hugging
-Face's integration). Where a framework's number is nearly ours, `remark` says in what it differs. The names are those of
-the code that logs them: verl/trainer/ppo/rollout_corr_helper.py and verl/utils/debug/metrics.py;
+A name must match as a whole, after the prefixes that trackers put before it are removed (`RUN - ` in a W&B export,
+`train/` of Hugging Face's integration). Where a framework's number is not exactly ours, `remark` says how it differs.
+The names are those of the code that logs them: verl/trainer/ppo/rollout_corr_helper.py and verl/utils/debug/metrics.py;
 trl/trainer/grpo_trainer.py; nemo_rl/algorithms/loss/loss_functions.py; prime_rl/trainer/rl/train.py;
 slime/backends/megatron_utils/loss.py and examples/train_infer_mismatch_helper/mis.py;
 miles/backends/training_utils/loss_hub/losses.py; skyrl/train/trainer.py; open_instruct/grpo_utils.py;
@@ -25,7 +25,7 @@ Column = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class MetricName:
-    """A framework's name for one of our record keys."""
+    """A framework's name for one of our metrics."""
 
     framework: str
     pattern: str
@@ -33,11 +33,11 @@ class MetricName:
     key: str
     """One of `metrics.METRICS`."""
     convert: str = ""
-    """What to do with the value: nothing, or one of `CONVERSIONS`."""
+    """How the value is converted to ours: one of `CONVERSIONS`, or empty for no change."""
     remark: str = ""
-    """In what the number differs from ours."""
+    """How the number differs from ours."""
     telling: bool = True
-    """Whether the name belongs to this framework alone."""
+    """Whether only this framework uses the name, so that it tells which framework wrote the log."""
 
     def values(self, logged: Column) -> Column:
         return CONVERSIONS[self.convert](logged)
@@ -51,7 +51,7 @@ CONVERSIONS: dict[str, Callable[[Column], Column]] = {
 
 
 def _names(framework: str, *rows: tuple[str, ...], telling: bool = True) -> tuple[MetricName, ...]:
-    """Rows of pattern, key and, where there are any, conversion and remark."""
+    """The rows of one framework; each is a pattern, a key and, if needed, a conversion and a remark."""
     whole = [row + ("",) * (4 - len(row)) for row in rows]
     return tuple(MetricName(framework, row[0], row[1], row[2], row[3], telling) for row in whole)
 
@@ -215,7 +215,7 @@ COVARIATES: tuple[str, ...] = (
     r"(train/)?(is_oob_ratio|js_divergence_error|policy_kl_error|(max|mean)_seq_mult_prob_error|num_masked_seqs_.*)",
     r"train/.*(routing_confidence|max_vio).*|(routing_confidence|max_vio)/.*",
 )
-"""Names of what is no skew but may go along with it."""
+"""Patterns of metrics that do not measure skew but may change together with it."""
 _PREFIXES = ("", "train/", "train_", "actor/", "metrics/")
 
 
@@ -234,22 +234,22 @@ class Curve:
 
 @dataclass(frozen=True)
 class MetricCurves:
-    """All that was understood of a metrics log, and the names that were not."""
+    """The metrics that were recognised in a log, and the names that were not."""
 
     source: str
     framework: str | None
-    """Whose names these are; None where they do not tell."""
+    """The framework that wrote the log; None if the names do not tell."""
     curves: dict[str, Curve] = field(default_factory=dict)
-    """By our record key."""
+    """Curves by our key."""
     covariates: dict[str, Curve] = field(default_factory=dict)
-    """By the name they were logged under."""
+    """Curves of `COVARIATES` by the name they were logged under."""
     unknown: tuple[str, ...] = ()
     runs: tuple[str, ...] = ()
-    """The runs that the file holds; the curves are the first one's."""
+    """The runs in the file; the curves are those of the first."""
 
 
 def find_name(logged: str, framework: str | None = None) -> MetricName | None:
-    """The row of `METRIC_NAMES` for a logged name, that framework's first; None if it is none of ours."""
+    """The row of `METRIC_NAMES` for a logged name, preferring that framework's; None if there is none."""
     rows = sorted(METRIC_NAMES, key=lambda row: row.framework != framework)
     for prefix in _PREFIXES:
         name = logged.removeprefix(prefix) if prefix and logged.startswith(prefix) else logged
@@ -262,7 +262,7 @@ def find_name(logged: str, framework: str | None = None) -> MetricName | None:
 
 
 def guess_framework(logged: Iterable[str]) -> str | None:
-    """Whose names these are, by the names that one framework alone has."""
+    """The framework that logged these names; names that only one framework uses count most."""
     votes: Counter[str] = Counter()
     for name in logged:
         row = find_name(name)
@@ -274,7 +274,7 @@ def guess_framework(logged: Iterable[str]) -> str | None:
 def curves_of(
     logged: dict[str, tuple[list[int], list[float]]], *, source: str, runs: Iterable[str] = ()
 ) -> MetricCurves:
-    """Named columns of (steps, values) in our terms. Of two names for one key, the first of `METRIC_NAMES` is taken."""
+    """Convert logged columns of (steps, values) to our metrics. Of two names for one key, the first row's is used."""
     framework = guess_framework(logged)
     found: list[tuple[int, Curve]] = []
     covariates: dict[str, Curve] = {}

@@ -1,14 +1,17 @@
-"""Fitting a SkewProfile: per-logit scale and tail, what a sequence shares, skew by probability, and how well it fits.
+"""Fits a SkewProfile to a token table: noise per logit, noise shared by a sequence, skew by probability, and the fit.
 
 Independent noise of variance ``sigma_z^2`` on each logit gives, to first order (softmax's Jacobian),
 
     Var d = sigma_z^2 h,        h = (1 - p_a)^2 + sum_{v != a} p_v^2.
 
-A table has p_a, and the second term only if it carries `square_mass`. Without it the rest is assumed spread thin (0);
-as it is at most (1 - p_a)^2, the true sigma_z lies between the figure given and that over sqrt 2. What a sequence shares
-is the between-sequence component of a one-way random-effects analysis of variance (Searle, Casella, McCulloch 1992), of d
-less its bin's mean in nats, and of d over its bin's rms as a correlation. Intervals are percentiles over resampled
-sequences (over at most 2000 random groups of them), since the tokens of a sequence are not independent.
+A table has p_a, and the second term only if it has `square_mass`. Without it the second term is assumed to be 0 (the
+rest of the probability is spread over many tokens). As the term is at most (1 - p_a)^2, the true sigma_z lies between
+the estimate and the estimate over sqrt 2.
+
+The noise shared by a sequence is the between-sequence component of a one-way random-effects analysis of variance
+(Searle, Casella, McCulloch 1992): in nats, of d minus its bin's mean; as a correlation, of d over its bin's rms.
+Intervals are percentiles over resampled sequences (over at most 2000 random groups of them), because the tokens of a
+sequence are not independent.
 """
 
 from __future__ import annotations
@@ -41,10 +44,10 @@ SMALLEST_BIN = 30  # tokens; a smaller bin is joined with its neighbour
 _TAIL_LEVELS = (0.0, 0.0001, 0.0005, 0.001, 0.0025, 0.005, 0.01)
 LEVELS = (*_TAIL_LEVELS, *(i / 50 for i in range(1, 50)), *(1 - level for level in reversed(_TAIL_LEVELS)))
 LARGEST_GROUPS = 2000
-CERTAIN = 0.99  # above it d is too small to tell a tail from rounding
-MOST_DF = 1000.0  # a normal distribution, for every purpose
+CERTAIN = 0.99  # probability above which d is too small to tell a tail from rounding
+MOST_DF = 1000.0  # largest df fitted; in practice a normal distribution
 TAIL_BINS = 400
-MOST_EXACT = 10_000  # tokens up to which the p-value's exact distribution is worth its time
+MOST_EXACT = 10_000  # tokens; with more, the p-value's exact distribution takes too long
 
 
 @dataclass(frozen=True)
@@ -70,9 +73,9 @@ def fit_profile(
     seed: int = 0,
     kind: Kind = "measured",
 ) -> SkewProfile:
-    """The profile of a table; intervals from `bootstrap` resamplings of its sequences.
+    """Fit the profile of a table, with intervals from `bootstrap` resamplings of its sequences.
 
-    `provenance` overrides what the table's meta says. Raises UserError for fewer than two usable sequences.
+    `provenance` overrides entries of the table's meta. Raises UserError for fewer than two usable sequences.
     """
     if not re.fullmatch(r"[A-Za-z0-9_.+-]{1,100}", name):
         raise UserError(f"profile name {name!r}: allowed are 1 to 100 letters, digits and _ . + -")
@@ -128,7 +131,7 @@ def _sums(rows: Rows, *values: Floats, where: Ints | None = None, size: int = 1)
 
 
 def estimate(replicates: Floats) -> Estimate:
-    """The first entry, with the 95 % percentile interval of the others; not finite is None."""
+    """An Estimate of the first entry, with the 95 % percentile interval of the others; None for what is not finite."""
     value, others = replicates[0], replicates[1:][np.isfinite(replicates[1:])]
     if not np.isfinite(value):
         return Estimate(value=None)
@@ -153,7 +156,7 @@ def merged_edges(p: Floats) -> Floats:
 
 
 def bin_index(p: Floats, edges: Floats) -> Ints:
-    """Which bin ``[low, high)`` each probability falls in; the last one holds 1."""
+    """The index of the bin ``[low, high)`` of each probability; the last bin includes 1."""
     return np.searchsorted(edges[1:-1], p, side="right").astype(np.int64)
 
 
@@ -251,7 +254,7 @@ _LOG_DF, _LOG_SCALE = (np.log(1.01), np.log(MOST_DF)), (-4.0, 2.0)
 
 
 def student_fit(size: Floats, count: Floats) -> tuple[float, float]:
-    """Degrees of freedom and scale of a Student-t centred at 0, from absolute values with counts; maximum likelihood."""
+    """Maximum-likelihood df and scale of a Student-t centred at 0, from absolute values ``size`` and their counts."""
     start = max(float(np.sqrt((count * size**2).sum() / count.sum())), 1e-12)
     share, ratio = count / count.sum(), (size / start) ** 2
 
@@ -267,9 +270,9 @@ def student_fit(size: Floats, count: Floats) -> tuple[float, float]:
 
 
 def student_refits(size: Floats, counts: Floats, *, df: float, scale: float) -> Floats:
-    """The degrees of freedom of the same fit for many resamplings at once, ``counts`` (replicates, sizes): (replicates,).
+    """The df of the same fit for many resamplings at once; ``counts`` (replicates, sizes), returns (replicates,).
 
-    Newton's method on the logarithms of df and scale, from the fit of nearly the same counts.
+    Uses Newton's method on the logarithms of df and scale, starting at the fit of the table itself.
     """
     share = counts / counts.sum(axis=1, keepdims=True)
     a, b = np.full(len(counts), np.log(df)), np.zeros(len(counts))
@@ -286,7 +289,7 @@ def student_refits(size: Floats, counts: Floats, *, df: float, scale: float) -> 
         convex = aa * bb - ab**2 > 1e-12
         step_a = np.where(convex, (bb * slope_a - ab * slope_b) / np.where(convex, aa * bb - ab**2, 1), slope_a)
         before, a = a, np.clip(a - np.clip(step_a, -0.5, 0.5), *_LOG_DF)
-        step_b = np.clip((slope_b + ab * (a - before)) / bb, -0.5, 0.5)  # best for the step that df has really taken
+        step_b = np.clip((slope_b + ab * (a - before)) / bb, -0.5, 0.5)  # given the step that df took
         b = b - step_b
         if max(np.abs(a - before).max(initial=0), np.abs(step_b).max(initial=0)) < 1e-6:
             break
@@ -295,7 +298,7 @@ def student_refits(size: Floats, counts: Floats, *, df: float, scale: float) -> 
 
 
 def _law_error(rows: Rows, bins: list[ProfileBin], *, where: Ints, sigma: float) -> float | None:
-    """Largest relative deviation of a bin's rms from the logit-noise law, over bins below `CERTAIN`."""
+    """Largest relative deviation of a bin's rms from the logit-noise law, over the bins below `CERTAIN`."""
     law = np.bincount(where, weights=rows.h, minlength=len(bins))
     errors = [
         abs((item.rms.value or 0.0) / (sigma * np.sqrt(total / item.tokens)) - 1)
@@ -306,7 +309,7 @@ def _law_error(rows: Rows, bins: list[ProfileBin], *, where: Ints, sigma: float)
 
 
 def _metrics(table: TokenTable, rows: Rows, weights: Floats) -> dict[str, Estimate]:
-    """Every skew metric by the one definition of them, with its interval."""
+    """Every metric of `skewsim.skew.metrics`, with its interval."""
     usable = np.isfinite(table.skew)
     order = np.argsort(rows.sequence, kind="stable")
     sequence = rows.sequence[order]

@@ -1,16 +1,17 @@
-"""Every metric, once: its formula, its unit, and what other frameworks call it.
+"""Definition of every metric: its formula, its unit, and its names in other frameworks.
 
-The skew of a token is ``d = trainer - engine`` in nats, its ratio ``rho = exp(d)``. With a mask, means are over sampled
-tokens, or over sequences that have one. A token whose pair of logprobs is not finite is left out (``count_nonfinite``
-says how many there are); a metric with nothing to measure is NaN, never 0. Sequence exponents are held inside +-20, as in
-verl; effective sample sizes are of the raw ratios, where verl takes truncated ones, which look better.
+The skew of a token is ``d = trainer - engine`` in nats, its ratio ``rho = exp(d)``. Means are over sampled tokens (mask
+1), or over the sequences that have at least one. A token of which either logprob is not finite is left out
+(``count_nonfinite`` counts them); a metric with nothing to measure is NaN, never 0. Sequence exponents are clipped to
++-20, as in verl. Effective sample sizes are computed from the raw ratios; verl's are computed from truncated ratios and
+are therefore larger.
 
-Each metric's terms are stated once (`token_terms`, `sequence_terms`), for torch and numpy alike, and averaged in two ways:
-over a rollout (`skew_metrics`, `batched_skew_metrics`), and over resampled sequences for the intervals of a profile
-(`resampled_skew_metrics`). Without torch everything here works on numpy arrays.
+The terms of each metric are defined once (`token_terms`, `sequence_terms`), for torch and numpy, and averaged in two
+ways: over a rollout (`skew_metrics`, `batched_skew_metrics`), and over resampled sequences for the intervals of a
+profile (`resampled_skew_metrics`). Without torch everything here works on numpy arrays.
 
-The laws at the end are what independent Gaussian noise on each logit gives in first order, from
-``d(a) = eta_a - sum_v p_v eta_v``; they tell noise of a known size from anything else.
+The functions ``expected_*`` give what independent Gaussian noise on each logit causes to first order, from
+``d(a) = eta_a - sum_v p_v eta_v``. Skew that deviates from them is not such noise.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Metric:
-    """A record key with its meaning; ``aliases`` maps a framework to its name for the same, or nearly the same, number."""
+    """A record key with its meaning; ``aliases``: a framework -> its name for the same or nearly the same number."""
 
     key: str
     formula: str
@@ -58,11 +59,11 @@ class ProbabilityBin:
     bias: float
 
 
-# The terms: what is averaged, for torch and numpy alike
+# The terms that are averaged, for torch and numpy
 
 
 def token_terms(d: Any) -> dict[str, Any]:
-    """What a metric averages over tokens, by the metric's name; ``d`` is the skew, of any shape."""
+    """The quantities that metrics average over tokens, by the metric's name; ``d`` is the skew, of any shape."""
     xp = _namespace(d)
     return {
         "logprob_diff_mean": abs(d),
@@ -75,13 +76,13 @@ def token_terms(d: Any) -> dict[str, Any]:
 
 
 def sequence_terms(total: Any, tokens: Any) -> dict[str, Any]:
-    """What a metric averages over sequences, from each one's summed skew and its number of tokens."""
+    """The quantities that metrics average over sequences, from each one's summed skew and number of tokens."""
     xp = _namespace(total)
     return {"chi2_seq": xp.expm1(2 * sequence_log_ratio(total)), "ppl_ratio": xp.exp(-total / tokens)}
 
 
 def sequence_log_ratio(total: Any) -> Any:
-    """A sequence's log-ratio from its summed skew: held inside +-`SEQUENCE_EXPONENT`."""
+    """A sequence's log-ratio: its summed skew, clipped to +-`SEQUENCE_EXPONENT`."""
     return total.clip(-SEQUENCE_EXPONENT, SEQUENCE_EXPONENT)
 
 
@@ -91,8 +92,8 @@ def sequence_log_ratio(total: Any) -> Any:
 def skew_metrics(trainer_logprobs: Array, engine_logprobs: Array, mask: Array) -> dict[str, float]:
     """Every skew metric of ``(N, T)`` logprobs (torch or numpy), computed in float64; keys as in ``SKEW_KEYS``.
 
-    Where torch is installed its sums are used for numpy arrays too, so that a number does not depend on where the
-    arrays come from; without torch the numbers are the same up to rounding.
+    Where torch is installed it also computes the sums of numpy arrays, so that tensors and arrays give the same
+    numbers. Without torch the numbers are the same up to rounding.
     """
     trainer, engine, sampled = (_common(x) for x in (trainer_logprobs, engine_logprobs, mask))
     return {name: float(value) for name, value in batched_skew_metrics(trainer, engine, sampled).items()}
@@ -105,7 +106,7 @@ def batched_skew_metrics(
     trainer_logprobs: NDArray[Any], engine_logprobs: NDArray[Any], mask: NDArray[Any]
 ) -> dict[str, Any]: ...
 def batched_skew_metrics(trainer_logprobs: Any, engine_logprobs: Any, mask: Any) -> dict[str, Any]:
-    """The same with leading axes: ``(..., N, T)`` to float64 ``(...)``; tensors give tensors, arrays give arrays."""
+    """`skew_metrics` with leading axes: ``(..., N, T)`` to float64 ``(...)``; tensors give tensors, arrays arrays."""
     xp = _namespace(trainer_logprobs)
     trainer, engine = _float64(trainer_logprobs), _float64(engine_logprobs)
     with _silent():
@@ -131,11 +132,11 @@ def batched_skew_metrics(trainer_logprobs: Any, engine_logprobs: Any, mask: Any)
 def resampled_skew_metrics(
     trainer_logprobs: Floats, engine_logprobs: Floats, *, sequence: Ints, group: Ints, weights: Floats
 ) -> dict[str, Floats]:
-    """The same of resampled sequences: groups of whole sequences, ``weights`` (replicates, groups) times each.
+    """The metrics of resampled sequences. Each replicate has every group of sequences ``weights`` times.
 
-    The logprobs are finite and, like ``sequence`` and ``group``, (rows,); sequences count from 0. Each metric is
-    (replicates,). All comes from sums per group, so that a replicate costs a product of small matrices and not another
-    pass over the tokens; spreads are of one pass too.
+    ``weights`` is (replicates, groups). The logprobs are finite and, like ``sequence`` (the sequence's index from 0)
+    and ``group``, of shape (rows,). Each metric is (replicates,). Everything is computed from sums per group, standard
+    deviations too, so that a replicate needs a product of small matrices and not another pass over the tokens.
     """
     d, groups = trainer_logprobs - engine_logprobs, weights.shape[1]
     total, length = np.bincount(sequence, weights=d), np.bincount(sequence)
@@ -176,7 +177,7 @@ _SUMMED = ("kl_k3", "mult_prob_error", "ratio_mean", "chi2_token")
 
 
 def count_nonfinite(trainer_logprobs: Array, engine_logprobs: Array, mask: Array) -> int:
-    """Sampled tokens left out of the metrics, because either logprob is NaN or infinite."""
+    """Number of sampled tokens that the metrics leave out because either logprob is NaN or infinite."""
     trainer, engine, sampled = (_common(x) for x in (trainer_logprobs, engine_logprobs, mask))
     xp = _namespace(trainer)
     return int(((sampled > 0) & ~(xp.isfinite(trainer) & xp.isfinite(engine))).sum())
@@ -222,7 +223,7 @@ def _namespace(values: Any) -> Any:
 
 
 def _common(values: Array) -> Any:
-    """What the metrics are computed on: a tensor where torch is installed, else an array."""
+    """The values as the metrics use them: a tensor where torch is installed, else an array."""
     if hasattr(values, "detach"):
         return values.detach()
     try:
@@ -237,7 +238,7 @@ def _float64(values: Any) -> Any:
 
 
 def _silent() -> np.errstate:
-    """numpy says nothing of 0/0 and of overflows: a metric with nothing to measure is NaN, as in torch."""
+    """Switches numpy's warnings of 0/0 and overflow off: a metric with nothing to measure is NaN, as in torch."""
     return np.errstate(over="ignore", invalid="ignore", divide="ignore")
 
 
@@ -252,7 +253,7 @@ def _mean(values: Any, counted: Any, axes: tuple[int, ...]) -> Any:
 
 
 def _effective_share(log_weights: Any, counted: Any, axes: tuple[int, ...]) -> Any:
-    """``1 / mean((w / mean w)^2)``; the weights' common factor is free, so the largest is 1 and nothing overflows."""
+    """``1 / mean((w / mean w)^2)``; the weights are scaled so that the largest is 1, so that nothing overflows."""
     xp = _namespace(log_weights)
     log_weights = xp.where(counted, log_weights, -xp.inf)
     weights = xp.exp(log_weights - xp.amax(log_weights, axis=axes, keepdims=True))
@@ -272,7 +273,7 @@ def _correlation(x: Any, y: Any, counted: Any) -> Any:
 
 
 def expected_skew_variance(probabilities: Array, token: int, sigma_z: float) -> float:
-    """``Var d = sigma_z^2 ((1 - p_a)^2 + sum_{v != a} p_v^2)`` for the sampled token a: improbable tokens are noisier."""
+    """``Var d = sigma_z^2 ((1 - p_a)^2 + sum_{v != a} p_v^2)`` for the sampled token a; largest for improbable ones."""
     p = _float64(_common(probabilities))
     return float(sigma_z**2 * ((1 - p[token]) ** 2 + (p**2).sum() - p[token] ** 2))
 
@@ -283,16 +284,16 @@ def expected_kl(sigma_d: float) -> float:
 
 
 def expected_ess_seq(sigma_d: float, tokens: float) -> float:
-    """``exp(-T sigma_d^2)``: effective share of sequences of T tokens."""
+    """``exp(-T sigma_d^2)``: effective sample size of sequences of T tokens, as a share of their number."""
     return float(np.exp(-tokens * sigma_d**2))
 
 
 def expected_kept(sigma_d: float, tokens: float, low: float, high: float) -> float:
     """Share of sequences whose geometric mean ratio lies inside [low, high].
 
-    Its log has mean ``-sigma_d^2 / 2`` and spread ``sigma_d / sqrt(T)``.
+    The ratio's log has mean ``-sigma_d^2 / 2`` and standard deviation ``sigma_d / sqrt(T)``.
     """
-    from scipy.special import ndtr  # here, not above: the trainer's start does not wait for scipy
+    from scipy.special import ndtr  # imported here, so that the trainer starts without scipy
 
     spread, mean = sigma_d / np.sqrt(tokens), -(sigma_d**2) / 2
     return float(ndtr((np.log(high) - mean) / spread) - ndtr((np.log(low) - mean) / spread))

@@ -1,9 +1,10 @@
-"""SkewProfile: what an engine's skew looks like, as a small JSON file with provenance and a checksum.
+"""SkewProfile: a description of an engine's skew, as a small JSON file with provenance and a checksum.
 
 A profile says where it comes from (engine, dtypes, model, tokens, settings), how large the skew is (every metric with a
-95 % interval over sequences), what it is like (per-logit scale and tail, what a sequence shares, bias, by probability)
-and whether the simple law of independent logit noise describes it. ``kind`` is *measured* on a real engine, *computed*
-by the simulated one, or *invented*. Sign: trainer minus engine, nats. `skewsim.engine.noise` injects profiles.
+95 % interval over sequences), how it is distributed (scale and tail of the noise per logit, noise shared by a sequence,
+bias, skew by probability), and how well the law of independent logit noise describes it. ``kind`` is *measured* on a
+real engine, *computed* by the simulated one, or *invented*. Sign: trainer minus engine, nats. `skewsim.engine.noise`
+injects profiles.
 
 The checksum is SHA-256 over the canonical JSON of everything else. A file that is missing, cut off, altered or from a
 later version is a `FileFormatError` of one line.
@@ -44,7 +45,7 @@ class _Part(BaseModel):
 
 
 class Estimate(_Part):
-    """A figure and its 95 % bootstrap interval; None where it does not exist."""
+    """A number and its 95 % bootstrap interval; None where it does not exist."""
 
     value: float | None
     low: float | None = None
@@ -58,7 +59,7 @@ class Estimate(_Part):
 
 
 class Provenance(BaseModel):
-    """Where the numbers come from; entries beyond the named ones are kept."""
+    """Where the numbers come from; further entries are allowed and kept."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
@@ -79,7 +80,7 @@ class Provenance(BaseModel):
 
     @classmethod
     def from_table(cls, table: TokenTable, given: Mapping[str, Any], *, tokens: int, sequences: int) -> Self:
-        """The table's own `meta`, overridden by what is given, with the counts that were really used."""
+        """The table's `meta`, overridden by the entries of `given`, with the counts of tokens and sequences used."""
         known = {key: value for key, value in table.meta.items() if key in cls.model_fields}
         today = datetime.now(UTC).date().isoformat()
         counts = {"tokens": tokens, "sequences": sequences}
@@ -98,25 +99,25 @@ class Fit(_Part):
     sigma_z: Estimate
     """Standard deviation of independent noise on each logit that gives the measured variance, nats."""
     sigma_z_floor: float
-    """Least sigma_z possible: lower than the estimate only where the law's second term was assumed."""
+    """Smallest possible sigma_z: lower than the estimate only if the law's second term was assumed to be 0."""
     rest: Literal["measured", "assumed spread thin"]
-    """How the probability of the tokens not sampled entered: from square_mass, or assumed spread thin."""
+    """Whether the law's second term (the tokens not sampled) was measured by square_mass or assumed to be 0."""
     df: Estimate
-    """Student-t degrees of freedom of the residuals; the smaller, the heavier the tail; 1000 is normal."""
+    """Student-t degrees of freedom of the residuals: a smaller number is a heavier tail, 1000 is normal."""
     sequence_std: Estimate
-    """Standard deviation of what all tokens of a sequence share, nats."""
+    """Standard deviation of the part of d that all tokens of a sequence share, nats."""
     sequence_correlation: Estimate
-    """Correlation of two tokens of one sequence, each in units of its bin's rms."""
+    """Correlation of the skew of two tokens of a sequence, each divided by its bin's rms."""
     bias: Estimate
-    """Mean skew, nats; an interval without 0 that -rms^2/2 does not explain is no noise."""
+    """Mean skew, nats. Noise alone gives -rms^2/2; if the interval excludes both that and 0, there is another cause."""
     rms: Estimate
     """Root mean square skew, nats."""
     left_out: int
-    """Rows without two finite log-probabilities."""
+    """Number of rows without two finite log-probabilities."""
     ks_distance: float | None
     """Kolmogorov-Smirnov distance of the residuals from the fitted Student-t: 0 perfect, above 0.05 a poor fit."""
     ks_pvalue: float | None
-    """Its p-value, too kind as the parameters were fitted; with many tokens small for the slightest deviation."""
+    """Its p-value: too large, as the parameters were fitted; with many tokens small even for slight deviations."""
     law_error: float | None
     """Largest relative deviation of a probability bin's rms from the law."""
 
@@ -134,7 +135,7 @@ class ProfileBin(_Part):
 
 
 class SkewProfile(_Part):
-    """A skew, measured, computed or invented, with everything needed to judge it and to inject it."""
+    """A measured, computed or invented skew, with everything needed to judge it and to inject it."""
 
     schema_version: int = SCHEMA_VERSION
     name: str = Field(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9_.+-]+$")
@@ -148,7 +149,7 @@ class SkewProfile(_Part):
     quantile_levels: list[float] = Field(min_length=2)
     """Levels of the quantiles below, from 0 to 1."""
     by_probability: list[ProfileBin] = Field(min_length=1)
-    """Skew by probability in fine bins, with quantiles dense enough to draw from."""
+    """Skew by probability in fine bins, each with the quantiles from which noise is drawn."""
 
     @model_validator(mode="after")
     def _drawable(self) -> Self:
@@ -172,11 +173,11 @@ class SkewProfile(_Part):
 
     @property
     def verdict(self) -> Verdict:
-        """How the rms compares with what is published for the same precision."""
+        """How the rms compares with the published rms of the same precision."""
         return judge(self)
 
     def describe(self) -> list[str]:
-        """The profile in a few lines: what, how large, which kind of skew, how it compares with published figures."""
+        """The profile in a few lines: its source, size and kind of skew, and how it compares with published figures."""
         where, fit = self.provenance, self.fit
         lines = [
             f"{self.name} ({self.kind}): {where.engine or '?'} {where.engine_version or ''} {where.dtype or '?'}, head "

@@ -1,8 +1,8 @@
 """Published figures of train-inference skew, with their public sources, and how a measured profile compares.
 
-A figure is of one model on one pair of programs, so only a factor tells anything: within `USUAL` of the published rms
-of the same precision a profile is *usual*, else *below* or *above*. Below is no fault: a small model, or a trainer
-in float32, differs less. Above asks for a cause.
+A published figure is of one model on one pair of programs, so only a large factor means something. A profile whose rms
+is within a factor of `USUAL` of the published rms of the same precision is *usual*, else *below* or *above*. Below is
+no fault: a small model, or a trainer in float32, differs less. Above needs a cause.
 
 Sources: AknA13/train-infer-mismatch (GitHub; Qwen3-1.7B, 771,300 tokens, vLLM against transformers at one dtype on both
 sides); ServiceNow/Fast-LLM pull request 525 (Qwen2.5-0.5B).
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from skewsim.skew.profile import SkewProfile
 
 USUAL = 2.0
-"""Factor on either side of a published rms within which a measured one is usual."""
+"""A measured rms is usual if it is at most this factor above or below the published one."""
 QWEN3, FAST_LLM = "AknA13/train-infer-mismatch", "ServiceNow/Fast-LLM PR #525"
 MEAN_ABS_BY_PROBABILITY = (0.1236, 0.1082, 0.0780, 0.0306, 0.0010)
 """Mean absolute skew of bfloat16 on both sides, nats, for p below .01, .1, .5, .9 and above (`QWEN3`)."""
@@ -44,12 +44,12 @@ FIGURES = (
     Published("float32", "fp32 on both sides, Qwen2.5-0.5B", FAST_LLM, 0.0022),
     Published("fp8 keys and values", "bf16 with fp8 KV, Qwen3-1.7B", QWEN3, 0.178),
 )
-"""The first of a precision is the one that a verdict names."""
+"""Published figures; a verdict names the first one of its precision."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """A profile beside the published figure of its precision; `published` is None where there is none."""
+    """A profile compared with the published figure of its precision; `published` is None if there is none."""
 
     precision: str
     rms: float | None
@@ -71,7 +71,7 @@ class Verdict:
 
 
 def precision_of(profile: SkewProfile) -> str:
-    """Which of the engine's precisions dominates its noise, in the words of `FIGURES`."""
+    """The precision that dominates the engine's noise, by its name in `FIGURES`."""
     where = profile.provenance
     asked = where.settings.get("asked", {})
     body, head = where.dtype or "an unknown dtype", where.head_dtype or where.dtype
@@ -83,7 +83,7 @@ def precision_of(profile: SkewProfile) -> str:
 
 
 def judge(profile: SkewProfile) -> Verdict:
-    """The profile's rms skew against the published one of the same precision."""
+    """Compare the profile's rms skew with the published one of the same precision."""
     precision, rms = precision_of(profile), profile.fit.rms.value
     row = next((figure for figure in FIGURES if figure.precision == precision), None)
     if row is None or rms is None:

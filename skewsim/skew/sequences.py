@@ -1,12 +1,12 @@
-"""Rollouts as whole sequences: JSON lines with one sequence a line, and the way from there to a TokenTable.
+"""Rollouts as whole sequences: JSON lines with one sequence per line, and their conversion to a TokenTable.
 
-A `TokenTable` holds tokens without their prompts; scoring a sequence again, under other weights or at another
-precision, needs the prompt too. This is the format that keeps it. Keys of a line: `prompt_token_ids`,
-`token_ids`, `engine_logprobs`, and, where known, `trainer_logprobs`, `weight_versions`, `mask` (1 where the
-token was sampled by the engine, 0 for a tool's answer), `prompt_id`, `temperature`, `top_p`, `top_k`, `min_p`, and
-`step`, `rank`, `replica`, `turn`, `pack_index`: a whole number for the sequence, or one for each of its tokens.
-A log-probability that is unknown or not finite is null. Every line says its `schema_version`; one that does not is of
-version 1, so that other programs may write the format by hand.
+A `TokenTable` holds tokens without their prompts. Scoring a sequence again, under other weights or at another
+precision, also needs the prompt, which this format keeps. Keys of a line: `prompt_token_ids`, `token_ids`,
+`engine_logprobs`, and, where known, `trainer_logprobs`, `weight_versions`, `mask` (1 where the token was sampled by the
+engine, 0 for a tool's answer), `prompt_id`, `temperature`, `top_p`, `top_k`, `min_p`, and `step`, `rank`, `replica`,
+`turn`, `pack_index`: a whole number for the sequence, or one for each of its tokens. A log-probability that is unknown
+or not finite is null. Every line has its `schema_version`; a line without one is read as version 1, so that other
+programs can write the format easily.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ SETTINGS = ("temperature", "top_p", "top_k", "min_p")
 
 @dataclass(frozen=True, eq=False)
 class SequenceRecord:
-    """One rollout. Arrays are 1-D and, but for the prompt, of one length; ValueError if they are not."""
+    """One rollout. Arrays are 1-D and, except the prompt, of equal length; raises ValueError if they are not."""
 
     tokens: Column
     engine_logprobs: Column
@@ -42,7 +42,7 @@ class SequenceRecord:
     """True where the engine sampled the token; None: everywhere."""
     prompt_tokens: Column | None = None
     prompt_key: Hashable | None = None
-    """What tells prompts apart when their tokens are not known."""
+    """Identifies the prompt if its tokens are not known."""
     settings: Mapping[str, float] = field(default_factory=dict)
     """temperature, top_p, top_k, min_p of the request."""
     places: Mapping[str, int | Column] = field(default_factory=dict)
@@ -56,7 +56,7 @@ class SequenceRecord:
                 if array.ndim != 1 or (name != "prompt_tokens" and len(array) != len(self.tokens)):
                     raise ValueError(f"{name} has shape {array.shape}, but there are {len(self.tokens)} tokens")
                 object.__setattr__(self, name, array)
-        hash(self.prompt_key)  # TypeError: a list tells no prompts apart
+        hash(self.prompt_key)  # TypeError if it cannot be a key, such as a list
         object.__setattr__(self, "places", {name: self._place(name, value) for name, value in self.places.items()})
 
     def _place(self, name: str, value: Any) -> int | Column:
@@ -74,7 +74,7 @@ class SequenceRecord:
 
     @property
     def key(self) -> Hashable:
-        """Equal for sequences of one prompt; None where that cannot be known."""
+        """Equal for sequences of one prompt; None if the prompt is not known."""
         if self.prompt_key is None and self.prompt_tokens is not None:
             return self.prompt_tokens.tobytes()
         return self.prompt_key
@@ -98,7 +98,7 @@ class SequenceRecord:
 
 
 def _array(name: str, value: Any, dtype: Any) -> Column:
-    """A list as an array of numbers; null is NaN in a column of floats. ValueError for text, and for parts of a token."""
+    """A list as an array of numbers; null is NaN in a column of floats. ValueError for text and fractional ids."""
     given = np.asarray(value)
     if given.dtype.kind in "USM" or (dtype is np.int64 and given.dtype.kind == "f" and np.any(given != np.rint(given))):
         raise ValueError(
@@ -119,7 +119,7 @@ _TYPES: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class SequenceLog:
-    """Rollouts in order, with provenance."""
+    """Rollouts in their order, with provenance."""
 
     records: tuple[SequenceRecord, ...]
     meta: dict[str, Any] = field(default_factory=dict)
@@ -134,7 +134,7 @@ class SequenceLog:
 
 
 def build_table(records: Iterable[SequenceRecord], *, meta: Mapping[str, Any] | None = None) -> TokenTable:
-    """A row for every sampled token; consumes the records one by one. Settings on which all agree go to `meta`."""
+    """A table with a row for every sampled token; reads the records one by one. Settings common to all go to `meta`."""
     parts: dict[str, list[Column]] = {
         name: [] for name in ("sequence", "position", "token", *_FLOATS, "weight_version", "prompt", *PLACES)
     }
@@ -170,7 +170,7 @@ _FLOATS = ("engine_logprob", "trainer_logprob")
 
 
 def parse_record(row: Mapping[str, Any]) -> SequenceRecord:
-    """One line of the format. KeyError, TypeError or ValueError says what is wrong."""
+    """The record of one parsed line. Raises KeyError, TypeError or ValueError that says what is wrong."""
     if "token_ids" not in row or "engine_logprobs" not in row:
         raise KeyError("token_ids and engine_logprobs are needed")
     return SequenceRecord(

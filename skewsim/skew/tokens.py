@@ -1,11 +1,11 @@
 """TokenTable: one row per sampled token, as numpy columns, on disk as .npz or .parquet.
 
-The table is what a measurement leaves behind: which token of which sequence was sampled, what the engine and
-the trainer each say its log-probability is, and under which weights it was drawn. Everything else (profiles,
-diagnoses, figures) is computed from it. Sign: ``skew = trainer_logprob - engine_logprob``.
+The table is the result of a measurement: which token of which sequence was sampled, its log-probability by the engine
+and by the trainer, and the version of the weights that sampled it. Profiles, diagnoses and figures are computed from
+it. Sign: ``skew = trainer_logprob - engine_logprob``.
 
-Files carry a schema version and are read without pickle; one that is missing, cut off, foreign or from a later
-version is a `FileFormatError` of one line.
+Files have a schema version and are read without pickle. A file that is missing, cut off, of another format or of a
+later version raises `FileFormatError` with one line.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ TYPE_OF_COLUMN: dict[str, type[np.generic]] = {
     "pack_index": np.int64,
 }
 PLACES = ("step", "rank", "replica", "turn", "pack_index")
-"""Where in a run a token comes from."""
+"""Columns that say where in a run a token comes from."""
 OPTIONAL = ("sampler_logprob", "kept_mass", "prompt", "square_mass", *PLACES)
 
 Column = npt.NDArray[Any]
@@ -55,10 +55,10 @@ Column = npt.NDArray[Any]
 
 @dataclass(frozen=True, eq=False)
 class TokenTable:
-    """One row per sampled token; every column is a 1-D array of one length, log-probabilities in nats.
+    """One row per sampled token; all columns are 1-D arrays of equal length, log-probabilities in nats.
 
-    Unknown values are NaN (float columns) or -1 (integer columns); an optional column nobody filled is None.
-    Rows need no order. `meta` is provenance as plain JSON: engine, version, dtype, model, temperature, ...
+    Unknown values are NaN (float columns) or -1 (integer columns); an optional column without any value is None.
+    Rows may have any order. `meta` is provenance as plain JSON: engine, version, dtype, model, temperature, ...
     """
 
     sequence: Column
@@ -68,21 +68,21 @@ class TokenTable:
     token: Column
     """The sampled token's id."""
     engine_logprob: Column
-    """What the engine reported for it."""
+    """Log-probability that the engine reported for it."""
     trainer_logprob: Column
-    """What the trainer computes for it."""
+    """Log-probability that the trainer computes for it."""
     weight_version: Column
     """Version of the weights that sampled it; -1: unknown."""
     meta: dict[str, Any] = field(default_factory=dict)
     """Provenance, plain JSON."""
     sampler_logprob: Column | None = None
-    """True log-probability under the distribution that was sampled from, where the engine can know it."""
+    """True log-probability under the distribution that was sampled from, if the engine tells it."""
     kept_mass: Column | None = None
     """Probability mass kept by top-p, top-k and min-p."""
     prompt: Column | None = None
     """Id of the sequence's prompt; responses of one group have one id."""
     square_mass: Column | None = None
-    """Sum over the vocabulary of the trainer's squared probabilities at this position (the logit-noise law needs it)."""
+    """Sum over the vocabulary of the trainer's squared probabilities at this position, for the logit-noise law."""
     step: Column | None = None
     """The training step that used the token."""
     rank: Column | None = None
@@ -134,10 +134,10 @@ class TokenTable:
 
     @classmethod
     def concat(cls, tables: Sequence[TokenTable], *, renumber: bool = False) -> TokenTable:
-        """The rows of several tables. `renumber` gives every table's sequences ids of their own.
+        """The rows of several tables. With `renumber`, sequences of different tables get different ids.
 
-        An optional column that only some have is filled with "unknown"; entries of `meta` on which the tables
-        disagree are listed under ``meta["mixed"]``.
+        An optional column that only some tables have is filled with the value for unknown in the others. Entries of
+        `meta` that are not equal in all tables are listed under ``meta["mixed"]``.
         """
         if not tables:
             return cls.empty()
@@ -292,7 +292,7 @@ def _write_parquet(table: TokenTable, handle: BinaryIO) -> None:
 def _read_parquet(path: Path) -> tuple[Any, dict[str, Column]]:
     import pyarrow.parquet
 
-    # from memory: a table from a half-written file must not keep a map of it open
+    # read into memory first, so that the table does not keep the file mapped
     arrow = pyarrow.parquet.read_table(io.BytesIO(path.read_bytes()))
     raw = (arrow.schema.metadata or {}).get(FORMAT.encode())
     if raw is None:

@@ -1,4 +1,4 @@
-"""No module imports itself by a detour: not within a room, and imports inside functions and for type checking count too."""
+"""No import cycles between modules, also counting imports inside functions and for type checking."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the pages under docs/ say of the code is so."""
+"""What the pages under docs/ say about the code is true."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ def test_the_architecture_lists_every_room_and_no_other() -> None:
 
 
 def _has_code(path: Path) -> bool:
-    """Not a package's face that only has a docstring."""
+    """False for a package's ``__init__.py`` that has only a docstring."""
     return path.name != "__init__.py" or len(path.read_text().strip().splitlines()) > 3
 
 

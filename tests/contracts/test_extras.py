@@ -1,4 +1,4 @@
-"""What is not installed is one line with the command that installs it, and every package is in the right list."""
+"""A missing package gives one line with the command that installs it, and every package is in the right extra."""
 
 from __future__ import annotations
 

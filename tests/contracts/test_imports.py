@@ -1,7 +1,7 @@
-"""What each part loads when it is imported, seen from fresh interpreters.
+"""Which modules each part loads when it is imported, in fresh interpreters.
 
-What is loaded stays loaded. So one interpreter runs many pieces of code, the lightest first, and says after each what is
-loaded by then: a claim that something is *not* loaded after the last holds for all of them.
+Loaded modules stay loaded. So one interpreter runs many pieces of code, the lightest first, and reports after each
+which modules are loaded: a module that is *not* loaded after the last piece was loaded by none of them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ START = {
     **{f"skewsim {' '.join(words)}": f"main({words})" for words in (["--help"], ["--version"], [])},
     "tui.launch": "import tui.launch",
 }
-"""What has to be there at once."""
+"""What has to load fast, without torch."""
 
 MODULES = (
     *("catalogue", "settings", "scenarios", "share", "errors", "cli.main", "skew.tokens", "skew.metrics", "records"),
@@ -69,13 +69,13 @@ def loaded(pieces: dict[str, str]) -> dict[str, set[str]]:
 
 @pytest.fixture(scope="module")
 def light() -> dict[str, set[str]]:
-    """After each thing that must not load torch."""
+    """The modules loaded after each piece of code that must not load torch."""
     return loaded(START | WITHOUT_TORCH)
 
 
 @pytest.fixture(scope="module")
 def simulator() -> dict[str, set[str]]:
-    """After each thing that loads torch."""
+    """The modules loaded after each piece of code that loads torch."""
     return loaded(FIRST_STEP | SIMULATOR)
 
 

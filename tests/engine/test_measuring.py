@@ -1,4 +1,4 @@
-"""Measuring on real engines: the legs add up and sit where each engine's rounding does; a replay of given tokens is exact."""
+"""Measuring on real engines: the legs add up and show where each engine rounds; a replay of given tokens is exact."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """A real vLLM engine runs the same scenario: its logprobs, updates and modes against the trainer's side.
 
-Oracles: transformers' own forward pass, the simulator's, and, for an update in mid-sequence, the exact mixture (keys and
-values made under the old weights, continued under the new ones) replayed with transformers' `DynamicCache`.
+Oracles: transformers' own forward pass, the simulator's, and, for an update in mid-sequence, the exact mixture (keys
+and values made under the old weights, continued under the new ones) replayed with transformers' `DynamicCache`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""A server without an engine: it answers as vLLM's does, or misbehaves as it is told. Loopback only.
+"""A server without an engine that answers as vLLM's does, or with the fault that a test sets. Loopback only.
 
-Its tokens and log-probabilities are functions of prompt, seed, temperature and the weights' folder, so that what a
-client makes of them can be foretold.
+Its tokens and log-probabilities are functions of prompt, seed, temperature and the weights' folder, so that a test can
+compute what a client must make of them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Manner:
     """How the server behaves."""
 
     how: str = "well"
-    """Of completions: well, or a fault."""
+    """How it answers requests for completions: "well", or the name of a fault."""
     good: int = 0
     """Requests that are answered well before the fault."""
     stream: bool = True
@@ -67,7 +67,7 @@ class Server(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_address[1]}/v1"
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that went away is no news."""
+        """Print nothing when a client has closed the connection."""
 
     def stop(self) -> None:
         self.stopping.set()

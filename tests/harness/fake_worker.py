@@ -1,4 +1,4 @@
-"""A worker without an engine: it answers as the real one does, or misbehaves as the environment variable FAKE says."""
+"""A worker without an engine: it answers as the real one does, or with the fault that the variable FAKE names."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def generate(message: dict[str, object], how: str) -> None:
 
 
 def logprob(token: int, path: str) -> float:
-    """A function of the token, the batch and the path, so that what is made of it can be foretold."""
+    """A function of the token, the batch and the path, so that a test can compute the expected result."""
     batch = ARGUMENTS.get("max_num_seqs", 0)
     dtype = 0.01 if ARGUMENTS.get("dtype") == "bfloat16" else 0.0
     return -1.0 - 0.01 * token - dtype - (0.002 * (batch == 1) + 0.02 if path == "decode" else 0.0)

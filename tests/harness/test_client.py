@@ -1,4 +1,4 @@
-"""A worker that dies, hangs or babbles is one clear error; the rows received are kept and no process is left."""
+"""A worker that dies, hangs or sends nonsense gives one clear error; rows are kept and no process is left."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FAKE = Path(__file__).with_name("fake_worker.py")
 
 
 def start(**limits: float) -> WorkerClient:
-    """A worker that is ready; of its limits those given are short, so that on a busy machine no other comes first."""
+    """A worker that is ready. Only the limits given are short, so that no other limit ends it on a busy machine."""
     client = WorkerClient([sys.executable, "-u", str(FAKE)], limits=Limits(**limits))
     client.call("init")
     return client

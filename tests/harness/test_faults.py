@@ -1,7 +1,7 @@
-"""Whatever breaks in a measurement is one line within ten seconds; its rows are kept, it can be resumed, no process is left.
+"""A fault during a measurement gives one line within ten seconds, keeps the rows, can be resumed, leaves no process.
 
-Ten seconds is a claim about the limits that nobody set, and is checked on them. Here they are shorter, and the line says
-which of them has ended the wait.
+That it takes at most ten seconds is checked on the default limits themselves. The tests here set shorter limits, and
+check by the line which limit ended the wait.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ LIMITS = Limits(silence_s=1.5, idle_s=1.0)
 
 
 def children() -> set[int]:
-    """Processes of this one that are alive."""
+    """This process's children that are alive."""
     found = set[int]()
     for folder in Path("/proc").glob("[0-9]*"):
         try:

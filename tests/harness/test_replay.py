@@ -56,7 +56,7 @@ def run(fake_root: Path, tiny_model: Path, sequences: Path) -> Callable[..., Any
 
 
 def foretold(*, bf16: bool = False, decode: bool = False, batch: int = 3) -> np.ndarray:
-    """What the fake worker says of the tokens, written down once more."""
+    """The fake worker's log-probabilities of the tokens, computed independently."""
     return -1 - 0.01 * TOKENS - 0.01 * bf16 - (0.02 + 0.002 * (batch == 1)) * decode
 
 

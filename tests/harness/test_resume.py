@@ -1,4 +1,4 @@
-"""Whatever interrupts a measurement, `--resume` ends with the table of an undisturbed one and asks for nothing twice."""
+"""After any interruption `--resume` ends with the same table as an uninterrupted run, and asks for nothing twice."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def run(fake_root: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.M
 
 
 def same(one: TokenTable, other: TokenTable) -> None:
-    """Equal in all that the engine says; the trainer's batches differ, and so do its last digits."""
+    """Assert that all of the engine's columns are equal; the trainer's batches differ, and so do its last digits."""
     assert one.columns().keys() == other.columns().keys()
     for name, column in one.columns().items():
         if name in ("trainer_logprob", "square_mass"):

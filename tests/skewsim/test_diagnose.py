@@ -1,7 +1,8 @@
 """Diagnosis: each cause is named from its own mechanism, healthy data is left alone, and what cannot be told is said.
 
 The signatures are checked on a language model made of random logits, in float64 and without the simulator, so that the
-rules are not tested on the machine they were written on. Rescoring is checked on a policy saved as a Hugging Face folder.
+rules are not tested on the simulator that they were developed with. Rescoring is checked on a policy saved as a Hugging
+Face folder.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ PROMPTS, GROUP, LENGTH, VOCAB = 24, 8, 12, 60
 
 @dataclass(frozen=True)
 class World:
-    """Logits of every position of every sequence, equal for all sequences of a prompt: equal contexts, equal distributions."""
+    """Logits of every position of every sequence, equal for all sequences of a prompt, as their contexts are equal."""
 
     logits: np.ndarray
     rng: np.random.Generator
@@ -416,7 +417,7 @@ class Table:
 
 
 def test_what_looks_like_a_shift_is_not_called_one_where_older_weights_explain_it() -> None:
-    """In every tenth sequence the older weights happen to give each token the probability that the newer give the next."""
+    """In every tenth sequence the older weights give each token the probability that the newer give the next token."""
     world = World.make(0)
     new, tokens = world.logits, world.sample(log_softmax(world.logits))
     old = world.moved(0.3)

@@ -278,7 +278,7 @@ def test_at_fixed_weights_a_prefix_cache_changes_nothing() -> None:
 
 @pytest.mark.parametrize(("target", "low", "high"), [("sampled", 0.98, 1.02), ("reported", 1.06, 1.3)])
 def test_importance_weights_average_to_one_only_if_the_noise_was_sampled_from(target, low: float, high: float) -> None:
-    """The central lesson: E[exp(d)] = 1 for a truthful engine; a wrong report breaks it, and no weight repairs it."""
+    """E[exp(d)] = 1 for a truthful engine. With a wrong report it is not, and no importance weight corrects that."""
     task = TaskSettings(response_length=16, pool_size=128)
     skew = SkewSettings(noise="normal", scale=0.4, target=target)
     rollouts = _rollout(_request(task), task=task, skew=skew)

@@ -1,4 +1,4 @@
-"""From a step to its tokens: a look says what the step's record says, and is ready for a diagnosis and for a profile."""
+"""A `Look` agrees with its step's record, and can be diagnosed and fitted to a profile."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ def test_float32_engine_and_trainer_agree_to_1e_5() -> None:
 def test_an_injected_profile_reproduces_the_measured_skew_within_its_bootstrap_interval(
     label: str, target: str, slack: float
 ) -> None:
-    """Sampled, the disturbed numbers must sum to one, and the calibration is first order: 10 % are granted on top."""
+    """Where sampled, the noisy probabilities must sum to one, and the calibration is first order: 10 % are allowed."""
     measured = load_profile(f"{ENGINE}-{label}")
     skew = {"skew.noise": "profile", "skew.profile": f"{ENGINE}-{label}", "skew.target": target}
     injected = _simulated(skew, generations=96)

@@ -1,4 +1,4 @@
-"""Injected skew: the size and shape asked for, truthful where sampled, and what a profile measured where drawn from one."""
+"""Injected skew has the size and shape that were set, is truthful where sampled, and reproduces a measured profile."""
 
 import numpy as np
 import pytest
@@ -67,7 +67,7 @@ def measured(request) -> SkewProfile:
 
 
 def injected(profile: SkewProfile, *, target: str, multiplier: float = 1.0, repeats: int = 1) -> SkewProfile:
-    """What is measured again once the profile is injected into an exact engine of the same policy."""
+    """The profile measured after this one is injected into an engine without other skew, of the same policy."""
     asked = SkewSettings(noise="profile", profile="m", target=target, multiplier=multiplier)
     clean = policy(400, 30, seed=1).repeat(repeats, 1, 1)
     engine = disturbed(NoiseModel(asked, VOCAB, profile), clean)

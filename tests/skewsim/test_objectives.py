@@ -20,7 +20,7 @@ from . import oracles
 
 torch.set_num_threads(1)
 SEEDS = range(5)
-NAMES = [name for name in OBJECTIVES if name != "rloo/clipped"]  # which has no epsilon by default: tested against TRL
+NAMES = [name for name in OBJECTIVES if name != "rloo/clipped"]  # has no epsilon by default; tested against TRL
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def loss_inputs(p, **replaced):
 
 
 def rows(inputs, chosen):
-    """The same of some sequences, or in another order."""
+    """The inputs of some of the sequences, or of all in another order."""
     return LossInputs(**{name: None if value is None else value[chosen] for name, value in vars(inputs).items()})
 
 

@@ -39,7 +39,7 @@ def open_folder(path: Path, scenario: Scenario = SMALL, *, resume: bool = False)
 def go(
     path: Path, scenario: Scenario = SMALL, *, resume: bool = False, stop_after: int | None = None, every: int = 1
 ) -> None:
-    """Record a run, from its checkpoint on if it is resumed; ``stop_after`` steps, stop as a kill would."""
+    """Record a run, from its checkpoint on if it is resumed; after ``stop_after`` steps stop as if killed."""
     folder = open_folder(path, scenario, resume=resume)
     trainer = Trainer(scenario, seeds=SEEDS, state=folder.load_state())
     for count, _ in enumerate(record(trainer, folder, steps=scenario.steps, checkpoint_every=every), start=1):

@@ -1,4 +1,4 @@
-"""The ladder on engines that are open one at a time is the ladder side by side; its simulation is compared in numbers."""
+"""A ladder on engines opened one at a time equals the ladder trained side by side; its distance to a simulation."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def test_the_command_runs_a_real_engine_beside_its_prediction(
         return choose if target == cli.CHOOSE_ENGINE else resolve(target)
 
     def choose(name: str) -> Any:
-        """The real choice, but for what opens."""
+        """The real `EngineChoice`, except that it opens a simulated engine."""
         real = resolve(cli.CHOOSE_ENGINE)(name)
 
         def make(*, progress: Any) -> Engine:

@@ -43,7 +43,7 @@ def test_members_that_differ_in_nothing_coincide_bit_for_bit() -> None:
 
 
 def test_a_members_curve_alone_equals_its_curve_among_others_to_1e_4() -> None:
-    """Bitwise where the BLAS picks the same kernel for one matrix as for many, as on the machines tried; not promised."""
+    """Equal bit for bit where the BLAS uses the same kernel for one matrix as for many, which it does not promise."""
     alone = _run(_scenario(), seeds=(8,))
     among = [r for r in _run(_scenario(), seeds=(3, 8, 5)) if r.seed == 8]
     for a, b in zip(alone, among, strict=True):
@@ -64,7 +64,7 @@ def test_scenarios_side_by_side_do_not_touch_each_other() -> None:
 
 
 def test_two_scenarios_coincide_until_the_setting_that_differs_acts() -> None:
-    """With lag, the first rollout has no other weights to be stale against: only later steps can differ."""
+    """At the first rollout there are no older weights yet, so a lag can only change later steps."""
     near, far = _run(_scenario(engine__lag=1)), _run(_scenario(engine__lag=4, engine__mode="wait"))
     assert _numbers(near)[0] == _numbers(far)[0]
     assert _numbers(near)[3] != _numbers(far)[3]

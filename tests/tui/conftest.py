@@ -31,7 +31,7 @@ class Stage:
         self.app, self.pilot, self.lab = app, pilot, app.lab
 
     async def advance(self, steps: int) -> None:
-        """Exactly so many steps of every curve."""
+        """Train exactly this many steps of every curve."""
         target = self.lab.step + steps
         for _ in range(steps):
             self.lab.driver.step()
@@ -42,7 +42,7 @@ class Stage:
         await self.settle()
 
     async def leave(self) -> None:
-        """Back to Explore, out of whatever is open."""
+        """Close all that is open and go back to Explore."""
         async with asyncio.timeout(120):
             while self.app.screen is not self.app.explore:
                 await self.press("escape")
@@ -98,12 +98,12 @@ def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StageMaker:
 
 
 def check_picture(name: str, svg: str) -> None:
-    """The same for a picture; the terminal's fonts are named in it by address, which is not what it looks like."""
+    """Compare a picture with the stored one; SKEWSIM_UPDATE_GOLDENS=1 stores it instead."""
     _check(GOLDENS / f"{name}.svg", svg)
 
 
 def check_golden(name: str, text: str) -> None:
-    """Compare with the stored screen; SKEWSIM_UPDATE_GOLDENS=1 stores it instead. A line of code has no number there."""
+    """Compare with the stored screen, without line numbers of code; SKEWSIM_UPDATE_GOLDENS=1 stores it instead."""
     _check(GOLDENS / f"{name}.txt", re.sub(r"\.py:\d+", ".py:N", text))
 
 

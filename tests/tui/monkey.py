@@ -1,4 +1,4 @@
-"""A monkey at the keyboard and the mouse: random keys, clicks, drags, wheels and resizes, then a clean way out."""
+"""Random keys, clicks, drags, wheel turns and resizes, and a clean end."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _SIZES = ((80, 24), (120, 40), (200, 50), (60, 18), (40, 10), (100, 30))
 
 
 def bother(terminal: Terminal, rng: random.Random, *, keys: int, pause: float = 0.01) -> int:
-    """So many random events; at the end everything is closed and q is pressed. How many there were: a click may quit."""
+    """Send random events, then close everything and press q. Returns how many were sent: a click may quit earlier."""
     done = 0
     with contextlib.suppress(OSError):  # it has ended
         while done < keys and not terminal.closed:

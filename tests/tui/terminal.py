@@ -20,7 +20,7 @@ TUI = (sys.executable, "-m", "skewsim.cli", "tui")
 
 
 class Terminal:
-    """`with Terminal(command, home=...) as t:`; what was written so far is in `t.output`, and `t.closed` once it has ended."""
+    """`with Terminal(command, home=...) as t:` runs it; `t.output` is its output so far, `t.closed` if it has ended."""
 
     def __init__(self, command: tuple[str, ...], *, home: Path, size: tuple[int, int] = (80, 24)) -> None:
         self.output = b""
@@ -60,7 +60,7 @@ class Terminal:
         os.write(self._fd, text.encode())
 
     def pump(self, seconds: float) -> None:
-        """Take in what the program writes for so long, or until it ends."""
+        """Read what the program writes for this many seconds, or until it ends."""
         end = time.monotonic() + seconds
         while (left := end - time.monotonic()) > 0 and self._read(left):
             pass
@@ -99,7 +99,7 @@ class Terminal:
             assert time.monotonic() < end, "the program does not end"
 
     def kill(self) -> None:
-        """SIGKILL, as a machine that goes down."""
+        """End the program with SIGKILL, as if the machine had failed."""
         os.kill(self.pid, signal.SIGKILL)
         os.waitpid(self.pid, 0)
         self._status = -signal.SIGKILL

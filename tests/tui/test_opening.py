@@ -1,7 +1,7 @@
-"""What the first screen shows, on fresh runs: a fall that the fixes take back, soon or late.
+"""The first screen's claims on fresh runs: the reward falls, and comes back after the fixes, whether early or late.
 
-Daily on three seeds and half of the steps, where means are claimed and a late mending is seen in the skew alone: the
-reward needs longer. The slow tests claim the whole.
+The daily tests use three seeds and half of the steps. They check means over the seeds, and after late fixes only the
+skew, because the reward needs longer to come back. The slow tests check every claim in full.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def test_mended_soon_it_comes_back_in_every_seed(runs: Runs) -> None:
 
 
 def test_mended_late_it_comes_back_in_most_seeds(runs: Runs) -> None:
-    """Which one is lost depends on the kernels of the processor (docs/findings.md). Daily: it has begun to come back."""
+    """Which seed fails depends on the processor's kernels (docs/findings.md). Daily: the return has begun."""
     v1, mended, reference = (runs.final(name) for name in ("v1", f"mended at {LATE}", "reference"))
     if runs.whole:
         assert (mended > v1).sum() >= 3

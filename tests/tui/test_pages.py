@@ -430,7 +430,7 @@ def test_causes_are_listed_in_the_order_to_mend_them_with_what_is_left() -> None
 @pytest.mark.parametrize("keys", ["i", "r tab", "x enter"])
 @on_stage
 async def test_what_is_typed_is_no_markup(stage: StageMaker, keys: str) -> None:
-    """Brackets in a wrong answer came back in its error, as a tag that nobody had opened."""
+    """Brackets in a wrong answer were once read as a markup tag in the error that quotes it."""
     async with stage(steps=1) as s:
         await s.press(*keys.split(), "left_square_bracket", "slash", "b", "right_square_bracket", "enter")
         assert "[/b]" in s.text()
@@ -453,7 +453,7 @@ async def test_a_run_folder_may_have_any_name(
 @pytest.mark.parametrize("key", ["t", "f", "d"])
 @on_stage
 async def test_a_snapshot_that_goes_away_while_it_is_drawn_harms_nothing(stage: StageMaker, key: str) -> None:
-    """A reset takes it away, from the driver's thread: every second look finds none."""
+    """A reset deletes it in the driver's thread: here every second access finds none."""
 
     class Flickering(Watch):
         looks = 0

@@ -43,21 +43,21 @@ def shared_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trainin
 
 @pytest.fixture
 def process(shared_process: TrainingProcess) -> TrainingProcess:
-    """For runs that leave the process as it is."""
+    """The shared process, for tests that leave it as it is."""
     shared_process.watch.wanted, shared_process.watch.latest = False, None
     return shared_process
 
 
 @pytest.fixture
 def own_process(tmp_path: Path) -> Iterator[TrainingProcess]:
-    """For what ends the process, or looks at how it starts and at the folder it writes to."""
+    """A process of its own, for tests that end it or check its start or its folder."""
     process = TrainingProcess(tmp_path / "out")
     yield process
     process.stop()
 
 
 def numbers(records: list[StepRecord]) -> list[object]:
-    """All that a record says but the time it took."""
+    """Everything in the records except the time they took."""
     return [(r.step, r.seed, r.events, r.sources, {**r.metrics, "time/step_s": None}) for r in records]
 
 
@@ -156,7 +156,7 @@ def test_a_step_that_nobody_has_looked_at_cannot_be_diagnosed(process: TrainingP
 
 
 def test_a_step_is_diagnosed_by_the_weights_of_then_however_long_ago(process: TrainingProcess) -> None:
-    """Weights that the engine was left with when its lag was raised, and more steps than are kept since."""
+    """The engine still has its weights from before the lag was raised, more steps ago than weights are kept."""
     run = process.train(MENDED, (0,))
     for _ in range(20):
         next(run)
@@ -290,7 +290,7 @@ def test_a_step_under_way_does_not_keep_it_alive_when_the_app_is_gone() -> None:
 
 
 def test_it_is_stopped_in_the_middle_of_a_step_without_waiting_for_it() -> None:
-    """Who waited for this one would wait for longer than a test may take."""
+    """The step takes longer than a test may, so that waiting for it would fail."""
     slow = TrainingProcess(command=(sys.executable, "-c", "import time; time.sleep(3600)"))
     child = slow.start()
     slow.stop()

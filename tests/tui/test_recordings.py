@@ -65,7 +65,7 @@ def test_nothing_is_recorded_that_nobody_shows() -> None:
 
 
 def test_a_fresh_run_agrees_with_the_recording_within_what_processors_differ_by() -> None:
-    """Sampled tokens may part on another processor, and then everything does: so only the first steps, and not to the bit."""
+    """On another processor a token may differ, and then all numbers: so only the first steps, and not bit for bit."""
     for scenario in opening_show().scenarios[:2]:
         fresh = [records[0] for records in islice(train(scenario), 4)]
         for record, recorded in zip(fresh, shipped().run(scenario).records(scenario.name, 4), strict=True):

@@ -1,4 +1,4 @@
-"""The app on a stage where importing torch fails, as where it is not installed: a word for each thing that has worked."""
+"""Runs the app where importing torch fails, as if it were not installed, and prints a word for all that works."""
 
 from __future__ import annotations
 
