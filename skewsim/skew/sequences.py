@@ -3,7 +3,8 @@
 A `TokenTable` holds tokens without their prompts; scoring a sequence again, under other weights or at another
 precision, needs the prompt too. This is the format that keeps it. Keys of a line: `prompt_token_ids`,
 `token_ids`, `engine_logprobs`, and, where known, `trainer_logprobs`, `weight_versions`, `mask` (1 where the
-token was sampled by the engine, 0 for a tool's answer), `prompt_id`, `temperature`, `top_p`, `top_k`, `min_p`.
+token was sampled by the engine, 0 for a tool's answer), `prompt_id`, `temperature`, `top_p`, `top_k`, `min_p`, and
+`step`, `rank`, `replica`, `turn`, `pack_index`: a whole number for the sequence, or one for each of its tokens.
 A log-probability that is unknown or not finite is null.
 """
 
@@ -21,7 +22,7 @@ import numpy.typing as npt
 
 from skewsim.errors import FileFormatError
 from skewsim.files import atomic_writer
-from skewsim.skew.tokens import TokenTable
+from skewsim.skew.tokens import PLACES, TokenTable
 
 Column = npt.NDArray[Any]
 SETTINGS = ("temperature", "top_p", "top_k", "min_p")
@@ -42,6 +43,8 @@ class SequenceRecord:
     """What tells prompts apart when their tokens are not known."""
     settings: Mapping[str, float] = field(default_factory=dict)
     """temperature, top_p, top_k, min_p of the request."""
+    places: Mapping[str, int | Column] = field(default_factory=dict)
+    """Any of `tokens.PLACES`: a whole number for the sequence, or one for each token."""
 
     def __post_init__(self) -> None:
         for name, dtype in _TYPES.items():
@@ -51,6 +54,15 @@ class SequenceRecord:
                 if array.ndim != 1 or (name != "prompt_tokens" and len(array) != len(self.tokens)):
                     raise ValueError(f"{name} has shape {array.shape}, but there are {len(self.tokens)} tokens")
                 object.__setattr__(self, name, array)
+        object.__setattr__(self, "places", {name: self._place(name, value) for name, value in self.places.items()})
+
+    def _place(self, name: str, value: Any) -> int | Column:
+        if name not in PLACES:
+            raise ValueError(f"{name} is no place; allowed: {', '.join(PLACES)}")
+        array = np.asarray(value)
+        if array.dtype.kind not in "iu" or array.shape not in ((), (len(self.tokens),)):
+            raise ValueError(f"{name} is neither a whole number nor one for each of the {len(self.tokens)} tokens")
+        return array if array.ndim else int(array)
 
     @property
     def sampled(self) -> Column:
@@ -75,7 +87,10 @@ class SequenceRecord:
             line["weight_versions"] = self.weight_versions.tolist()
         if self.mask is not None:
             line["mask"] = self.mask.astype(int).tolist()
-        return line | dict(self.settings)
+        if isinstance(self.prompt_key, str | int):
+            line["prompt_id"] = self.prompt_key
+        places = {name: value if isinstance(value, int) else value.tolist() for name, value in self.places.items()}
+        return line | dict(self.settings) | places
 
 
 _TYPES: dict[str, Any] = {
@@ -102,10 +117,11 @@ class SequenceLog:
 def build_table(records: Iterable[SequenceRecord], *, meta: Mapping[str, Any] | None = None) -> TokenTable:
     """A row for every sampled token; consumes the records one by one. Settings on which all agree go to `meta`."""
     parts: dict[str, list[Column]] = {
-        name: [] for name in ("sequence", "position", "token", *_FLOATS, "weight_version", "prompt")
+        name: [] for name in ("sequence", "position", "token", *_FLOATS, "weight_version", "prompt", *PLACES)
     }
     prompts: dict[Hashable, int] = {}
     settings: list[Mapping[str, float]] = []
+    known = dict.fromkeys(PLACES, False)
     for number, record in enumerate(records):
         kept = np.flatnonzero(record.sampled)
         count = len(kept)
@@ -118,11 +134,15 @@ def build_table(records: Iterable[SequenceRecord], *, meta: Mapping[str, Any] | 
         versions = record.weight_versions
         parts["weight_version"].append(np.full(count, -1) if versions is None else versions[kept])
         parts["prompt"].append(np.full(count, -1 if key is None else prompts.setdefault(key, len(prompts))))
+        for name in PLACES:
+            place = record.places.get(name, -1)
+            known[name] |= name in record.places
+            parts[name].append(np.full(count, place) if isinstance(place, int) else place[kept])
         if not settings or record.settings != settings[-1]:
             settings.append(record.settings)
     if not parts["sequence"]:
         return TokenTable.empty(meta)
-    columns = {name: np.concatenate(arrays) for name, arrays in parts.items()}
+    columns = {name: np.concatenate(arrays) for name, arrays in parts.items() if known.get(name, True)}
     agreed = dict(settings[0]) if len({tuple(sorted(s.items())) for s in settings}) == 1 else {}
     return TokenTable(**columns, meta={**agreed, **(meta or {})})
 
@@ -143,6 +163,7 @@ def parse_record(row: Mapping[str, Any]) -> SequenceRecord:
         prompt_tokens=row.get("prompt_token_ids") or None,
         prompt_key=row.get("prompt_id"),
         settings={name: float(row[name]) for name in SETTINGS if row.get(name) is not None},
+        places={name: row[name] for name in PLACES if row.get(name) is not None},
     )
 
 
@@ -160,7 +181,7 @@ def read_sequences(path: Path | str) -> Iterator[SequenceRecord]:
                 if not isinstance(row, dict):
                     raise ValueError("not a JSON object")
                 record = parse_record(row)
-            except (ValueError, TypeError, KeyError) as error:
+            except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
                 reason = str(error).strip("'\"").splitlines()[0][:160]
                 raise FileFormatError(f"sequences {path}, line {number}: {reason}") from None
             yield record

@@ -40,8 +40,15 @@ TYPE_OF_COLUMN: dict[str, type[np.generic]] = {
     "kept_mass": np.float64,
     "prompt": np.int64,
     "square_mass": np.float64,
+    "step": np.int64,
+    "rank": np.int64,
+    "replica": np.int64,
+    "turn": np.int64,
+    "pack_index": np.int64,
 }
-OPTIONAL = ("sampler_logprob", "kept_mass", "prompt", "square_mass")
+PLACES = ("step", "rank", "replica", "turn", "pack_index")
+"""Where in a run a token comes from."""
+OPTIONAL = ("sampler_logprob", "kept_mass", "prompt", "square_mass", *PLACES)
 
 Column = npt.NDArray[Any]
 
@@ -73,9 +80,19 @@ class TokenTable:
     kept_mass: Column | None = None
     """Probability mass kept by top-p, top-k and min-p."""
     prompt: Column | None = None
-    """Id of the sequence's prompt."""
+    """Id of the sequence's prompt; responses of one group have one id."""
     square_mass: Column | None = None
     """Sum over the vocabulary of the trainer's squared probabilities at this position (the logit-noise law needs it)."""
+    step: Column | None = None
+    """The training step that used the token."""
+    rank: Column | None = None
+    """The trainer's data-parallel rank that scored it."""
+    replica: Column | None = None
+    """The copy of the engine that sampled it."""
+    turn: Column | None = None
+    """Which of the sequence's sampled spans it belongs to, from 0: an answer, a tool's answer, the next answer."""
+    pack_index: Column | None = None
+    """Place of its sequence in the row that the trainer packed it into, from 0."""
 
     def __post_init__(self) -> None:
         for name, dtype in TYPE_OF_COLUMN.items():

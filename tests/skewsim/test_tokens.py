@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from skewsim.errors import FileFormatError, UserError
-from skewsim.skew.tokens import FORMAT, SCHEMA_VERSION, TYPE_OF_COLUMN, TokenTable
+from skewsim.skew.sequences import SequenceRecord, build_table, load_sequences, write_sequences
+from skewsim.skew.tokens import FORMAT, PLACES, SCHEMA_VERSION, TYPE_OF_COLUMN, TokenTable
 
 SUFFIXES = (".npz", ".parquet")
 
@@ -23,6 +24,7 @@ def make_table(rows: int = 50, *, seed: int = 0, optional: bool = True) -> Token
     logprobs = np.log(rng.uniform(size=(3, rows)))
     logprobs[1, : rows // 5] = np.nan
     extra = {"sampler_logprob": logprobs[2], "prompt": rng.integers(0, 9, rows)} if optional else {}
+    extra |= {name: rng.integers(-1, 9, rows) for name in PLACES} if optional else {}
     return TokenTable(
         sequence=np.arange(rows) // 7,
         position=np.arange(rows) % 7,
@@ -93,6 +95,34 @@ def test_joined_tables_keep_every_row_and_name_what_they_disagree_on():
     assert np.isnan(joined.sampler_logprob[14:]).all()
     assert (joined.prompt[14:] == -1).all()
     assert_equal(joined.select(slice(0, 14)).with_meta(engine="sim", mixed=0), one.with_meta(mixed=0))
+
+
+def test_places_go_from_sequences_to_the_table_and_through_the_file_and_are_absent_where_nobody_knows_them(tmp_path):
+    turn = np.array([0, -1, 1])
+    known = SequenceRecord(
+        [5, 6, 7], [-1.0, 0.0, -2.0], mask=[1, 0, 1], prompt_key="q", places={"step": 3, "turn": turn}
+    )
+    records = [known, SequenceRecord([8], [-3.0], places={"rank": 2})]
+    write_sequences(records, tmp_path / "s.jsonl")
+    log = load_sequences(tmp_path / "s.jsonl")
+    for before, after in zip(records, log.records, strict=True):
+        assert before.to_json() == after.to_json()
+    table = log.table()
+    assert_equal(table.with_meta(source=0), build_table(records, meta={"source": 0}))
+    assert table.step.tolist() == [3, 3, -1]
+    assert table.turn.tolist() == [0, 1, -1]
+    assert table.rank.tolist() == [-1, -1, 2]
+    assert table.replica is None
+    assert table.pack_index is None
+    assert table.prompt.tolist() == [0, 0, -1]
+
+
+@pytest.mark.parametrize("value", [1.5, "3", [1, 2], [None] * 3, [[1, 2, 3]]])
+def test_a_place_that_is_no_whole_number_is_one_line(tmp_path, value):
+    line = {"token_ids": [1, 2, 3], "engine_logprobs": [-1, -1, -1], "step": value}
+    (tmp_path / "s.jsonl").write_text(json.dumps(line))
+    with pytest.raises(FileFormatError, match="line 1: step is neither"):
+        load_sequences(tmp_path / "s.jsonl")
 
 
 def one_line(path: Path) -> str:
