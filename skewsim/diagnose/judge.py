@@ -11,12 +11,12 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from skewsim.diagnose import marks, normal, places
 from skewsim.diagnose import signatures as sign
 from skewsim.diagnose.causes import Cause, found
 from skewsim.diagnose.rows import Floats, Rows, within
 
 FLOOR = 0.01  # rms of float16 and float32 engines: 0.0057 and 0.0024 (AknA13/train-infer-mismatch)
-FLOORS = {"float32": 0.01, "float16": 0.02, "bfloat16": 0.12}  # rms up to which a declared dtype is healthy
 LARGEST_SIGMA = 0.3  # noise per logit: 0.155 for bfloat16 (Qwen3), so twice that is no rounding of a 16-bit type
 
 
@@ -103,39 +103,113 @@ def take_out_outliers(findings: Findings, rest: Floats) -> bool:
 
 def judge(findings: Findings) -> None:
     """Causes from the logprobs alone, added to the findings."""
+    if name_wrong_entry(findings):
+        return
     stale_by_contrast(findings)  # a temperature or lost mass has no quiet rows; staleness, which may look like one, has
-    _semantic(findings)
+    _semantic(findings, sure=True)
+    if not findings.causes or findings.has("outlier_sequences"):
+        name_places(findings)
+    _semantic(findings, sure=False)
     if not findings.has("stale_weights", "stale_kv"):
         stale_by_contrast(findings)
     _precision(findings)
 
 
+def name_wrong_entry(findings: Findings) -> bool:
+    """The most likely token's value instead of the sampled one's; nothing else can be judged on such a column."""
+    wrong = marks.wrong_entry(findings.rows)
+    if wrong is None:
+        return False
+    other = "trainer" if wrong.side == "engine" else "engine"
+    inside = wrong.rows
+    findings.add(
+        "not_the_sampled_token",
+        float((findings.rest[inside] ** 2).sum()) / max(findings.total, 1e-30),
+        f"the {wrong.side}'s value is above the {other}'s at {wrong.apart:.0%} of the improbable tokens and as good as never below; the "
+        f"two are equal (median {wrong.equal:.2g} nats apart) where the sampled token was the most likely one: the {wrong.side} column "
+        "holds the most likely token's value",
+    )
+    keep = ~inside
+    findings.rows, findings.rest = findings.rows.select(keep), findings.rest[keep]
+    return True
+
+
+MOST_PLACES = 2
+
+
+def name_places(findings: Findings) -> None:
+    """Faults that show in where the skew is; what each accounts for is taken out before the next is looked for."""
+    for _ in range(MOST_PLACES):
+        if len(findings.rows) < 200:
+            return
+        named = places.name(findings.rows, findings.rest, findings.total)
+        if named is None or findings.has(named.cause.name) or named.cause.explained < 0.01:
+            return
+        findings.causes.append(named.cause)
+        if named.cause.name == "one_sided_processor":  # it moves every token a little: nothing is left to measure on
+            findings.rest = np.zeros(len(findings.rest))
+            return
+        findings.rows, findings.rest = findings.rows.select(~named.inside), findings.rest[~named.inside]
+
+
 # -------------------------------------------------------------------------------------------------- semantic layer
 
 
-def _semantic(findings: Findings) -> None:
+def _semantic(findings: Findings, *, sure: bool) -> None:
+    """Temperature and lost mass; `sure` is before any place is looked at, and then only what cannot be anything else."""
     rows = findings.rows
     facts = sign.truth(rows)
-    if facts.square < FLOOR**2 / 4 or len(rows) < 50:
+    if facts.square < FLOOR**2 / 4 or len(rows) < 50 or findings.has(*_SEMANTIC, *_PLACED):
         return
-    temperature = _temperature(findings, facts)
-    _truncation(findings, facts, temperature=temperature)
+    temperature = sure and _temperature(findings, facts)
+    if not sure or temperature or _constant(rows):
+        _truncation(findings, facts, temperature=temperature)
+
+
+_SEMANTIC = ("raw_logprobs", "wrong_temperature", "truncation_mass")
+_PLACED = ("different_context", "packed_rows", "position_dependent", "stale_replica", "weights_not_delivered", "moe_routing")
+_PLACED += ("one_sided_processor", "not_the_sampled_token")
+LEAST_K, MOST_K = 0.2, 5.0
+TOGETHER = 0.8
+"""Least product of the slopes both ways round; a temperature only stretches, and the product is 1."""
+
+
+def _constant(rows: Rows) -> bool:
+    """Truncation by its shape: never above 0, and one number for each context, where enough contexts are shared."""
+    signs = sign.lost_mass(rows)
+    square = float((rows.skew[rows.context >= 0] ** 2).sum()) / max(float((rows.skew**2).sum()), 1e-30)
+    return bool(_truncates(rows) or (signs.constant is not None and signs.constant > 0.5 and square > 0.2))
 
 
 def _temperature(findings: Findings, facts: sign.Truth) -> bool:
     """Raw logprobs or a wrong temperature; the sign of the bias says who was sampled from."""
     rows = findings.rows
     slope = sign.context_slope(rows)
+    total = max(float((rows.skew**2).sum()), 1e-30)
     if slope is not None:
         k, share = slope.k.value, slope.explained
         if abs(k - 1) < max(0.02, 5 * slope.k.error) or share < 0.8:
             findings.notes.append(f"no temperature: slope within contexts {slope.k} over {slope.tokens} tokens")
             return False
+        if not LEAST_K < k < MOST_K or k * slope.back < TOGETHER:
+            findings.notes.append(
+                f"no temperature: slope within contexts {slope.k}, the other way round {slope.back:.3g}: not one line"
+            )
+            return False
+        alone = rows.context < 0
+        if alone.sum() >= 50 and not _stretched(rows.select(alone), k):
+            findings.notes.append(f"no temperature: slope {slope.k} does not hold outside equal contexts")
+            return False
         how = f"within {slope.tokens} tokens of equal context, engine = {slope.k} x trainer + const, explaining {share:.0%}"
+        if alone.any():
+            tested = float((rows.skew[~alone] ** 2).sum()) / total
+            outside = sign.curve_slope(rows.select(alone), given=rows.trainer[alone])[0]
+            share = share * tested + max(outside, 0.0) * (1 - tested)
+            how += f", and of the other tokens a function of their probability explains {max(outside, 0.0):.0%}"
     else:
         share, k = max(sign.curve_slope(rows, given=given) for given in (rows.trainer, rows.engine))
         one_signed = float((rows.skew > FLOOR).mean()) < 0.05 and facts.ratio.z < -4
-        if share < 0.6 or abs(k - 1) < 0.03 or one_signed:
+        if share < 0.6 or abs(k - 1) < 0.03 or one_signed or not _stretched(rows, k):
             return False
         how = f"a function of the token's probability explains {share:.0%} of the skew, with slope {k:.3g}"
     raw = _sampled_by_trainer(facts, k, rows)
@@ -156,6 +230,14 @@ def _temperature(findings: Findings, facts: sign.Truth) -> bool:
         )
     findings.rest = _temperature_rest(rows, k)
     return True
+
+
+def _stretched(rows: Rows, k: float) -> bool:
+    """Whether engine and trainer are one line with a plausible slope also where each context has a normaliser of its own."""
+    if not LEAST_K < k < MOST_K:
+        return False
+    together = marks.agreement(rows.engine, rows.trainer)
+    return together**2 > TOGETHER
 
 
 def _sampled_by_trainer(facts: sign.Truth, k: float, rows: Rows) -> bool:
@@ -322,10 +404,15 @@ def _precision(findings: Findings) -> None:
         )
         return
     law = sign.noise_law(rows, rest)
+    if findings.has(*_PLACED, "placeholder_logprobs"):
+        findings.notes.append(f"elsewhere {normal.usual(rms, None, rows.meta.get('model_kind'))}")
+        return
     text = (
         f"rms {rms:.3g}; noise of {law.sigma_z:.3g} on each logit, the law holds within a factor {law.spread:.2g} "
         f"from improbable to probable tokens; bias {law.bias}"
     )
+    if _unplaced(findings, law, rms, share, text):
+        return
     if law.lawful and (is_rounding(law) or low_precision(rows)):
         findings.add("compute_dtype", share, text)
     elif not findings.causes and _old_on_record(rows) and sign.truth(rows).lean < -0.3:
@@ -337,6 +424,46 @@ def _precision(findings: Findings) -> None:
         )
     elif not findings.causes:
         findings.add("unknown", share, f"{text}; {what_next(rows)}")
+
+
+HEAVY = 3.5
+"""rms over what the median says; a Student-t of 3 degrees has 1.5, of 2.2 about 2.5."""
+
+
+def _unplaced(findings: Findings, law: sign.Noise, rms: float, share: float, text: str) -> bool:
+    """Truthful and of no place: a trainer that does not repeat itself, a bend, a few tokens far off among quiet ones."""
+    rows, rest = findings.rows, findings.rest
+    again = marks.repeats(rows)
+    rounding = law.lawful and (is_rounding(law) or low_precision(rows))
+    if again.enough and again.trainer_varies and again.engine < 1.5 * normal.most("bfloat16", None) and rms > normal.most("bfloat16", None):
+        findings.add(
+            "stochastic_trainer",
+            share,
+            f"{text}; of {again.rows} tokens asked for again in the same context the trainer's values are {again.trainer:.3g} nats apart, "
+            f"the engine's {again.engine:.2g}: the trainer does not repeat itself",
+        )
+        return True
+    heavy = marks.tail(rows, rest)
+    if heavy > HEAVY and rms > 0.05 and not _old_on_record(rows):
+        findings.add(
+            "moe_routing",
+            share,
+            f"{text}; rms {heavy:.2g} times what the median says, so a few tokens are far off among quiet ones: as where a token near a tie "
+            "goes to another expert; usual for a mixture of experts"
+            + ("" if rows.meta.get("model_kind") != "dense" else ", but this model was declared dense"),
+        )
+        return True
+    if not rounding and not findings.causes:
+        bend = max(sign.curve_slope(rows, given=given)[0] for given in (rows.trainer, rows.engine))
+        if bend > 0.5:
+            findings.add(
+                "one_sided_processor",
+                bend,
+                f"{text}; a function of the token's probability explains {bend:.0%} of the square, and it is no straight line: a bend, as "
+                "of a softcap or a processor of logits on one side",
+            )
+            return True
+    return False
 
 
 def _old_on_record(rows: Rows) -> bool:
@@ -369,13 +496,15 @@ def _head(findings: Findings, rms: float) -> tuple[str, str] | None:
 
 
 def dtype_floor(rows: Rows) -> float:
+    """rms up to which the declared dtypes are healthy; `FLOOR` where none is declared."""
+    kind = rows.meta.get("model_kind")
     dtypes = {str(rows.meta[key]) for key in ("dtype", "trainer_dtype", "head_dtype") if key in rows.meta}
-    return max((FLOORS.get(name, FLOOR) for name in dtypes), default=FLOOR)
+    return max((normal.most(name, kind) for name in dtypes), default=FLOOR)
 
 
 def is_rounding(law: sign.Noise) -> bool:
     """Whether a 16-bit type makes noise of this size."""
-    return law.sigma_z < LARGEST_SIGMA and law.square < FLOORS["bfloat16"] ** 2
+    return law.sigma_z < LARGEST_SIGMA and law.square < normal.most("bfloat16", None) ** 2
 
 
 def low_precision(rows: Rows) -> bool:

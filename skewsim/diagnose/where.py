@@ -9,12 +9,12 @@ what is reported of a place (rms, bias, share of the square) is of d itself.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from scipy import special
 
+from skewsim.diagnose.causes import Place
 from skewsim.diagnose.rows import Bools, Floats, Ints, Rows
 
 MOST_VALUES = 64
@@ -24,28 +24,13 @@ MODULO = range(2, 17)
 LEAST_TOKENS = 8
 LEAST_GAIN = 0.004
 """Nats a token by which two levels must describe the skew better than one."""
+LAW_GAIN = 0.05
+"""The same for probability: the law holds roughly only, and nearly certain tokens carry the rounding of the log."""
 LEAST_Z = 3.0
 SHOWN = 6
+SAME = 1e-5
+"""rms up to which two programs' numbers are the same: float32 and the digits of a log."""
 CERTAIN = 1e-4  # below this 1 - p is rounding of the log
-
-
-@dataclass(frozen=True)
-class Place:
-    """One column and the value of it at which the skew differs."""
-
-    column: str
-    value: str
-    tokens: int
-    sequences: int
-    rms_inside: float
-    rms_outside: float
-    bias_inside: float
-    explained: float
-    """Share of the mean square above the level outside."""
-    z: float
-
-    def to_json(self) -> dict[str, Any]:
-        return {key: round(value, 5) if isinstance(value, float) else value for key, value in asdict(self).items()}
 
 
 @dataclass(frozen=True)
@@ -92,6 +77,10 @@ def columns(rows: Rows) -> Iterator[Column]:
     yield Column("version", rows.version, True)
     yield Column("prompt", rows.prompt, False, per_sequence=True)
     yield Column("sequence", number, True, per_sequence=True)
+    for blocks in MODULO:
+        if len(starts) >= 3 * blocks > 6:
+            block = number * blocks // len(starts)
+            yield Column("sequence", block, False, "block {} of " + str(blocks), per_sequence=True)
     for modulo in MODULO:
         if len(starts) >= 2 * modulo:
             yield Column("sequence modulo", number % modulo, False, "{} mod " + str(modulo), per_sequence=True)
@@ -157,13 +146,15 @@ def scan(rows: Rows, skew: Floats | None = None) -> list[Contrast]:
     """The best contrast of each column that survives the number of looks, by how much it describes."""
     skew = rows.skew if skew is None else skew
     sizes = Sizes.of(rows, skew)
-    if len(skew) < 50 or not float((skew**2).sum()) > 0:
+    if len(skew) < 50 or not float((skew**2).mean()) > SAME**2:
         return []
     best: dict[str, tuple[float, Column, Bools, str]] = {}
     looks = 0
     for column in columns(rows):
         found, tried = _best_group(column, sizes)
         looks += tried
+        if column.name == "engine's probability" and found is not None and found[0] < LAW_GAIN:
+            continue
         if found is not None and found[0] > LEAST_GAIN and found[0] > 1.02 * best.get(column.name, (0.0,))[0]:
             best[column.name] = (found[0], column, found[1], found[2])
     tested = [_contrast(sizes, rows, *entry, looks=looks) for entry in best.values()]
@@ -226,6 +217,8 @@ def _best_group(column: Column, sizes: Sizes) -> tuple[tuple[float, Bools, str] 
         at = int(np.argmax(gains))
         if best is None or gains[at] > 1.001 * best[0]:
             inside, text = _group(column, values, index, int(which[at]), how, sizes)
+            if column.name in ("exact value", "token") and text.startswith("not"):
+                continue  # all but one word is no place
             best = (float(gains[at]), inside, text)
     return best, tried
 

@@ -1,0 +1,394 @@
+"""Causes that show in where the skew lives: sequences, turns, places in a pack, positions, steps, tokens seen before.
+
+A contrast of `where` says that a place differs; a rule here says which fault leaves that place. What lies inside is then
+taken out, and the rest is judged as before.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from skewsim.diagnose import where
+from skewsim.diagnose.causes import Cause, found
+from skewsim.diagnose.rows import Bools, Floats, Ints, Rows
+from skewsim.diagnose.where import Contrast, Sizes
+
+LEAST_Z = 4.0
+LEAST_RATIO = 1.5
+LEAST_SHIFT = 0.4
+LEAST_EXPLAINED = 0.15
+LEAST_RMS = 0.015
+"""nats; less than this is a float16's rounding wherever it stands."""
+SEPARATE = 4.5
+"""Distance of two groups' levels over the spread inside them; one cloud cut in two has 2.7, an even spread 3.5."""
+GROUPS = ("replica", "rank", "sequence modulo", "sequence", "prompt", "pack_index")
+
+
+@dataclass(frozen=True)
+class Named:
+    """A cause with the rows that it accounts for."""
+
+    cause: Cause
+    inside: Bools
+
+
+def name(rows: Rows, skew: Floats, total: float) -> Named | None:
+    """The fault that the strongest place points to; None if there is none or no fault goes with it."""
+    view = View(rows, skew, total)
+    for rule in (grows_with_step, from_a_turn, in_groups, seen_before, along_the_sequence):
+        named = rule(view)
+        if named is not None:
+            return named
+    return None
+
+
+class View:
+    """A log's skew with its contrasts, computed once."""
+
+    def __init__(self, rows: Rows, skew: Floats, total: float) -> None:
+        self.rows, self.skew, self.total = rows, skew, total
+        self.sizes = Sizes.of(rows, skew)
+        contrasts = where.scan(rows, skew)
+        self.strong = {each.place.column: each for each in contrasts if _strong(each)}
+        self.strongest = max((each.gain for each in self.strong.values()), default=0.0)
+        self.groups, self.early, self.levels = self._split()
+
+    def _split(self) -> tuple[Bools | None, bool, Floats]:
+        """(sequences that stand apart, whether their beginnings show it best, each sequence's level)."""
+        best: tuple[float, Bools, bool] | None = None
+        order = np.arange(len(self.skew)) - _first_rows(self.sizes.sequence)
+        whole = _levels(self.sizes, np.ones(len(order), dtype=bool))
+        for most in (8, 16, 32):
+            levels = _levels(self.sizes, order < most)
+            loud, separation = split(levels)
+            if loud is not None and (best is None or separation > best[0]):
+                best = (separation, loud, True)
+        loud, separation = split(whole)
+        if loud is not None and (best is None or separation > 0.8 * best[0]):
+            best = (separation, loud, False)
+        return (None, False, whole) if best is None else (best[1], best[2], whole)
+
+    def share(self, inside: Bools) -> float:
+        """Share of the whole log's square that these rows have above the level of the others."""
+        square = self.skew**2
+        level = float(square[~inside].mean()) if (~inside).any() else 0.0
+        return float((square[inside] - level).sum()) / self.total if self.total > 0 else 0.0
+
+    def named(self, cause: str, inside: Bools, evidence: str) -> Named:
+        share = min(max(self.share(inside), 0.0), 1.0)
+        return Named(found(cause, share, evidence), inside)
+
+    def leads(self, column: str, part: float = 0.6) -> Contrast | None:
+        """The column's contrast if it says nearly as much as the strongest does."""
+        each = self.strong.get(column)
+        return each if each is not None and each.gain >= part * self.strongest else None
+
+    def rms(self, inside: Bools) -> float:
+        return float(np.sqrt((self.skew[inside] ** 2).mean())) if inside.any() else 0.0
+
+    def in_sequences(self, chosen: Bools) -> Bools:
+        """The rows of these sequences."""
+        return chosen[self.sizes.sequence]
+
+    def decay(self, inside: Bools) -> Bools | None:
+        """Rows at the beginning of these sequences in which the skew is larger than later in them; None if it stays."""
+        rows = self.rows.select(inside)
+        contrasts = {each.place.column: each for each in where.scan(rows, self.skew[inside])}
+        early = contrasts.get("position")
+        if early is None or not early.place.value.startswith("below") or early.ratio < LEAST_RATIO or early.place.z < LEAST_Z:
+            return None
+        found_rows = np.zeros(len(self.skew), dtype=bool)
+        found_rows[np.flatnonzero(inside)[early.inside]] = True
+        return found_rows
+
+
+def _strong(each: Contrast) -> bool:
+    place = each.place
+    differs = each.ratio >= LEAST_RATIO or abs(each.shift) >= LEAST_SHIFT
+    return bool(
+        place.z >= LEAST_Z
+        and differs
+        and max(place.rms_inside, place.rms_outside) >= LEAST_RMS
+        and (place.explained >= LEAST_EXPLAINED or abs(each.shift) >= LEAST_SHIFT)
+    )
+
+
+def _first_rows(sequence: Ints) -> Ints:
+    starts = np.flatnonzero(np.diff(sequence, prepend=-1) != 0)
+    return np.repeat(starts, np.diff(np.append(starts, len(sequence))))
+
+
+def _levels(sizes: Sizes, chosen: Bools) -> Floats:
+    count = np.bincount(sizes.sequence, weights=chosen, minlength=sizes.count)
+    return np.bincount(sizes.sequence, weights=sizes.level * chosen, minlength=sizes.count) / np.maximum(count, 1)
+
+
+def split(levels: Floats) -> tuple[Bools | None, float]:
+    """(the upper of two groups that stand apart, their distance over the spread inside them); None for one cloud."""
+    n = len(levels)
+    if n < 8:
+        return None, 0.0
+    order = np.argsort(levels)
+    values = levels[order]
+    size = np.arange(1, n)
+    low = np.cumsum(values)[:-1] / size
+    high = (values.sum() - np.cumsum(values)[:-1]) / (n - size)
+    between = size * (n - size) * (high - low) ** 2
+    at = int(np.argmax(between)) + 1
+    if min(at, n - at) < 2:
+        return None, 0.0
+    inner = np.sqrt((values[:at].var() * at + values[at:].var() * (n - at)) / n)
+    distance = float(values[at:].mean() - values[:at].mean())
+    separation = distance / max(float(inner), 1e-6)
+    if separation < SEPARATE or distance < np.log(1.6):
+        return None, separation
+    loud = np.zeros(n, dtype=bool)
+    loud[order[at:]] = True
+    return loud, separation
+
+
+# -------------------------------------------------------------------------------------------------------- rules
+
+
+def grows_with_step(view: View) -> Named | None:
+    """The later the step (or the version that the log claims), the further engine and trainer are apart."""
+    for column in ("step", "version"):
+        each = view.leads(column)
+        values = view.rows.places.get("step") if column == "step" else view.rows.version
+        if each is None or values is None or not each.place.value.startswith("from"):
+            continue
+        steps, index = np.unique(values, return_inverse=True)
+        level = np.bincount(index, weights=view.sizes.level) / np.bincount(index)
+        if len(steps) < 2 or _rank_correlation(level) < 0.7:
+            continue
+        first, last = (view.rms(index == at) for at in (0, len(steps) - 1))
+        lag = ""
+        if column == "step" and (view.rows.version >= 0).all():
+            lag = f"; the versions that the log claims are {int(np.median(view.rows.places['step'] - view.rows.version))} steps behind throughout"
+        return view.named(
+            "weights_not_delivered",
+            index > 0,
+            f"rms {first:.3g} at {column} {steps[0]}, {last:.3g} at {column} {steps[-1]} (z {each.place.z:.1f}): it grows with every "
+            f"{column} although the log claims new weights{lag}; the engine still samples from the weights of the beginning",
+        )
+    return None
+
+
+def _rank_correlation(level: Floats) -> float:
+    if len(level) < 3:
+        return 1.0 if level[-1] > level[0] else -1.0
+    rank = np.argsort(np.argsort(level))
+    return float(np.corrcoef(rank, np.arange(len(level)))[0, 1])
+
+
+def from_a_turn(view: View) -> Named | None:
+    """Clean until a turn, off from there on: the two sides saw different earlier turns."""
+    each = view.leads("turn", part=0.9)
+    if each is None:
+        return None
+    values = view.rows.places.get("turn", where.turns(view.rows))
+    first = int(values[each.inside].min())
+    if first == int(values.min()):
+        return None
+    return view.named(
+        "different_context",
+        each.inside,
+        f"rms {each.place.rms_inside:.3g} from turn {first + 1} on, {each.place.rms_outside:.3g} before (z {each.place.z:.1f}): trainer "
+        f"and engine read a different history from turn {first + 1} on (a template that drops earlier thinking, a tool's answer "
+        "written otherwise)",
+    )
+
+
+def in_groups(view: View) -> Named | None:
+    """Some sequences are off and the others are not: which ones, and whether only their beginnings are, tells why."""
+    group = max((view.strong[n] for n in GROUPS if n in view.strong), key=lambda each: each.gain, default=None)
+    pack = view.strong.get("pack_index")
+    if pack is not None and pack.gain >= 0.5 * view.strongest:
+        return _packed(view, pack, pack.inside)
+    if group is not None and (group.gain >= 0.6 * view.strongest or view.groups is not None):
+        loud = _sequences_of(view, group.inside)
+        same = view.groups is None or _agree(loud, view.groups)
+        if same:
+            return _group_of(view, group, loud)
+    if view.groups is not None:
+        return _loose_group(view, view.groups)
+    return None
+
+
+def _sequences_of(view: View, inside: Bools) -> Bools:
+    return np.bincount(view.sizes.sequence, weights=inside, minlength=view.sizes.count) > 0
+
+
+def _agree(one: Bools, other: Bools) -> bool:
+    both, either = float((one & other).sum()), float((one | other).sum())
+    return both >= 0.75 * either
+
+
+def _group_of(view: View, each: Contrast, loud: Bools) -> Named | None:
+    """A group that a column names."""
+    column, value = each.place.column, each.place.value
+    inside = view.in_sequences(loud)
+    beginning = view.decay(inside)
+    quiet_one = value.startswith("not ") or (column == "sequence modulo" and value == "1 mod 2")
+    if column == "sequence modulo" and quiet_one and beginning is not None:
+        return _packed(view, each, beginning)
+    if column == "sequence modulo" and value.startswith("not ") and loud.mean() > 0.5:
+        return _packed(view, each, inside)
+    if beginning is not None and view.rms(beginning) > 1.5 * view.rms(inside & ~beginning):
+        return _other_context(view, loud, beginning)
+    prompts = _whole_prompts(view, loud)
+    if prompts > 1 and column not in ("replica", "rank") and not _contiguous(loud) and column != "sequence modulo":
+        return _by_prompt(view, inside, prompts, loud)
+    if column == "prompt" or (prompts == 1 and column == "sequence"):
+        return None  # one prompt that is off: no fault goes with it
+    return view.named(
+        "stale_replica",
+        inside,
+        f"{int(loud.sum())} of {len(loud)} sequences ({column} {value}): rms {each.place.rms_inside:.3g} in them, "
+        f"{each.place.rms_outside:.3g} in the others (z {each.place.z:.1f}), from the first token to the last; {_truth(view, inside)}: "
+        "one engine of several serves other weights",
+    )
+
+
+def _loose_group(view: View, loud: Bools) -> Named | None:
+    """Two groups of sequences that no column tells apart."""
+    inside = view.in_sequences(loud)
+    beginning = view.decay(inside)
+    if beginning is not None:
+        return _other_context(view, loud, beginning)
+    if view.rms(inside) < max(LEAST_RMS, 1.5 * view.rms(~inside)) or view.share(inside) < LEAST_EXPLAINED:
+        return None
+    prompts = _whole_prompts(view, loud)
+    if prompts > 1:
+        return _by_prompt(view, inside, prompts, loud)
+    if prompts == 1 or not _truthful(view, inside):
+        return None
+    return view.named(
+        "stale_replica",
+        inside,
+        f"the sequences fall in two groups: rms {view.rms(inside):.3g} in {int(loud.sum())}, {view.rms(~inside):.3g} in the other "
+        f"{int((~loud).sum())}, from the first token to the last; {_truth(view, inside)}: as of an engine among several that serves "
+        "other weights; a column `replica` would show which",
+    )
+
+
+def _packed(view: View, each: Contrast, inside: Bools) -> Named:
+    return view.named(
+        "packed_rows",
+        inside,
+        f"{each.place.column} {each.place.value}: rms {view.rms(inside):.3g} in {int(inside.sum())} tokens, {view.rms(~inside):.3g} "
+        f"elsewhere (z {each.place.z:.1f}): what stands before a sequence in its packed row leaks into its beginning; the trainer's side",
+    )
+
+
+def _other_context(view: View, loud: Bools, beginning: Bools) -> Named:
+    far = int(view.rows.position[beginning].max()) + 1
+    return view.named(
+        "different_context",
+        beginning,
+        f"in {int(loud.sum())} of {len(loud)} sequences the skew is largest at the beginning and fades (rms {view.rms(beginning):.3g} up "
+        f"to token {far}, {view.rms(~beginning):.3g} elsewhere): trainer and engine read another prompt before these responses, "
+        "from token 0 on",
+    )
+
+
+def _by_prompt(view: View, inside: Bools, prompts: int, loud: Bools) -> Named:
+    return view.named(
+        "moe_routing",
+        inside,
+        f"{int(loud.sum())} of {len(loud)} sequences, all those of {prompts} prompts: rms {view.rms(inside):.3g} in them, "
+        f"{view.rms(~inside):.3g} in the others; {_truth(view, inside)}: what decides by the prompt, as routing to experts or a hybrid "
+        "attention's state does",
+    )
+
+
+def _whole_prompts(view: View, loud: Bools) -> int:
+    """Number of prompts whose sequences are all in the group, if the group is made of such prompts; else 0."""
+    _, first = np.unique(view.sizes.sequence, return_index=True)
+    prompt = view.rows.prompt[first]
+    if (prompt < 0).any():
+        return 0
+    _, index, count = np.unique(prompt, return_inverse=True, return_counts=True)
+    inside = np.bincount(index, weights=loud)
+    several = count > 1
+    whole = several & (inside >= 0.99 * count)
+    mixed = several & (inside > 0) & ~whole
+    if not several.any() or inside[~several].sum() > 0 or mixed.sum() > 0.15 * whole.sum():
+        return 0
+    return int(whole.sum())
+
+
+def _contiguous(loud: Bools) -> bool:
+    return int((np.diff(loud.astype(int), prepend=0) > 0).sum()) == 1
+
+
+def seen_before(view: View) -> Named | None:
+    """Tokens that were there before are off one way, the others the other way: one side applies a penalty."""
+    best = max(
+        (each for n, each in view.strong.items() if n.startswith("seen before") and abs(each.z_shift) >= LEAST_Z),
+        key=lambda each: each.gain,
+        default=None,
+    )
+    if best is None or best.gain < 0.3 * view.strongest:
+        return None
+    again = best.inside if best.place.value == "yes" else ~best.inside
+    inside, outside = float(view.skew[again].mean()), float(view.skew[~again].mean())
+    scaled = abs(best.shift)
+    if inside * outside > 0 and abs(outside) > 0.5 * abs(inside) or scaled < LEAST_SHIFT:
+        return None
+    side = "engine" if inside > 0 else "trainer"
+    scope = best.place.column.removeprefix("seen before ")
+    return view.named(
+        "one_sided_processor",
+        best.inside,
+        f"bias {inside:+.3g} on tokens seen before {scope}, {outside:+.3g} on the others (z {abs(best.z_shift):.1f}): the {side} makes "
+        "repeated tokens less likely and the other side does not (a repetition, presence or frequency penalty)",
+    )
+
+
+def along_the_sequence(view: View) -> Named | None:
+    """By position in every sequence: an onset or growth, or a beginning that fades."""
+    each = view.leads("position", part=0.8)
+    if each is None:
+        return None
+    at = int(view.rows.position[each.inside].min())
+    evidence = f"rms {each.place.rms_inside:.3g} at positions {each.place.value}, {each.place.rms_outside:.3g} elsewhere (z {each.place.z:.1f})"
+    if each.place.value.startswith("from"):
+        how = _onset(view, at)
+        return view.named("position_dependent", each.inside, f"{evidence}, in all sequences alike: {how}")
+    if not each.place.value.startswith("below") or not _fades(view, each):
+        return None
+    return _other_context(view, np.ones(view.sizes.count, dtype=bool), each.inside)
+
+
+def _onset(view: View, at: int) -> str:
+    """Growth or an onset, by the level on both sides of the cut."""
+    place = view.rows.position
+    width = max(at // 3, 4)
+    near = view.rms((place >= at) & (place < at + width)), view.rms((place < at) & (place >= at - width))
+    before = view.rms(place < at // 2)
+    if near[0] > 2 * near[1]:
+        same = "the same to the last digit" if before < where.SAME else f"rms {before:.2g}"
+        return f"an onset at token {at} ({same} before; a block, page or split of the cache, a context-parallel part)"
+    return f"it grows along the sequence, {before:.2g} in the first {at // 2} tokens (positions, a state's error, keys and values)"
+
+
+def _fades(view: View, each: Contrast) -> bool:
+    """Whether the skew falls inside the cut: a forgotten context does, a part of the sequence that is off does not."""
+    place = view.rows.position
+    end = int(place[each.inside].max()) + 1
+    first, last = (float(view.sizes.level[part & each.inside].mean()) for part in (place < end / 3, place >= 2 * end / 3))
+    return first > last + np.log(1.5)
+
+
+def _truth(view: View, inside: Bools) -> str:
+    ratio = float(np.exp(np.clip(view.skew[inside], -20, 20)).mean())
+    return f"mean ratio {ratio:.3f}, {'truthful' if _truthful(view, inside) else 'not truthful'}"
+
+
+def _truthful(view: View, inside: Bools) -> bool:
+    """Bias and square as of a truthful engine: E d is about -E d^2 / 2, and never above 0."""
+    skew = view.skew[inside]
+    return bool(skew.mean() < 0.1 * np.sqrt((skew**2).mean()))
