@@ -379,8 +379,9 @@ def position_dependent(rng: Rng, seed: int) -> FieldCase:
 def stale_replica(rng: Rng, seed: int) -> FieldCase:
     """One or several replicas sample from older weights, and report so truthfully."""
     world = make_world(rng)
+    world.group = min(world.group, world.sequences // 8)
     replicas = int(rng.choice([2, 4, 8, 16]))
-    while world.sequences / replicas < 3:
+    while world.sequences / replicas < 3 or world.sequences / replicas <= world.group:
         replicas //= 2
     how = str(rng.choice(["modulo", "blocks", "replica"]))
     of = np.arange(world.sequences) % replicas
@@ -390,7 +391,7 @@ def stale_replica(rng: Rng, seed: int) -> FieldCase:
         of = rng.permutation(of)
         world.columns["replica"] = of
     stale = of == int(rng.integers(replicas))
-    world.engine_weights = np.where(stale, float(rng.choice([0.15, 0.3, 0.6])), 0.0)
+    world.engine_weights = np.where(stale, float(rng.choice([0.03, 0.06, 0.12, 0.25])), 0.0)
     if rng.random() < 0.5:
         world.versions = np.full(world.sequences, 12)
     columns = {"modulo": ("sequence modulo",), "blocks": ("sequence", "prompt", "sequence modulo"), "replica": ("replica",)}
@@ -402,7 +403,7 @@ def weights_not_delivered(rng: Rng, seed: int) -> FieldCase:
     world = make_world(rng, sequences=int(rng.choice([64, 96, 128])), length=int(rng.choice([40, 64, 100])))
     steps = int(rng.choice([4, 6, 8, 16]))
     step = np.arange(world.sequences) * steps // world.sequences
-    world.trainer_weights = step * float(rng.choice([0.04, 0.1])) * 8 / steps
+    world.trainer_weights = step * float(rng.choice([0.01, 0.03])) * 8 / steps
     lag = rng.integers(0, 3, world.sequences)
     if rng.random() < 0.7:
         world.columns["step"] = step
@@ -413,7 +414,7 @@ def weights_not_delivered(rng: Rng, seed: int) -> FieldCase:
 
 
 def stochastic_trainer(rng: Rng, seed: int) -> FieldCase:
-    world = make_world(rng, dropout=float(rng.choice([0.05, 0.1, 0.2])))
+    world = make_world(rng, dropout=float(rng.choice([0.002, 0.01, 0.04])))
     return case_of("stochastic_trainer", world, draw(world))
 
 
@@ -438,7 +439,7 @@ def one_sided_processor(rng: Rng, seed: int) -> FieldCase:
 def moe_routing(rng: Rng, seed: int) -> FieldCase:
     """Experts chosen otherwise where the router is near a tie; or prompts that are off, the same every time."""
     if rng.random() < 0.6:
-        world = make_world(rng, experts=float(rng.choice([0.3, 0.6, 1.0])), flip=float(rng.choice([0.02, 0.05])))
+        world = make_world(rng, experts=float(rng.choice([0.04, 0.08, 0.12])), flip=float(rng.choice([0.02, 0.05])))
         world.noise = max(world.noise, 0.03)
         return case_of("moe_routing", world, draw(world), detail="flips")
     world = make_world(rng, group=int(rng.choice([4, 8])), sequences=int(rng.choice([64, 128])))

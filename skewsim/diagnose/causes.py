@@ -313,6 +313,7 @@ class Diagnosis:
         return {
             "verdict": self.verdict,
             "layer": self.layer,
+            "causes": [cause.to_json() for cause in self.causes],
             "kind": self.kind,
             "kind_text": self.kind_text,
             "normal": self.normal,
@@ -320,7 +321,6 @@ class Diagnosis:
             "odd_one_out": self.odd_one_out,
             "agreement": self.agreement,
             "values": list(self.values),
-            "causes": [cause.to_json() for cause in self.causes],
             "where": [place.to_json() for place in self.where],
             "notes": list(self.notes),
         }

@@ -97,6 +97,22 @@ def tail(rows: Rows, skew: Floats) -> float:
     return _rms(scaled) / max(1.4826 * median, 1e-12)
 
 
+def by_token(rows: Rows, skew: Floats) -> float:
+    """z of how much alike the skews of one token's occurrences are: other weights favour some tokens, chance favours none."""
+    scaled = Sizes.of(rows, skew).scaled
+    uncertain = np.exp(np.minimum(rows.engine, rows.trainer)) < 0.9
+    token, values = rows.token[uncertain], scaled[uncertain]
+    if len(values) < 50:
+        return 0.0
+    _, index, count = np.unique(token, return_inverse=True, return_counts=True)
+    values = values - values.mean()
+    total, square = np.bincount(index, weights=values), np.bincount(index, weights=values**2)
+    pairs = total**2 - square  # sum over pairs of different occurrences; 0 on average if they are unrelated
+    several = count > 1
+    variance = 2 * (count[several] * (count[several] - 1)) * float((values**2).mean()) ** 2
+    return float(pairs[several].sum() / np.sqrt(max(float(variance.sum()), 1e-30)))
+
+
 def agreement(engine: Floats, trainer: Floats) -> float:
     """Correlation of the two columns: a temperature only stretches them."""
     if len(engine) < 8 or min(float(engine.std()), float(trainer.std())) < 1e-9:

@@ -15,9 +15,9 @@ from skewsim.diagnose.causes import Cause, found
 from skewsim.diagnose.rows import Bools, Floats, Ints, Rows
 from skewsim.diagnose.where import Contrast, Sizes
 
-LEAST_Z = 4.0
+LEAST_Z = 3.0
 LEAST_RATIO = 1.5
-LEAST_SHIFT = 0.4
+LEAST_SHIFT = 0.2
 LEAST_EXPLAINED = 0.15
 LEAST_RMS = 0.015
 """nats; less than this is a float16's rounding wherever it stands."""
@@ -94,14 +94,20 @@ class View:
 
     def decay(self, inside: Bools) -> Bools | None:
         """Rows at the beginning of these sequences in which the skew is larger than later in them; None if it stays."""
-        rows = self.rows.select(inside)
-        contrasts = {each.place.column: each for each in where.scan(rows, self.skew[inside])}
-        early = contrasts.get("position")
-        if early is None or not early.place.value.startswith("below") or early.ratio < LEAST_RATIO or early.place.z < LEAST_Z:
+        early = where.best_cut(self.rows.position[inside], self.sizes, inside)
+        if early is None:
             return None
-        found_rows = np.zeros(len(self.skew), dtype=bool)
-        found_rows[np.flatnonzero(inside)[early.inside]] = True
-        return found_rows
+        chosen = np.zeros(len(self.skew), dtype=bool)
+        chosen[np.flatnonzero(inside)[early]] = True
+        rest = inside & ~chosen
+        number, count = self.sizes.sequence, self.sizes.count
+        n, m = (np.bincount(number, weights=side, minlength=count) for side in (chosen, rest))
+        both = (n > 0) & (m > 0)
+        gap = (_levels(self.sizes, chosen) - _levels(self.sizes, rest))[both]
+        if len(gap) == 0 or gap.mean() < np.log(1.5):
+            return None
+        sure = gap.mean() > 3 * gap.std(ddof=1) / np.sqrt(len(gap)) if len(gap) > 3 else bool((gap > np.log(1.5)).all())
+        return chosen if sure else None
 
 
 def _strong(each: Contrast) -> bool:
@@ -206,14 +212,32 @@ def in_groups(view: View) -> Named | None:
     group = max((view.strong[n] for n in GROUPS if n in view.strong), key=lambda each: each.gain, default=None)
     pack = view.strong.get("pack_index")
     if pack is not None and pack.gain >= 0.5 * view.strongest:
-        return _packed(view, pack, pack.inside)
+        return _packed(view, f"pack_index {pack.place.value}", pack.inside)
     if group is not None and (group.gain >= 0.6 * view.strongest or view.groups is not None):
         loud = _sequences_of(view, group.inside)
         same = view.groups is None or _agree(loud, view.groups)
         if same:
             return _group_of(view, group, loud)
     if view.groups is not None:
-        return _loose_group(view, view.groups)
+        return _regular_group(view, view.groups) or _loose_group(view, view.groups)
+    return None
+
+
+def _regular_group(view: View, loud: Bools) -> Named | None:
+    """Groups that are exactly a remainder of the sequence's number, or all but one: too few sequences for a z, but no chance."""
+    number = np.arange(len(loud))
+    for modulo in where.MODULO:
+        if len(loud) < 3 * modulo:
+            break
+        for side, quiet_one in ((loud, False), (~loud, True)):
+            remainder = np.unique(number[side] % modulo)
+            if len(remainder) == 1 and side.sum() == (number % modulo == remainder[0]).sum():
+                beginning = view.decay(view.in_sequences(loud))
+                packed = quiet_one and remainder[0] == 0
+                if packed and beginning is not None:
+                    return _packed(view, f"sequence modulo not 0 mod {modulo}", beginning)
+                if not quiet_one and beginning is None:
+                    return _stale(view, loud, f"sequence modulo {remainder[0]} mod {modulo}")
     return None
 
 
@@ -233,9 +257,9 @@ def _group_of(view: View, each: Contrast, loud: Bools) -> Named | None:
     beginning = view.decay(inside)
     quiet_one = value.startswith("not ") or (column == "sequence modulo" and value == "1 mod 2")
     if column == "sequence modulo" and quiet_one and beginning is not None:
-        return _packed(view, each, beginning)
+        return _packed(view, f"{column} {value}", beginning)
     if column == "sequence modulo" and value.startswith("not ") and loud.mean() > 0.5:
-        return _packed(view, each, inside)
+        return _packed(view, f"{column} {value}", inside)
     if beginning is not None and view.rms(beginning) > 1.5 * view.rms(inside & ~beginning):
         return _other_context(view, loud, beginning)
     prompts = _whole_prompts(view, loud)
@@ -243,12 +267,16 @@ def _group_of(view: View, each: Contrast, loud: Bools) -> Named | None:
         return _by_prompt(view, inside, prompts, loud)
     if column == "prompt" or (prompts == 1 and column == "sequence"):
         return None  # one prompt that is off: no fault goes with it
+    return _stale(view, loud, f"{column} {value}, z {each.place.z:.1f}")
+
+
+def _stale(view: View, loud: Bools, which: str) -> Named:
+    inside = view.in_sequences(loud)
     return view.named(
         "stale_replica",
         inside,
-        f"{int(loud.sum())} of {len(loud)} sequences ({column} {value}): rms {each.place.rms_inside:.3g} in them, "
-        f"{each.place.rms_outside:.3g} in the others (z {each.place.z:.1f}), from the first token to the last; {_truth(view, inside)}: "
-        "one engine of several serves other weights",
+        f"{int(loud.sum())} of {len(loud)} sequences ({which}): rms {view.rms(inside):.3g} in them, {view.rms(~inside):.3g} in the others, "
+        f"from the first token to the last; {_truth(view, inside)}: one engine of several serves other weights",
     )
 
 
@@ -274,12 +302,11 @@ def _loose_group(view: View, loud: Bools) -> Named | None:
     )
 
 
-def _packed(view: View, each: Contrast, inside: Bools) -> Named:
+def _packed(view: View, which: str, inside: Bools) -> Named:
     return view.named(
         "packed_rows",
         inside,
-        f"{each.place.column} {each.place.value}: rms {view.rms(inside):.3g} in {int(inside.sum())} tokens, {view.rms(~inside):.3g} "
-        f"elsewhere (z {each.place.z:.1f}): what stands before a sequence in its packed row leaks into its beginning; the trainer's side",
+        f"{which}: rms {view.rms(inside):.3g} in {int(inside.sum())} tokens, {view.rms(~inside):.3g} elsewhere: what stands before a sequence in its packed row leaks into its beginning; the trainer's side",
     )
 
 
@@ -335,23 +362,32 @@ def seen_before(view: View) -> Named | None:
         return None
     again = best.inside if best.place.value == "yes" else ~best.inside
     inside, outside = float(view.skew[again].mean()), float(view.skew[~again].mean())
-    scaled = abs(best.shift)
-    if inside * outside > 0 and abs(outside) > 0.5 * abs(inside) or scaled < LEAST_SHIFT:
+    if (inside * outside > 0 and abs(outside) > 0.5 * abs(inside)) or abs(best.shift) < LEAST_SHIFT:
         return None
     side = "engine" if inside > 0 else "trainer"
     scope = best.place.column.removeprefix("seen before ")
-    return view.named(
-        "one_sided_processor",
-        best.inside,
+    evidence = (
         f"bias {inside:+.3g} on tokens seen before {scope}, {outside:+.3g} on the others (z {abs(best.z_shift):.1f}): the {side} makes "
-        "repeated tokens less likely and the other side does not (a repetition, presence or frequency penalty)",
+        "repeated tokens less likely and the other side does not (a repetition, presence or frequency penalty)"
     )
+    return Named(found("one_sided_processor", _by_cells(view, again), evidence), best.inside)
+
+
+def _by_cells(view: View, again: Bools) -> float:
+    """Share of the square that the mean at a probability explains, for tokens seen before and for the others."""
+    order = np.argsort(np.minimum(view.rows.engine, view.rows.trainer), kind="stable")
+    cell = np.empty(len(order), dtype=np.int64)
+    cell[order] = np.arange(len(order)) * 20 // len(order)
+    cell = 2 * cell + again
+    count = np.maximum(np.bincount(cell, minlength=40), 1)
+    explained = float((np.bincount(cell, weights=view.skew, minlength=40) ** 2 / count).sum())
+    return min(explained / max(view.total, 1e-30), 1.0)
 
 
 def along_the_sequence(view: View) -> Named | None:
     """By position in every sequence: an onset or growth, or a beginning that fades."""
-    each = view.leads("position", part=0.8)
-    if each is None:
+    each, end = view.leads("position", part=0.8), view.strong.get("from the end")
+    if each is None or (end is not None and end.gain > 1.1 * each.gain):
         return None
     at = int(view.rows.position[each.inside].min())
     evidence = f"rms {each.place.rms_inside:.3g} at positions {each.place.value}, {each.place.rms_outside:.3g} elsewhere (z {each.place.z:.1f})"

@@ -130,12 +130,12 @@ def _repeats(here: Floats, there: Floats, usual: Bools) -> list[tuple[float, Boo
     if usual.sum() < 50:
         return []
     values, index, counts = np.unique(here[usual], return_inverse=True, return_counts=True)
-    most = counts[values < -0.01]
-    if len(most) < 3:
-        return []
-    rare = np.sort(most)[-3]
+    often = np.flatnonzero((counts >= 8) & (values < -0.01))
     found = []
-    for number in np.flatnonzero((counts >= 8) & (counts >= 4 * rare) & (values < -0.01)):
+    for number in often[np.argsort(-counts[often])][:50]:
+        near = (np.abs(values - values[number]) < 0.1 * abs(values[number])) & (np.arange(len(values)) != number)
+        if counts[number] < 4 * counts[near].max(initial=1):
+            continue  # a log with few digits repeats its neighbours as often
         inside = np.zeros(len(here), dtype=bool)
         inside[np.flatnonzero(usual)[index == number]] = True
         if np.median(np.abs(there[inside] - values[number])) > 0.2:

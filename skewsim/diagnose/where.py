@@ -26,7 +26,7 @@ LEAST_GAIN = 0.004
 """Nats a token by which two levels must describe the skew better than one."""
 LAW_GAIN = 0.05
 """The same for probability: the law holds roughly only, and nearly certain tokens carry the rounding of the log."""
-LEAST_Z = 3.0
+LEAST_Z = 2.5
 SHOWN = 6
 SAME = 1e-5
 """rms up to which two programs' numbers are the same: float32 and the digits of a log."""
@@ -217,10 +217,20 @@ def _best_group(column: Column, sizes: Sizes) -> tuple[tuple[float, Bools, str] 
         at = int(np.argmax(gains))
         if best is None or gains[at] > 1.001 * best[0]:
             inside, text = _group(column, values, index, int(which[at]), how, sizes)
-            if column.name in ("exact value", "token") and text.startswith("not"):
-                continue  # all but one word is no place
+            if "not " in text and (column.name in ("exact value", "token") or " of " in column.text):
+                continue  # all but one word, or one part, is no place
             best = (float(gains[at]), inside, text)
     return best, tried
+
+
+def best_cut(values: Ints, sizes: Sizes, rows: Bools) -> Bools | None:
+    """Of these rows those below the cut of an ordered column that describes them best; None if that says nothing."""
+    column = Column("", values, True, singles=0)
+    part = Sizes(sizes.skew[rows], sizes.scaled[rows], sizes.level[rows], sizes.sequence[rows], sizes.count)
+    best, _ = _best_group(column, part)
+    if best is None or best[0] < LEAST_GAIN or not best[2].startswith("below"):
+        return None
+    return best[1]
 
 
 def _gain(n: Floats, s: Floats, q: Floats, all_n: Floats, all_s: Floats, all_q: Floats) -> Floats:
@@ -250,7 +260,11 @@ def _group(column: Column, values: Ints, index: Ints, at: int, how: str, sizes: 
         text = (f"below {low:g}" if louder else f"above {low:g}") if how == "cut" else f"{'' if louder else 'not '}{low:g} to {high:g}"
     if column.name.startswith("seen before"):
         text = "yes" if (values[at] == 1) == louder else "no"
-    return (inside if louder else ~inside), column.text.format(text)
+    return (inside if louder else ~inside), _worded(column.text, text)
+
+
+def _worded(pattern: str, text: str) -> str:
+    return "not " + pattern.format(text[4:]) if text.startswith("not ") else pattern.format(text)
 
 
 def _contrast(
