@@ -423,7 +423,7 @@ def one_sided_processor(rng: Rng, seed: int) -> FieldCase:
     world = make_world(rng, length=int(rng.choice([100, 160, 300])))
     kind = str(rng.choice(["repetition", "presence", "softcap"]))
     if kind == "softcap":
-        world.softcap = (str(rng.choice(["engine", "trainer"])), float(rng.choice([8.0, 12.0, 16.0])))
+        world.softcap = (str(rng.choice(["engine", "trainer"])), float(rng.choice([20.0, 30.0, 50.0])))
     else:
         amount = float(rng.choice([1.05, 1.1, 1.2, 1.3])) if kind == "repetition" else float(rng.choice([0.3, 0.8, 1.5]))
 
@@ -439,13 +439,13 @@ def one_sided_processor(rng: Rng, seed: int) -> FieldCase:
 def moe_routing(rng: Rng, seed: int) -> FieldCase:
     """Experts chosen otherwise where the router is near a tie; or prompts that are off, the same every time."""
     if rng.random() < 0.6:
-        world = make_world(rng, experts=float(rng.choice([0.04, 0.08, 0.12])), flip=float(rng.choice([0.02, 0.05])))
+        world = make_world(rng, experts=float(rng.choice([0.15, 0.3, 0.5])), flip=float(rng.choice([0.02, 0.05])))
         world.noise = max(world.noise, 0.03)
         return case_of("moe_routing", world, draw(world), detail="flips")
     world = make_world(rng, group=int(rng.choice([4, 8])), sequences=int(rng.choice([64, 128])))
     prompts = world.sequences // world.group
     off = rng.permutation(prompts)[: max(2, int(prompts * float(rng.choice([0.15, 0.3, 0.65]))))]
-    world.by_prompt = np.where(np.isin(world.prompts, off), float(rng.choice([0.2, 0.4])), 0.0)
+    world.by_prompt = np.where(np.isin(world.prompts, off), float(rng.choice([0.5, 1.0])), 0.0)
     return case_of("moe_routing", world, draw(world), detail="prompts")
 
 

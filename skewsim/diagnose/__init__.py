@@ -132,7 +132,7 @@ def _causes_of(
     findings = _judged(rows, scored)
     own = float((rows.skew**2).sum())
     share = own / total if total > 0 else 1.0
-    real = [cause for cause in findings.causes if cause.explained >= LEAST_SHARE or len(findings.causes) == 1]
+    real = findings.causes
     if causes:
         real = [replace(c, explained=c.explained * share) for c in real if c.name not in ("unknown", "compute_dtype")]
     causes += real
@@ -154,7 +154,6 @@ def _causes_of(
     )
 
 
-LEAST_SHARE = 0.01
 _USUAL = ("compute_dtype", "moe_routing")
 
 

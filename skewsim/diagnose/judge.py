@@ -32,6 +32,8 @@ class Findings:
     """Rows of the sequences taken out."""
     causes: list[Cause] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    placed: list[Floats] = field(default_factory=list)
+    """The skew of rows that a place was named for: named, but not computed away."""
 
     def add(self, name: str, explained: float, evidence: str) -> None:
         self.causes.append(found(name, min(max(explained, 0.0), 1.0), evidence))
@@ -47,7 +49,7 @@ class Findings:
     @property
     def unexplained(self) -> float:
         """Mean square of the rest; what was taken out as broken is not explained either."""
-        left = np.concatenate([self.rest, self.broken.skew if self.broken is not None else []])
+        left = np.concatenate([self.rest, self.broken.skew if self.broken is not None else [], *self.placed])
         return float((left**2).mean()) if len(left) else 0.0
 
     def has(self, *names: str) -> bool:
@@ -146,6 +148,7 @@ def name_places(findings: Findings) -> None:
         if named is None or findings.has(named.cause.name) or named.cause.explained < 0.01:
             return
         findings.causes.append(named.cause)
+        findings.placed.append(findings.rest[named.inside])
         if named.cause.name == "one_sided_processor":  # it moves every token a little: nothing is left to measure on
             findings.rest = np.zeros(len(findings.rest))
             return

@@ -81,7 +81,9 @@ def _oddities(rows: Rows, here: Floats, there: Floats, bad: Bools) -> list[tuple
     if zero is not None:
         found.append(("zero", 0.0, zero))
         usual &= ~zero
-    found += [("repeated", value, inside) for value, inside in _repeats(here, there, usual)]
+    group = np.unique(np.unique(np.stack([rows.prompt, rows.sequence]), axis=1)[0], return_counts=True)[1].max(initial=1)
+    fewest = max(10, int(1.5 * group) if rows.prompt.max(initial=-1) >= 0 else 10)  # responses to a prompt begin alike
+    found += [("repeated", value, inside) for value, inside in _repeats(here, there, usual, fewest)]
     return found
 
 
@@ -125,12 +127,12 @@ def _runs(mask: Bools, sequence: Ints) -> Ints:
     return found
 
 
-def _repeats(here: Floats, there: Floats, usual: Bools) -> list[tuple[float, Bools]]:
+def _repeats(here: Floats, there: Floats, usual: Bools, fewest: int) -> list[tuple[float, Bools]]:
     """One value again and again where the other side's differ."""
     if usual.sum() < 50:
         return []
     values, index, counts = np.unique(here[usual], return_inverse=True, return_counts=True)
-    often = np.flatnonzero((counts >= 8) & (values < -0.01))
+    often = np.flatnonzero((counts >= fewest) & (values < -0.01))
     found = []
     for number in often[np.argsort(-counts[often])][:50]:
         near = (np.abs(values - values[number]) < 0.1 * abs(values[number])) & (np.arange(len(values)) != number)

@@ -217,8 +217,8 @@ def _best_group(column: Column, sizes: Sizes) -> tuple[tuple[float, Bools, str] 
         at = int(np.argmax(gains))
         if best is None or gains[at] > 1.001 * best[0]:
             inside, text = _group(column, values, index, int(which[at]), how, sizes)
-            if "not " in text and (column.name in ("exact value", "token") or " of " in column.text):
-                continue  # all but one word, or one part, is no place
+            if "not " in text and len(values) > 2 and column.name != "sequence modulo":
+                continue  # all but one word, prompt or part is no place
             best = (float(gains[at]), inside, text)
     return best, tried
 
