@@ -77,6 +77,7 @@ class World:
     extra_noise: Floats | None = None
     """(N, T): more error on the engine's logits."""
     dropout: float = 0.0
+    """Spread of each state's error in the trainer: what dropout sums up to over thousands of units."""
     penalty: Callable[[Floats, npt.NDArray[Any]], Floats] | None = None
     softcap: tuple[str, float] | None = None
     """(side, cap)."""
@@ -183,10 +184,12 @@ def draw(world: World) -> Sampled:
         engine = logits(engine_state, world.engine_weights, flips)
         dropped = trainer_state
         if world.dropout:
-            dropped = trainer_state * (rng.random((n, WIDTH)) >= world.dropout) / (1 - world.dropout)
+            dropped = trainer_state * (1 + world.dropout * rng.normal(0, 1, (n, WIDTH)))
         trainer = logits(dropped, world.trainer_weights, None)
         if world.noise:
-            size = world.noise if not world.tail else world.noise / np.sqrt(rng.chisquare(world.tail, (n, 1)) / world.tail)
+            size = (
+                world.noise if not world.tail else world.noise / np.sqrt(rng.chisquare(world.tail, (n, 1)) / world.tail)
+            )
             engine = engine + size * rng.normal(0, 1, engine.shape)
         if world.extra_noise is not None:
             engine = engine + world.extra_noise[:, t : t + 1] * rng.normal(0, 1, engine.shape)
@@ -394,7 +397,11 @@ def stale_replica(rng: Rng, seed: int) -> FieldCase:
     world.engine_weights = np.where(stale, float(rng.choice([0.03, 0.06, 0.12, 0.25])), 0.0)
     if rng.random() < 0.5:
         world.versions = np.full(world.sequences, 12)
-    columns = {"modulo": ("sequence modulo",), "blocks": ("sequence", "prompt", "sequence modulo"), "replica": ("replica",)}
+    columns = {
+        "modulo": ("sequence modulo",),
+        "blocks": ("sequence", "prompt", "sequence modulo"),
+        "replica": ("replica",),
+    }
     return case_of("stale_replica", world, draw(world), detail=f"{how} {replicas}", where=columns[how])
 
 
@@ -414,7 +421,7 @@ def weights_not_delivered(rng: Rng, seed: int) -> FieldCase:
 
 
 def stochastic_trainer(rng: Rng, seed: int) -> FieldCase:
-    world = make_world(rng, dropout=float(rng.choice([0.002, 0.01, 0.04])))
+    world = make_world(rng, dropout=float(rng.choice([0.04, 0.1, 0.3])))
     return case_of("stochastic_trainer", world, draw(world))
 
 
@@ -423,9 +430,11 @@ def one_sided_processor(rng: Rng, seed: int) -> FieldCase:
     world = make_world(rng, length=int(rng.choice([100, 160, 300])))
     kind = str(rng.choice(["repetition", "presence", "softcap"]))
     if kind == "softcap":
-        world.softcap = (str(rng.choice(["engine", "trainer"])), float(rng.choice([20.0, 30.0, 50.0])))
+        world.softcap = (str(rng.choice(["engine", "trainer"])), float(rng.choice([50.0, 80.0, 120.0])))
     else:
-        amount = float(rng.choice([1.05, 1.1, 1.2, 1.3])) if kind == "repetition" else float(rng.choice([0.3, 0.8, 1.5]))
+        amount = (
+            float(rng.choice([1.05, 1.1, 1.2, 1.3])) if kind == "repetition" else float(rng.choice([0.3, 0.8, 1.5]))
+        )
 
         def penalty(values: Floats, seen: npt.NDArray[Any]) -> Floats:
             if kind == "presence":
@@ -439,9 +448,15 @@ def one_sided_processor(rng: Rng, seed: int) -> FieldCase:
 def moe_routing(rng: Rng, seed: int) -> FieldCase:
     """Experts chosen otherwise where the router is near a tie; or prompts that are off, the same every time."""
     if rng.random() < 0.6:
-        world = make_world(rng, experts=float(rng.choice([0.15, 0.3, 0.5])), flip=float(rng.choice([0.02, 0.05])))
+        world = make_world(rng, experts=float(rng.choice([0.1, 0.2, 0.35])), flip=float(rng.choice([0.01, 0.03])))
         world.noise = max(world.noise, 0.03)
-        return case_of("moe_routing", world, draw(world), detail="flips")
+        made = draw(world)
+        quiet = (
+            np.sqrt(((made.trainer - made.engine) ** 2).mean()) < 0.12
+        )  # of a 16-bit type's size: usual, whatever it is
+        return case_of(
+            "moe_routing", world, made, accepted=("moe_routing", "compute_dtype")[: 1 + quiet], detail="flips"
+        )
     world = make_world(rng, group=int(rng.choice([4, 8])), sequences=int(rng.choice([64, 128])))
     prompts = world.sequences // world.group
     off = rng.permutation(prompts)[: max(2, int(prompts * float(rng.choice([0.15, 0.3, 0.65]))))]
@@ -483,7 +498,12 @@ def unnamed(rng: Rng, seed: int) -> FieldCase:
         m = int(rng.choice([3, 5, 7]))
         inside[np.arange(n) % m == int(rng.integers(m))] = True
     made.engine[inside] = np.minimum(made.engine[inside] + rng.normal(0, 0.8, int(inside.sum())), -1e-6)
-    names = {"prompt": ("prompt", "sequence"), "token": ("token",), "last": ("from the end", "position"), "modulo": ("sequence modulo",)}
+    names = {
+        "prompt": ("prompt", "sequence"),
+        "token": ("token",),
+        "last": ("from the end", "position"),
+        "modulo": ("sequence modulo",),
+    }
     return case_of("unnamed", world, made, detail=kind, where=names[kind], accepted=())
 
 

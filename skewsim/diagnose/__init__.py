@@ -22,7 +22,7 @@ from skewsim.diagnose.kinds import kind_of
 from skewsim.diagnose.parties import compare_three
 from skewsim.diagnose.predict import Config, Models, Scorer, prepare
 from skewsim.diagnose.rivals import compare
-from skewsim.diagnose.rows import Rows
+from skewsim.diagnose.rows import Bools, Rows
 from skewsim.errors import UserError
 from skewsim.moved import CalledByItsName
 from skewsim.skew.sequences import SequenceLog, load_sequences
@@ -117,9 +117,7 @@ def _culprit(odd: values.Values, found: Diagnosis) -> str | None:
     return sides.pop() if found.verdict == "placeholder_logprobs" and len(sides) == 1 else None
 
 
-def _causes_of(
-    rows: Rows, scored: Models | None, odd: values.Values, whole: Rows, notes: list[str]
-) -> Diagnosis:
+def _causes_of(rows: Rows, scored: Models | None, odd: values.Values, whole: Rows, notes: list[str]) -> Diagnosis:
     finite = np.isfinite(whole.skew)
     total = float((whole.skew[finite] ** 2).sum())
     rms = float(np.sqrt(total / finite.sum())) if finite.any() else 0.0
@@ -128,13 +126,16 @@ def _causes_of(
     if len(rows) < FEWEST:
         few = found("unknown", 0.0, f"{len(rows)} tokens are too few; at least {FEWEST} are needed")
         text = "too few tokens"
-        return Diagnosis((*causes, few)[:1], len(whole), whole.sequences, rms, tuple(notes), kind_text=text, values=said)
+        return Diagnosis(
+            (*causes, few)[:1], len(whole), whole.sequences, rms, tuple(notes), kind_text=text, values=said
+        )
     findings = _judged(rows, scored)
     own = float((rows.skew**2).sum())
     share = own / total if total > 0 else 1.0
     real = findings.causes
     if causes:
-        real = [replace(c, explained=c.explained * share) for c in real if c.name not in ("unknown", "compute_dtype")]
+        aside = ("unknown", "compute_dtype") if causes[0].explained >= 0.01 else ()
+        real = [replace(c, explained=c.explained * share) for c in real if c.name not in aside]
     causes += real
     healthy = not causes
     causes = causes or [_healthy(rows, findings)]
@@ -148,7 +149,8 @@ def _causes_of(
         where=where.places(where.scan(rows)),
         kind=kind,
         kind_text=kind_text,
-        normal=healthy or (result.verdict in _USUAL and "above what is usual" not in usual and _may_be(result.verdict, rows)),
+        normal=healthy
+        or (result.verdict in _USUAL and "above what is usual" not in usual and _may_be(result.verdict, rows)),
         usual=usual,
         error=_error(rows),
     )
@@ -196,7 +198,18 @@ def _healthy(rows: Rows, findings: Findings) -> Cause:
     skew = rows.skew
     rms, bias = float(np.sqrt((skew**2).mean())), float(skew.mean())
     words = normal.usual(rms, _dtype(rows), rows.meta.get("model_kind"))
-    return found("healthy", 1.0, f"{words}; bias {bias:+.2g}, worst {np.abs(skew).max():.3g}: within this dtype's noise")
+    return found(
+        "healthy", 1.0, f"{words}; bias {bias:+.2g}, worst {np.abs(skew).max():.3g}: within this dtype's noise"
+    )
+
+
+def count_values(source: TokenTable | SequenceLog) -> tuple[TokenTable, Bools]:
+    """(the table, its rows whose values are finite and no log-probabilities), for `skewsim.skew.gate`."""
+    table = source if isinstance(source, TokenTable) else source.table()
+    rows = Rows.from_table(table)
+    bad = np.zeros(len(table), dtype=bool)
+    bad[rows.index] = values.inspect(rows).bad
+    return table, bad & np.isfinite(table.skew)
 
 
 def load_source(path: Path | str) -> TokenTable | SequenceLog:

@@ -258,7 +258,9 @@ class Place:
     """How sure the difference is, with the sequence as the unit and all columns that were looked at counted."""
 
     def to_json(self) -> dict[str, Any]:
-        return {key: float(f"{value:.4g}") if isinstance(value, float) else value for key, value in asdict(self).items()}
+        return {
+            key: float(f"{value:.4g}") if isinstance(value, float) else value for key, value in asdict(self).items()
+        }
 
 
 @dataclass(frozen=True)

@@ -170,7 +170,14 @@ def _semantic(findings: Findings, *, sure: bool) -> None:
 
 
 _SEMANTIC = ("raw_logprobs", "wrong_temperature", "truncation_mass")
-_PLACED = ("different_context", "packed_rows", "position_dependent", "stale_replica", "weights_not_delivered", "moe_routing")
+_PLACED = (
+    "different_context",
+    "packed_rows",
+    "position_dependent",
+    "stale_replica",
+    "weights_not_delivered",
+    "moe_routing",
+)
 _PLACED += ("one_sided_processor", "not_the_sampled_token")
 LEAST_K, MOST_K = 0.2, 5.0
 TOGETHER = 0.8
@@ -274,7 +281,8 @@ def _truncation(findings: Findings, facts: sign.Truth, *, temperature: bool) -> 
     lost = -signs.mass.value
     needed = signs.mass.z < -4 and lost > 0.003
     shape = signs.one_sided > 0.5 or (signs.constant is not None and signs.constant > 0.5 and signs.one_sided > 0.2)
-    if not needed or not (shape or temperature or (active and facts.lean < -1.2)):
+    bounded = float(np.quantile(rows.skew, 0.002)) > -4 and float((rows.skew > 0.15).mean()) < 0.03
+    if not needed or not bounded or not (shape or temperature or (active and facts.lean < -1.2)):
         return
     explained = signs.one_sided if signs.constant is None else max(signs.one_sided, signs.constant)
     if rows.kept_mass is not None and np.isfinite(rows.kept_mass).all():
@@ -414,6 +422,8 @@ def _precision(findings: Findings) -> None:
         f"rms {rms:.3g}; noise of {law.sigma_z:.3g} on each logit, the law holds within a factor {law.spread:.2g} "
         f"from improbable to probable tokens; bias {law.bias}"
     )
+    if _repeated_otherwise(findings, rms, share, text):
+        return
     if not _placed(findings) and _unplaced(findings, law, rms, share, text):
         return
     if law.lawful and (is_rounding(law) or low_precision(rows)):
@@ -430,8 +440,22 @@ def _precision(findings: Findings) -> None:
 
 
 MOST_ROUTING = 0.6  # nats; 0.45 is the most that was published for a mixture of experts in training
-HEAVY = 3.0
+HEAVY, HEAVY_ROUNDING = 2.2, 3.0
 """rms over what the median says; a Student-t of 3 degrees has 1.5, of 2.2 about 2.5."""
+
+
+def _repeated_otherwise(findings: Findings, rms: float, share: float, text: str) -> bool:
+    """A trainer that gives one token in one context several values."""
+    again, most = marks.repeats(findings.rows), normal.most("bfloat16", None)
+    if not (again.enough and again.trainer_varies and again.engine < 1.5 * most and rms > most):
+        return False
+    findings.add(
+        "stochastic_trainer",
+        share,
+        f"{text}; of {again.rows} tokens asked for again in the same context the trainer's values are {again.trainer:.3g} nats apart, "
+        f"the engine's {again.engine:.2g}: the trainer does not repeat itself",
+    )
+    return True
 
 
 def _placed(findings: Findings) -> bool:
@@ -440,7 +464,7 @@ def _placed(findings: Findings) -> bool:
     return any(
         each.gain > 0.05 and each.place.explained > 0.3
         for column, each in view.strong.items()
-        if column not in ("engine's probability", "token")
+        if column not in ("engine's probability", "token") and not column.startswith("seen before")
     )
 
 
@@ -449,16 +473,9 @@ def _unplaced(findings: Findings, law: sign.Noise, rms: float, share: float, tex
     rows, rest = findings.rows, findings.rest
     again = marks.repeats(rows)
     rounding = law.lawful and (is_rounding(law) or low_precision(rows))
-    if again.enough and again.trainer_varies and again.engine < 1.5 * normal.most("bfloat16", None) and rms > normal.most("bfloat16", None):
-        findings.add(
-            "stochastic_trainer",
-            share,
-            f"{text}; of {again.rows} tokens asked for again in the same context the trainer's values are {again.trainer:.3g} nats apart, "
-            f"the engine's {again.engine:.2g}: the trainer does not repeat itself",
-        )
-        return True
-    heavy = marks.tail(rows, rest)
-    if heavy > HEAVY and 0.05 < rms < MOST_ROUTING and not _old_on_record(rows):
+    heavy, bulk = marks.tail(rows, rest)
+    least = HEAVY_ROUNDING if rounding else HEAVY
+    if heavy > least and bulk < LARGEST_SIGMA and 0.05 < rms < MOST_ROUTING and not _old_on_record(rows):
         findings.add(
             "moe_routing",
             share,

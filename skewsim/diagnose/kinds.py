@@ -12,11 +12,15 @@ from skewsim.diagnose import signatures as sign
 from skewsim.diagnose.rows import Rows
 
 OF_CAUSE = {
-    **dict.fromkeys(("placeholder_logprobs", "not_the_sampled_token", "misaligned_tokens", "raw_logprobs"), "misreported"),
+    **dict.fromkeys(
+        ("placeholder_logprobs", "not_the_sampled_token", "misaligned_tokens", "raw_logprobs"), "misreported"
+    ),
     **dict.fromkeys(("truncation_mass", "wrong_temperature", "different_context", "packed_rows"), "other_distribution"),
     **dict.fromkeys(("one_sided_processor", "stale_kv", "stale_weights"), "other_distribution"),
     **dict.fromkeys(("stale_replica", "weights_not_delivered"), "other_distribution"),
-    **dict.fromkeys(("head_dtype", "one_sided_fp32_head", "compute_dtype", "moe_routing", "stochastic_trainer"), "noise"),
+    **dict.fromkeys(
+        ("head_dtype", "one_sided_fp32_head", "compute_dtype", "moe_routing", "stochastic_trainer"), "noise"
+    ),
 }
 WORDS = {
     "misreported": "bias: what the engine reports is not the log-probability of what it sampled; no weight mends it",

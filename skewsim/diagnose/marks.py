@@ -41,7 +41,13 @@ def wrong_entry(rows: Rows) -> WrongEntry | None:
         impossible = float((report + p > 1.03)[above & unlikely].mean()) if (above & unlikely).any() else 1.0
         below = float((gap < -2 * APART).mean())
         floor = float(np.quantile(report[unlikely], 0.02))
-        if apart > 0.6 and impossible < 0.04 and below < 0.02 and equal < 0.05 and floor > 0.5 * float(np.quantile(p, 0.02)):
+        if (
+            apart > 0.6
+            and impossible < 0.04
+            and below < 0.02
+            and equal < 0.05
+            and floor > 0.5 * float(np.quantile(p, 0.02))
+        ):
             if floor < 1.5 * float(np.quantile(p[unlikely], 0.02)):
                 continue
             return WrongEntry(side, above, equal, apart)
@@ -86,15 +92,17 @@ def _spread(deviations: Floats) -> float:
     return float(np.sqrt(2) * _rms(deviations))
 
 
-def tail(rows: Rows, skew: Floats) -> float:
-    """rms of d / h over what its median says it should be: 1 for a normal law, above 3 for a few tokens among quiet ones."""
+def tail(rows: Rows, skew: Floats) -> tuple[float, float]:
+    """(rms of d / h over what its median says it should be, what the median says): 1 for a normal law, above 2 for a few
+    tokens among quiet ones.
+    """
     sizes = Sizes.of(rows, skew)
     rough = np.exp(np.minimum(rows.engine, rows.trainer)) < 0.9
     if rough.sum() < 50:
-        return 1.0
+        return 1.0, 0.0
     scaled = sizes.skew[rough] / (np.sqrt(1.5) * (1 - np.exp(np.minimum(rows.engine, rows.trainer)[rough])))
     median = float(np.median(np.abs(scaled)))
-    return _rms(scaled) / max(1.4826 * median, 1e-12)
+    return _rms(scaled) / max(1.4826 * median, 1e-12), 1.4826 * median
 
 
 def by_token(rows: Rows, skew: Floats) -> float:
@@ -105,7 +113,9 @@ def by_token(rows: Rows, skew: Floats) -> float:
     if len(values) < 50:
         return 0.0
     _, index, count = np.unique(token, return_inverse=True, return_counts=True)
-    values = values - values.mean()
+    order = np.argsort(rows.engine[uncertain], kind="stable")
+    for part in np.array_split(order, max(4, min(20, len(order) // 50))):  # what the probability alone explains
+        values[part] = (values[part] - values[part].mean()) / max(float(values[part].std()), 1e-12)
     total, square = np.bincount(index, weights=values), np.bincount(index, weights=values**2)
     pairs = total**2 - square  # sum over pairs of different occurrences; 0 on average if they are unrelated
     several = count > 1

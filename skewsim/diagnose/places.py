@@ -15,7 +15,7 @@ from skewsim.diagnose.causes import Cause, found
 from skewsim.diagnose.rows import Bools, Floats, Ints, Rows
 from skewsim.diagnose.where import Contrast, Sizes
 
-LEAST_Z = 3.0
+LEAST_Z = 2.5
 LEAST_RATIO = 1.5
 LEAST_SHIFT = 0.2
 LEAST_EXPLAINED = 0.15
@@ -23,6 +23,10 @@ LEAST_RMS = 0.015
 """nats; less than this is a float16's rounding wherever it stands."""
 SEPARATE = 4.5
 """Distance of two groups' levels over the spread inside them; one cloud cut in two has 2.7, an even spread 3.5."""
+LEAST_GAP = 0.12
+"""Least empty space between two groups, of the distance of their levels."""
+OF_TOKENS = ("engine's probability", "token", "exact value")
+"""Columns that say what a token is, not where it stands."""
 GROUPS = ("replica", "rank", "sequence modulo", "sequence", "prompt", "pack_index")
 
 
@@ -52,7 +56,7 @@ class View:
         self.sizes = Sizes.of(rows, skew)
         contrasts = where.scan(rows, skew)
         self.strong = {each.place.column: each for each in contrasts if _strong(each)}
-        self.strongest = max((each.gain for each in self.strong.values()), default=0.0)
+        self.strongest = max((each.gain for column, each in self.strong.items() if column not in OF_TOKENS), default=0.0)
         self.groups, self.early, self.levels = self._split()
 
     def _split(self) -> tuple[Bools | None, bool, Floats]:
@@ -104,7 +108,7 @@ class View:
         n, m = (np.bincount(number, weights=side, minlength=count) for side in (chosen, rest))
         both = (n > 0) & (m > 0)
         gap = (_levels(self.sizes, chosen) - _levels(self.sizes, rest))[both]
-        if len(gap) == 0 or gap.mean() < np.log(1.5):
+        if len(gap) == 0 or gap.mean() < np.log(1.5) or self.rms(chosen) < 2 * self.rms(rest):
             return None
         sure = gap.mean() > 3 * gap.std(ddof=1) / np.sqrt(len(gap)) if len(gap) > 3 else bool((gap > np.log(1.5)).all())
         return chosen if sure else None
@@ -127,6 +131,10 @@ def _first_rows(sequence: Ints) -> Ints:
 
 
 def _levels(sizes: Sizes, chosen: Bools) -> Floats:
+    """Each sequence's level over these rows; over the uncertain tokens of them where there are some."""
+    rough = chosen & sizes.rough
+    enough = np.bincount(sizes.sequence, weights=rough, minlength=sizes.count) >= 3
+    chosen = np.where(enough[sizes.sequence], rough, chosen)
     count = np.bincount(sizes.sequence, weights=chosen, minlength=sizes.count)
     return np.bincount(sizes.sequence, weights=sizes.level * chosen, minlength=sizes.count) / np.maximum(count, 1)
 
@@ -148,7 +156,8 @@ def split(levels: Floats) -> tuple[Bools | None, float]:
     inner = np.sqrt((values[:at].var() * at + values[at:].var() * (n - at)) / n)
     distance = float(values[at:].mean() - values[:at].mean())
     separation = distance / max(float(inner), 1e-6)
-    if separation < SEPARATE or distance < np.log(1.6):
+    between_them = float(values[at] - values[at - 1])
+    if separation < SEPARATE or distance < np.log(1.6) or between_them < LEAST_GAP * distance:
         return None, separation
     loud = np.zeros(n, dtype=bool)
     loud[order[at:]] = True
@@ -211,8 +220,9 @@ def in_groups(view: View) -> Named | None:
     """Some sequences are off and the others are not: which ones, and whether only their beginnings are, tells why."""
     group = max((view.strong[n] for n in GROUPS if n in view.strong), key=lambda each: each.gain, default=None)
     pack = view.strong.get("pack_index")
-    if pack is not None and pack.gain >= 0.5 * view.strongest:
-        return _packed(view, f"pack_index {pack.place.value}", pack.inside)
+    if pack is not None and pack.place.value in ("from 1 on", "not 0") and pack.gain >= 0.15 * view.strongest:
+        beginning = view.decay(pack.inside)
+        return _packed(view, f"pack_index {pack.place.value}", pack.inside if beginning is None else beginning)
     if group is not None and (group.gain >= 0.6 * view.strongest or view.groups is not None):
         loud = _sequences_of(view, group.inside)
         same = view.groups is None or _agree(loud, view.groups)
@@ -263,7 +273,7 @@ def _group_of(view: View, each: Contrast, loud: Bools) -> Named | None:
     if beginning is not None and view.rms(beginning) > 1.5 * view.rms(inside & ~beginning):
         return _other_context(view, loud, beginning)
     prompts = _whole_prompts(view, loud)
-    if prompts > 1 and column not in ("replica", "rank") and not _contiguous(loud) and column != "sequence modulo":
+    if prompts > 1 and column not in ("replica", "rank", "sequence modulo") and not _contiguous(loud):
         return _by_prompt(view, inside, prompts, loud)
     if column == "prompt" or (prompts == 1 and column == "sequence"):
         return None  # one prompt that is off: no fault goes with it
@@ -289,7 +299,7 @@ def _loose_group(view: View, loud: Bools) -> Named | None:
     if view.rms(inside) < max(LEAST_RMS, 1.5 * view.rms(~inside)) or view.share(inside) < LEAST_EXPLAINED:
         return None
     prompts = _whole_prompts(view, loud)
-    if prompts > 1:
+    if prompts > 1 and not _contiguous(loud):
         return _by_prompt(view, inside, prompts, loud)
     if prompts == 1 or not _truthful(view, inside):
         return None
@@ -325,7 +335,7 @@ def _by_prompt(view: View, inside: Bools, prompts: int, loud: Bools) -> Named:
     return view.named(
         "moe_routing",
         inside,
-        f"{int(loud.sum())} of {len(loud)} sequences, all those of {prompts} prompts: rms {view.rms(inside):.3g} in them, "
+        f"{int(loud.sum())} of {len(loud)} sequences, those of {prompts} prompts: rms {view.rms(inside):.3g} in them, "
         f"{view.rms(~inside):.3g} in the others; {_truth(view, inside)}: what decides by the prompt, as routing to experts or a hybrid "
         "attention's state does",
     )
@@ -338,17 +348,20 @@ def _whole_prompts(view: View, loud: Bools) -> int:
     if (prompt < 0).any():
         return 0
     _, index, count = np.unique(prompt, return_inverse=True, return_counts=True)
-    inside = np.bincount(index, weights=loud)
+    share = np.bincount(index, weights=loud) / count
     several = count > 1
-    whole = several & (inside >= 0.99 * count)
-    mixed = several & (inside > 0) & ~whole
-    if not several.any() or inside[~several].sum() > 0 or mixed.sum() > 0.15 * whole.sum():
+    members = several[index]
+    if members.mean() < 0.8:
         return 0
-    return int(whole.sum())
+    within, whole = (share * (1 - share))[index][members].mean(), loud[members].mean() * (1 - loud[members].mean())
+    return int((several & (share > 0.5)).sum()) if within < 0.4 * whole else 0
 
 
 def _contiguous(loud: Bools) -> bool:
-    return int((np.diff(loud.astype(int), prepend=0) > 0).sum()) == 1
+    """One run of sequences that is an even part of the log, as a replica's share is."""
+    starts = np.flatnonzero(np.diff(loud.astype(int), prepend=0) > 0)
+    size = int(loud.sum())
+    return len(starts) == 1 and len(loud) % size == 0 and int(starts[0]) % size == 0
 
 
 def seen_before(view: View) -> Named | None:
@@ -415,7 +428,9 @@ def _fades(view: View, each: Contrast) -> bool:
     """Whether the skew falls inside the cut: a forgotten context does, a part of the sequence that is off does not."""
     place = view.rows.position
     end = int(place[each.inside].max()) + 1
-    first, last = (float(view.sizes.level[part & each.inside].mean()) for part in (place < end / 3, place >= 2 * end / 3))
+    first, last = (
+        float(view.sizes.level[part & each.inside].mean()) for part in (place < end / 3, place >= 2 * end / 3)
+    )
     return first > last + np.log(1.5)
 
 

@@ -77,7 +77,9 @@ class Rows:
             places={n: v[order] for n, v in ((n, getattr(table, n)) for n in PLACES) if v is not None},
             seen={
                 name: values[order]
-                for name, values in (seen or {"in the output": _seen(table.sequence, table.position, table.token)}).items()
+                for name, values in (
+                    seen or {"in the output": _seen(table.sequence, table.position, table.token)}
+                ).items()
             },
         )
 
@@ -209,10 +211,16 @@ def _seen_in(log: SequenceLog) -> dict[str, Ints]:
     for name, prompts in (("in the context", True), ("in the output", False)):
         if prompts and any(record.prompt_tokens is None for record in log.records):
             continue
-        starts = [len(record.prompt_tokens) if prompts and record.prompt_tokens is not None else 0 for record in log.records]
-        lengths = np.array([start + len(record.tokens) for start, record in zip(starts, log.records, strict=True)], dtype=np.int64)
+        starts = [
+            len(record.prompt_tokens) if prompts and record.prompt_tokens is not None else 0 for record in log.records
+        ]
+        lengths = np.array(
+            [start + len(record.tokens) for start, record in zip(starts, log.records, strict=True)], dtype=np.int64
+        )
         tokens = [part for r in log.records for part in ((r.prompt_tokens, r.tokens) if prompts else (r.tokens,))]
-        sampled = [part for s, r in zip(starts, log.records, strict=True) for part in (np.zeros(s, dtype=bool), r.sampled)]
+        sampled = [
+            part for s, r in zip(starts, log.records, strict=True) for part in (np.zeros(s, dtype=bool), r.sampled)
+        ]
         if not tokens:
             continue
         kept = np.concatenate(sampled)

@@ -151,8 +151,9 @@ def find_outliers(rows: Rows) -> Outliers | None:
     if not far.any() or far.sum() > max(1, len(ids) // 10):
         return None
     inside = np.isin(rows.sequence, ids[far])
-    if related(rows.engine[inside], rows.trainer[inside]):
-        return None  # other weights or another context: the two still go together
+    most_are_off = float(np.median(np.abs(rows.skew[inside]))) > 0.2
+    if not most_are_off or related(rows.engine[inside], rows.trainer[inside]):
+        return None  # other weights or another context: the two still go together, or only some tokens are off
     total = float((rows.skew**2).sum())
     share = float((rows.skew[inside] ** 2).sum()) / total
     if share < 0.3:

@@ -72,7 +72,7 @@ def _oddities(rows: Rows, here: Floats, there: Floats, bad: Bools) -> list[tuple
         return found
     missing = np.isnan(here) & _partly_known(rows, here)
     infinite, positive = np.isinf(here), np.isfinite(here) & (here > ABOVE_ZERO)
-    sentinel = np.isfinite(here) & (here <= SENTINEL)
+    sentinel = _sentinels(here)
     for kind, inside in (("missing", missing), ("infinite", infinite), ("positive", positive), ("sentinel", sentinel)):
         if inside.any():
             found.append((kind, float(here[inside][0]), inside))
@@ -81,9 +81,21 @@ def _oddities(rows: Rows, here: Floats, there: Floats, bad: Bools) -> list[tuple
     if zero is not None:
         found.append(("zero", 0.0, zero))
         usual &= ~zero
-    group = np.unique(np.unique(np.stack([rows.prompt, rows.sequence]), axis=1)[0], return_counts=True)[1].max(initial=1)
+    group = np.unique(np.unique(np.stack([rows.prompt, rows.sequence]), axis=1)[0], return_counts=True)[1].max(
+        initial=1
+    )
     fewest = max(10, int(1.5 * group) if rows.prompt.max(initial=-1) >= 0 else 10)  # responses to a prompt begin alike
     found += [("repeated", value, inside) for value, inside in _repeats(here, there, usual, fewest)]
+    return found
+
+
+def _sentinels(here: Floats) -> Bools:
+    """Values that nothing computes: absurdly low, or low and the same again and again."""
+    low = np.isfinite(here) & (here <= SENTINEL)
+    values, index, counts = np.unique(here[low], return_inverse=True, return_counts=True)
+    filled = (counts >= FEWEST) | (values <= 10 * SENTINEL)
+    found = np.zeros(len(here), dtype=bool)
+    found[np.flatnonzero(low)[filled[index]]] = True
     return found
 
 
@@ -101,6 +113,9 @@ def _zeros(rows: Rows, here: Floats, there: Floats, usual: Bools) -> Bools | Non
         return None
     if _truncated(rows, there[wrong], zero, usual):
         return None
+    last = np.append(np.diff(rows.sequence) != 0, True)
+    if wrong[last].sum() <= 0.5 * wrong.sum() and _as_its_neighbours(here, there, zero, usual):
+        return None
     runs = _runs(zero, rows.sequence)
     touched = np.zeros(int(runs.max(initial=0)) + 1, dtype=bool)
     touched[runs[wrong]] = True
@@ -109,6 +124,15 @@ def _zeros(rows: Rows, here: Floats, there: Floats, usual: Bools) -> Bools | Non
     if wrong[last].sum() > 0.5 * wrong.sum():
         inside |= zero & last
     return inside
+
+
+def _as_its_neighbours(here: Floats, there: Floats, zero: Bools, usual: Bools) -> bool:
+    """Whether nearly certain tokens are off as often as the certain ones: then the sides differ, and 0 is a probability."""
+    near = usual & (here < 0) & (here > -0.01)
+    if near.sum() < 20:
+        return False
+    off = there < -0.1
+    return bool(off[near].mean() > 0 and off[zero].mean() < 3 * off[near].mean())
 
 
 def _truncated(rows: Rows, there: Floats, zero: Bools, usual: Bools) -> bool:

@@ -28,6 +28,8 @@ LAW_GAIN = 0.05
 """The same for probability: the law holds roughly only, and nearly certain tokens carry the rounding of the log."""
 LEAST_Z = 2.5
 SHOWN = 6
+LAW = "engine's probability"
+"""Every noise follows it, so it comes last."""
 SAME = 1e-5
 """rms up to which two programs' numbers are the same: float32 and the digits of a log."""
 CERTAIN = 1e-4  # below this 1 - p is rounding of the log
@@ -88,7 +90,7 @@ def columns(rows: Rows) -> Iterator[Column]:
     yield Column("token", rows.token, False, singles=256)
     for name, values in rows.seen.items():
         yield Column(f"seen before {name}", values, False)
-    yield Column("engine's probability", _decile(rows.engine), True, "{}")
+    yield Column(LAW, _decile(rows.engine), True, "{}")
     yield Column("exact value", _repeated(rows.engine), False)
 
 
@@ -127,6 +129,8 @@ class Sizes:
     """d / h, its rare extremes held back."""
     level: Floats
     """Logarithm of its size: what a token says of a scale without shouting."""
+    rough: Bools
+    """Where a token is not nearly certain: there the rounding of the log does not show."""
     sequence: Ints
     """0, 1, ... without gaps."""
     count: int
@@ -139,7 +143,7 @@ class Sizes:
         scaled = np.clip(scaled, -8 * typical, 8 * typical)
         _, sequence = np.unique(rows.sequence, return_inverse=True)
         level = np.log(np.abs(scaled) + 0.1 * typical + 1e-12)
-        return cls(skew, scaled, level, sequence, int(sequence.max(initial=-1)) + 1)
+        return cls(skew, scaled, level, likely < 0.98, sequence, int(sequence.max(initial=-1)) + 1)
 
 
 def scan(rows: Rows, skew: Floats | None = None) -> list[Contrast]:
@@ -153,7 +157,7 @@ def scan(rows: Rows, skew: Floats | None = None) -> list[Contrast]:
     for column in columns(rows):
         found, tried = _best_group(column, sizes)
         looks += tried
-        if column.name == "engine's probability" and found is not None and found[0] < LAW_GAIN:
+        if column.name == LAW and found is not None and found[0] < LAW_GAIN:
             continue
         if found is not None and found[0] > LEAST_GAIN and found[0] > 1.02 * best.get(column.name, (0.0,))[0]:
             best[column.name] = (found[0], column, found[1], found[2])
@@ -166,13 +170,13 @@ def _ordered(contrasts: list[Contrast]) -> list[Contrast]:
     """By gain; of two that say the same the one that the log itself names comes first."""
     rank = {name: order for order, name in enumerate(_PLAIN)}
 
-    def key(each: Contrast) -> tuple[float, int]:
-        return (-each.gain, rank.get(each.place.column, len(rank)))
+    def key(each: Contrast) -> tuple[bool, float, int]:
+        return (each.place.column == LAW, -each.gain, rank.get(each.place.column, len(rank)))
 
     ordered = sorted(contrasts, key=key)
     if ordered:
         top = ordered[0].gain
-        near = [each for each in ordered if each.gain > 0.97 * top]
+        near = [each for each in ordered if each.gain > 0.97 * top and (each.place.column != LAW or each is ordered[0])]
         first = min(near, key=lambda each: rank.get(each.place.column, len(rank)))
         ordered.remove(first)
         ordered.insert(0, first)
@@ -203,7 +207,9 @@ def _best_group(column: Column, sizes: Sizes) -> tuple[tuple[float, Bools, str] 
     if column.ordered and len(values) > 2:
         step = max(1, len(values) // MOST_CUTS)
         cuts = np.arange(1, len(values), step)
-        candidates.append((_gain(np.cumsum(n)[cuts - 1], np.cumsum(s)[cuts - 1], np.cumsum(q)[cuts - 1], n, s, q), cuts, "cut"))
+        candidates.append(
+            (_gain(np.cumsum(n)[cuts - 1], np.cumsum(s)[cuts - 1], np.cumsum(q)[cuts - 1], n, s, q), cuts, "cut")
+        )
     singles = np.arange(len(values))
     if len(values) > column.singles:
         singles = np.arange(column.singles) if column.ordered else np.argsort(-n, kind="stable")[: column.singles]
@@ -217,7 +223,8 @@ def _best_group(column: Column, sizes: Sizes) -> tuple[tuple[float, Bools, str] 
         at = int(np.argmax(gains))
         if best is None or gains[at] > 1.001 * best[0]:
             inside, text = _group(column, values, index, int(which[at]), how, sizes)
-            if "not " in text and len(values) > 2 and column.name != "sequence modulo":
+            several = len(values) > 2 or column.name in ("exact value", "token")
+            if "not " in text and several and column.name not in ("sequence modulo", "pack_index"):
                 continue  # all but one word, prompt or part is no place
             best = (float(gains[at]), inside, text)
     return best, tried
@@ -226,7 +233,7 @@ def _best_group(column: Column, sizes: Sizes) -> tuple[tuple[float, Bools, str] 
 def best_cut(values: Ints, sizes: Sizes, rows: Bools) -> Bools | None:
     """Of these rows those below the cut of an ordered column that describes them best; None if that says nothing."""
     column = Column("", values, True, singles=0)
-    part = Sizes(sizes.skew[rows], sizes.scaled[rows], sizes.level[rows], sizes.sequence[rows], sizes.count)
+    part = Sizes(sizes.skew[rows], sizes.scaled[rows], sizes.level[rows], sizes.rough[rows], sizes.sequence[rows], sizes.count)
     best, _ = _best_group(column, part)
     if best is None or best[0] < LEAST_GAIN or not best[2].startswith("below"):
         return None
@@ -254,10 +261,14 @@ def _group(column: Column, values: Ints, index: Ints, at: int, how: str, sizes: 
         text = f"below {values[at]}" if louder else f"from {values[at]} on"
     else:
         text = f"{values[at]}" if louder else f"not {values[at]}"
-    if column.name == "engine's probability":
+    if column.name == LAW:
         edges = np.concatenate([[0.0], EDGES, [1.0]])
         low, high = float(edges[values[at]]), float(edges[values[at] + 1])
-        text = (f"below {low:g}" if louder else f"above {low:g}") if how == "cut" else f"{'' if louder else 'not '}{low:g} to {high:g}"
+        text = (
+            (f"below {low:g}" if louder else f"above {low:g}")
+            if how == "cut"
+            else f"{'' if louder else 'not '}{low:g} to {high:g}"
+        )
     if column.name.startswith("seen before"):
         text = "yes" if (values[at] == 1) == louder else "no"
     return (inside if louder else ~inside), _worded(column.text, text)
@@ -309,7 +320,9 @@ def _clustered(values: Floats, inside: Bools, sizes: Sizes, *, per_sequence: boo
     each = np.bincount(number, weights=centred, minlength=count)
     error = float(np.sqrt((each**2).sum() * count / max(count - 1, 1)))
     if per_sequence:
-        means = np.bincount(number, weights=values, minlength=count) / np.maximum(np.bincount(number, minlength=count), 1)
+        means = np.bincount(number, weights=values, minlength=count) / np.maximum(
+            np.bincount(number, minlength=count), 1
+        )
         group = np.bincount(number, weights=inside, minlength=count) > 0
         n, m = int(group.sum()), int((~group).sum())
         if min(n, m) == 0 or count < 4:
