@@ -343,7 +343,13 @@ def different_context(rng: Rng, seed: int) -> FieldCase:
     if rng.random() < 0.4:
         world.turns = [(s + size - 1, s + size) for s, _ in world.turns]
         world.later_state = {t + size - 1: v for t, v in world.later_state.items()}
-    return case_of("different_context", world, draw(world), detail=f"turn {first + 1}", where=("turn", "position"))
+    return case_of(
+        "different_context",
+        world,
+        draw(world),
+        detail=f"turn {first + 1}",
+        where=("turn", "position in its turn", "position"),
+    )
 
 
 def packed_rows(rng: Rng, seed: int) -> FieldCase:

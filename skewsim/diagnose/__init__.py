@@ -129,7 +129,8 @@ def _causes_of(rows: Rows, scored: Models | None, odd: values.Values, whole: Row
         return Diagnosis(
             (*causes, few)[:1], len(whole), whole.sequences, rms, tuple(notes), kind_text=text, values=said
         )
-    findings = _judged(rows, scored)
+    contrasts = where.scan(rows)
+    findings = _judged(rows, scored, contrasts)
     own = float((rows.skew**2).sum())
     share = own / total if total > 0 else 1.0
     real = findings.causes
@@ -146,7 +147,7 @@ def _causes_of(rows: Rows, scored: Models | None, odd: values.Values, whole: Row
     usual = normal.usual(quiet, _dtype(rows), rows.meta.get("model_kind"))
     return replace(
         result,
-        where=where.places(where.scan(rows)),
+        where=where.places(contrasts),
         kind=kind,
         kind_text=kind_text,
         normal=healthy
@@ -181,8 +182,10 @@ def _placeholder(odd: values.Values, whole: Rows, total: float, said: tuple[str,
     return found("placeholder_logprobs", min(share, 1.0), "; ".join(said))
 
 
-def _judged(rows: Rows, scored: Models | None) -> Findings:
+def _judged(rows: Rows, scored: Models | None, contrasts: list[where.Contrast]) -> Findings:
     findings = clean(rows)
+    if findings.rows is rows and not findings.causes:
+        findings.scanned, findings.scanned_rest = (rows, contrasts), findings.rest
     if scored is None:
         judge(findings)
         return findings

@@ -11,10 +11,11 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from skewsim.diagnose import marks, normal, places
+from skewsim.diagnose import marks, normal, places, where
 from skewsim.diagnose import signatures as sign
 from skewsim.diagnose.causes import Cause, found
 from skewsim.diagnose.rows import Floats, Rows, within
+from skewsim.diagnose.where import Contrast
 
 FLOOR = 0.01  # rms of float16 and float32 engines: 0.0057 and 0.0024 (AknA13/train-infer-mismatch)
 LARGEST_SIGMA = 0.3  # noise per logit: 0.155 for bfloat16 (Qwen3), so twice that is no rounding of a 16-bit type
@@ -32,6 +33,9 @@ class Findings:
     """Rows of the sequences taken out."""
     causes: list[Cause] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    scanned: tuple[Rows, list[Contrast]] | None = None
+    """The contrasts of some rows, so that they are looked for once."""
+    scanned_rest: Floats | None = None
     placed: list[Floats] = field(default_factory=list)
     """The skew of rows that a place was named for: named, but not computed away."""
 
@@ -45,6 +49,12 @@ class Findings:
             self.causes.remove(before)
             explained, evidence = before.explained + explained, f"{before.evidence}; {evidence}"
         self.add(name, explained, evidence)
+
+    def contrasts(self) -> list[Contrast]:
+        """Where the rest lives."""
+        if self.scanned is None or self.scanned[0] is not self.rows or self.rest is not self.scanned_rest:
+            self.scanned, self.scanned_rest = (self.rows, where.scan(self.rows, self.rest)), self.rest
+        return self.scanned[1]
 
     @property
     def unexplained(self) -> float:
@@ -144,7 +154,7 @@ def name_places(findings: Findings) -> None:
     for _ in range(MOST_PLACES):
         if len(findings.rows) < 200:
             return
-        named = places.name(findings.rows, findings.rest, findings.total)
+        named = places.name(findings.rows, findings.rest, findings.total, findings.contrasts())
         if named is None or findings.has(named.cause.name) or named.cause.explained < 0.01:
             return
         findings.causes.append(named.cause)
@@ -177,8 +187,9 @@ _PLACED = (
     "stale_replica",
     "weights_not_delivered",
     "moe_routing",
+    "one_sided_processor",
+    "not_the_sampled_token",
 )
-_PLACED += ("one_sided_processor", "not_the_sampled_token")
 LEAST_K, MOST_K = 0.2, 5.0
 TOGETHER = 0.8
 """Least product of the slopes both ways round; a temperature only stretches, and the product is 1."""
@@ -460,11 +471,10 @@ def _repeated_otherwise(findings: Findings, rms: float, share: float, text: str)
 
 def _placed(findings: Findings) -> bool:
     """Whether the skew has a place, though no fault goes with it: then it is nothing that has none."""
-    view = places.View(findings.rows, findings.rest, findings.total)
     return any(
-        each.gain > 0.05 and each.place.explained > 0.3
-        for column, each in view.strong.items()
-        if column not in ("engine's probability", "token") and not column.startswith("seen before")
+        places.strong(each) and each.gain > 0.05 and each.place.explained > 0.3
+        for each in findings.contrasts()
+        if each.place.column not in places.OF_TOKENS and not each.place.column.startswith("seen before")
     )
 
 

@@ -38,9 +38,9 @@ class Named:
     inside: Bools
 
 
-def name(rows: Rows, skew: Floats, total: float) -> Named | None:
+def name(rows: Rows, skew: Floats, total: float, contrasts: list[Contrast] | None = None) -> Named | None:
     """The fault that the strongest place points to; None if there is none or no fault goes with it."""
-    view = View(rows, skew, total)
+    view = View(rows, skew, total, contrasts)
     for rule in (grows_with_step, from_a_turn, in_groups, seen_before, along_the_sequence):
         named = rule(view)
         if named is not None:
@@ -51,12 +51,14 @@ def name(rows: Rows, skew: Floats, total: float) -> Named | None:
 class View:
     """A log's skew with its contrasts, computed once."""
 
-    def __init__(self, rows: Rows, skew: Floats, total: float) -> None:
+    def __init__(self, rows: Rows, skew: Floats, total: float, contrasts: list[Contrast] | None = None) -> None:
         self.rows, self.skew, self.total = rows, skew, total
         self.sizes = Sizes.of(rows, skew)
-        contrasts = where.scan(rows, skew)
-        self.strong = {each.place.column: each for each in contrasts if _strong(each)}
-        self.strongest = max((each.gain for column, each in self.strong.items() if column not in OF_TOKENS), default=0.0)
+        contrasts = where.scan(rows, skew) if contrasts is None else contrasts
+        self.strong = {each.place.column: each for each in contrasts if strong(each)}
+        self.strongest = max(
+            (each.gain for column, each in self.strong.items() if column not in OF_TOKENS), default=0.0
+        )
         self.groups, self.early, self.levels = self._split()
 
     def _split(self) -> tuple[Bools | None, bool, Floats]:
@@ -114,9 +116,11 @@ class View:
         return chosen if sure else None
 
 
-def _strong(each: Contrast) -> bool:
+def strong(each: Contrast) -> bool:
+    """Whether a place is sure, large and not of rounding's size."""
     place = each.place
-    differs = each.ratio >= LEAST_RATIO or abs(each.shift) >= LEAST_SHIFT
+    clear = place.explained > 0.5 and place.z > 4
+    differs = each.ratio >= (1.35 if clear else LEAST_RATIO) or abs(each.shift) >= LEAST_SHIFT
     return bool(
         place.z >= LEAST_Z
         and differs
@@ -199,20 +203,29 @@ def _rank_correlation(level: Floats) -> float:
 
 
 def from_a_turn(view: View) -> Named | None:
-    """Clean until a turn, off from there on: the two sides saw different earlier turns."""
-    each = view.leads("turn", part=0.9)
-    if each is None:
+    """Clean until a turn, off from there on, or where a turn begins: the two sides saw different earlier turns."""
+    turn = view.rows.places.get("turn")
+    if turn is None:
         return None
-    values = view.rows.places.get("turn", where.turns(view.rows))
-    first = int(values[each.inside].min())
-    if first == int(values.min()):
+    each, begin = view.leads("turn", part=0.9), view.leads("position in its turn", part=0.9)
+    if each is not None and int(turn[each.inside].min()) > int(turn.min()):
+        return _other_history(view, each, each.inside, int(turn[each.inside].min()))
+    if begin is None or not (begin.place.value.startswith("below") or begin.place.value == "0"):
         return None
+    level = [view.rms(begin.inside & (turn == number)) for number in range(int(turn.max()) + 1)]
+    first = next((number for number, size in enumerate(level) if size > 0.5 * max(level)), 0)
+    if first == 0:
+        return None
+    return _other_history(view, begin, begin.inside & (turn >= first), first)
+
+
+def _other_history(view: View, each: Contrast, inside: Bools, first: int) -> Named:
     return view.named(
         "different_context",
-        each.inside,
-        f"rms {each.place.rms_inside:.3g} from turn {first + 1} on, {each.place.rms_outside:.3g} before (z {each.place.z:.1f}): trainer "
-        f"and engine read a different history from turn {first + 1} on (a template that drops earlier thinking, a tool's answer "
-        "written otherwise)",
+        inside,
+        f"rms {view.rms(inside):.3g} from turn {first + 1} on ({each.place.column} {each.place.value}), {view.rms(~inside):.3g} elsewhere "
+        f"(z {each.place.z:.1f}): trainer and engine read a different history from turn {first + 1} on (a template that drops earlier "
+        "thinking, a tool's answer written otherwise)",
     )
 
 
@@ -223,7 +236,7 @@ def in_groups(view: View) -> Named | None:
     if pack is not None and pack.place.value in ("from 1 on", "not 0") and pack.gain >= 0.15 * view.strongest:
         beginning = view.decay(pack.inside)
         return _packed(view, f"pack_index {pack.place.value}", pack.inside if beginning is None else beginning)
-    if group is not None and (group.gain >= 0.6 * view.strongest or view.groups is not None):
+    if group is not None and (group.gain >= 0.6 * view.strongest or view.groups is not None or _parts(view, group)):
         loud = _sequences_of(view, group.inside)
         same = view.groups is None or _agree(loud, view.groups)
         if same:
@@ -231,6 +244,14 @@ def in_groups(view: View) -> Named | None:
     if view.groups is not None:
         return _regular_group(view, view.groups) or _loose_group(view, view.groups)
     return None
+
+
+def _parts(view: View, group: Contrast) -> bool:
+    """Whether the group parts the beginnings of sequences that are off from those that are not."""
+    early = view.strong.get("position")
+    if early is None or not early.place.value.startswith("below"):
+        return False
+    return view.rms(early.inside & group.inside) > 2.5 * view.rms(early.inside & ~group.inside)
 
 
 def _regular_group(view: View, loud: Bools) -> Named | None:
@@ -428,10 +449,11 @@ def _fades(view: View, each: Contrast) -> bool:
     """Whether the skew falls inside the cut: a forgotten context does, a part of the sequence that is off does not."""
     place = view.rows.position
     end = int(place[each.inside].max()) + 1
-    first, last = (
-        float(view.sizes.level[part & each.inside].mean()) for part in (place < end / 3, place >= 2 * end / 3)
-    )
-    return first > last + np.log(1.5)
+    parts = (place < end / 3, place >= 2 * end / 3)
+    if not all((part & each.inside).any() for part in parts):
+        return False
+    first, last = (float(view.sizes.level[part & each.inside].mean()) for part in parts)
+    return first > last + float(np.log(1.5))
 
 
 def _truth(view: View, inside: Bools) -> str:
@@ -442,4 +464,4 @@ def _truth(view: View, inside: Bools) -> str:
 def _truthful(view: View, inside: Bools) -> bool:
     """Bias and square as of a truthful engine: E d is about -E d^2 / 2, and never above 0."""
     skew = view.skew[inside]
-    return bool(skew.mean() < 0.1 * np.sqrt((skew**2).mean()))
+    return bool(float(skew.mean()) < 0.1 * np.sqrt((skew**2).mean()))

@@ -74,7 +74,7 @@ class Rows:
             index=np.arange(len(table)),
             kept_mass=None if table.kept_mass is None else table.kept_mass[order],
             square_mass=None if table.square_mass is None else table.square_mass[order],
-            places={n: v[order] for n, v in ((n, getattr(table, n)) for n in PLACES) if v is not None},
+            places=_places(table, sequence[order], order),
             seen={
                 name: values[order]
                 for name, values in (
@@ -194,6 +194,17 @@ def _contexts(sequence: Ints, position: Ints, token: Ints, prompt: Ints) -> Ints
         follows[follows] = position[rows[follows] + 1] == position[rows[follows]] + 1
         rows, ends, key = rows[follows] + 1, ends[follows], key[follows]
     return context
+
+
+def _places(table: TokenTable, sequence: Ints, order: Ints) -> dict[str, Ints]:
+    """The table's columns; where it has no turns, a gap in the positions (masked tokens) begins the next."""
+    found = {name: getattr(table, name)[order] for name in PLACES if getattr(table, name) is not None}
+    starts = np.diff(sequence, prepend=-1) != 0
+    gaps = (np.diff(table.position[order], prepend=-1) > 1) & ~starts
+    if "turn" not in found and gaps.any():
+        count = np.cumsum(gaps)
+        found["turn"] = count - count[np.maximum.accumulate(np.where(starts, np.arange(len(order)), 0))]
+    return found
 
 
 def _seen(sequence: Ints, position: Ints, token: Ints) -> Ints:

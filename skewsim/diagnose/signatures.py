@@ -165,7 +165,7 @@ def related(engine: Floats, trainer: Floats) -> bool:
     """Whether the two columns go together beyond chance; those of a broken sequence do not."""
     if len(engine) < 8 or min(float(np.std(engine)), float(np.std(trainer))) < 1e-9:
         return False
-    return float(np.corrcoef(engine, trainer)[0, 1]) > max(0.35, 3.5 / np.sqrt(len(engine)))
+    return bool(np.corrcoef(engine, trainer)[0, 1] > max(0.35, 3.5 / np.sqrt(len(engine))))
 
 
 # ------------------------------------------------------------------------------------------ truth of the report

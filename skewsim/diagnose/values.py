@@ -81,9 +81,8 @@ def _oddities(rows: Rows, here: Floats, there: Floats, bad: Bools) -> list[tuple
     if zero is not None:
         found.append(("zero", 0.0, zero))
         usual &= ~zero
-    group = np.unique(np.unique(np.stack([rows.prompt, rows.sequence]), axis=1)[0], return_counts=True)[1].max(
-        initial=1
-    )
+    starts = np.diff(rows.sequence, prepend=-1) != 0
+    group = int(np.unique(rows.prompt[starts], return_counts=True)[1].max(initial=1))
     fewest = max(10, int(1.5 * group) if rows.prompt.max(initial=-1) >= 0 else 10)  # responses to a prompt begin alike
     found += [("repeated", value, inside) for value, inside in _repeats(here, there, usual, fewest)]
     return found
@@ -114,25 +113,23 @@ def _zeros(rows: Rows, here: Floats, there: Floats, usual: Bools) -> Bools | Non
     if _truncated(rows, there[wrong], zero, usual):
         return None
     last = np.append(np.diff(rows.sequence) != 0, True)
-    if wrong[last].sum() <= 0.5 * wrong.sum() and _as_its_neighbours(here, there, zero, usual):
+    if wrong[last].sum() <= 0.5 * wrong.sum() and _as_its_neighbours(rows, wrong, zero, usual):
         return None
     runs = _runs(zero, rows.sequence)
     touched = np.zeros(int(runs.max(initial=0)) + 1, dtype=bool)
     touched[runs[wrong]] = True
     last = np.append(np.diff(rows.sequence) != 0, True)
-    inside = zero & touched[runs]
+    inside: Bools = zero & touched[runs]
     if wrong[last].sum() > 0.5 * wrong.sum():
         inside |= zero & last
     return inside
 
 
-def _as_its_neighbours(here: Floats, there: Floats, zero: Bools, usual: Bools) -> bool:
-    """Whether nearly certain tokens are off as often as the certain ones: then the sides differ, and 0 is a probability."""
-    near = usual & (here < 0) & (here > -0.01)
-    if near.sum() < 20:
-        return False
-    off = there < -0.1
-    return bool(off[near].mean() > 0 and off[zero].mean() < 3 * off[near].mean())
+def _as_its_neighbours(rows: Rows, wrong: Bools, zero: Bools, usual: Bools) -> bool:
+    """Whether the other tokens of these sequences are off too: then the sides differ there, and 0 is a probability."""
+    touched = np.bincount(rows.sequence, weights=wrong) > 0
+    others = touched[rows.sequence] & usual & ~zero
+    return bool(others.any() and (np.abs(rows.skew[others]) > 0.5).mean() > 0.15)
 
 
 def _truncated(rows: Rows, there: Floats, zero: Bools, usual: Bools) -> bool:

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from scipy import special
 
 from skewsim.diagnose.causes import Place
@@ -53,7 +55,7 @@ class Contrast:
 
 @dataclass(frozen=True)
 class Column:
-    """Whole numbers for every row; -1 is unknown."""
+    """Whole numbers for every row, or for every sequence; -1 is unknown."""
 
     name: str
     values: Ints
@@ -66,18 +68,18 @@ class Column:
 def columns(rows: Rows) -> Iterator[Column]:
     """What the log says of its tokens, and what can be derived from it."""
     starts = np.flatnonzero(np.diff(rows.sequence, prepend=-1) != 0)
-    sizes = np.diff(np.append(starts, len(rows)))
-    number = np.repeat(np.arange(len(starts)), sizes)
-    end = np.repeat(starts + sizes, sizes) - np.arange(len(rows)) - 1
+    lengths, number = np.diff(np.append(starts, len(rows))), np.arange(len(starts))
+    same = np.diff(rows.sequence) == 0
     for name, values in rows.places.items():
-        varies_inside = bool((np.diff(values)[np.diff(rows.sequence) == 0] != 0).any())
-        yield Column(name, values, name in ("step", "turn", "pack_index"), per_sequence=not varies_inside)
-    if "turn" not in rows.places:
-        yield Column("turn", turns(rows), True)
+        whole = not (np.diff(values)[same] != 0).any()
+        ordered = name in ("step", "turn", "pack_index")
+        yield Column(name, values[starts] if whole else values, ordered, per_sequence=whole)
     yield Column("position", rows.position, True, singles=32)
-    yield Column("from the end", end, True, singles=16)
+    if "turn" in rows.places:
+        yield Column("position in its turn", in_turn(rows), True, singles=16)
+    yield Column("from the end", np.repeat(starts + lengths, lengths) - np.arange(len(rows)) - 1, True, singles=16)
     yield Column("version", rows.version, True)
-    yield Column("prompt", rows.prompt, False, per_sequence=True)
+    yield Column("prompt", rows.prompt[starts], False, per_sequence=True)
     yield Column("sequence", number, True, per_sequence=True)
     for blocks in MODULO:
         if len(starts) >= 3 * blocks > 6:
@@ -86,7 +88,7 @@ def columns(rows: Rows) -> Iterator[Column]:
     for modulo in MODULO:
         if len(starts) >= 2 * modulo:
             yield Column("sequence modulo", number % modulo, False, "{} mod " + str(modulo), per_sequence=True)
-    yield Column("length", np.repeat(sizes, sizes), True, per_sequence=True, singles=0)
+    yield Column("length", lengths, True, per_sequence=True, singles=0)
     yield Column("token", rows.token, False, singles=256)
     for name, values in rows.seen.items():
         yield Column(f"seen before {name}", values, False)
@@ -94,14 +96,13 @@ def columns(rows: Rows) -> Iterator[Column]:
     yield Column("exact value", _repeated(rows.engine), False)
 
 
-def turns(rows: Rows) -> Ints:
-    """Which span of sampled tokens: a gap in the positions (masked tokens) begins the next."""
-    starts = np.diff(rows.sequence, prepend=-1) != 0
-    gaps = (np.diff(rows.position, prepend=-1) > 1) & ~starts
-    count = np.cumsum(gaps)
-    first = np.maximum.accumulate(np.where(starts, np.arange(len(rows)), 0))
-    found: Ints = count - (count[first] if len(first) else 0)
-    return found
+def in_turn(rows: Rows) -> Ints:
+    """Tokens since the turn began."""
+    turn = rows.places["turn"]
+    begins = (np.diff(rows.sequence, prepend=-1) != 0) | (np.diff(turn, prepend=-1) != 0)
+    starts = np.flatnonzero(begins)
+    first = np.repeat(rows.position[starts], np.diff(np.append(starts, len(rows))))
+    return rows.position - first
 
 
 EDGES = np.array([0.001, 0.01, 0.1, 0.3, 0.5, 0.7, 0.9, 0.99, 0.999])
@@ -135,13 +136,19 @@ class Sizes:
     """0, 1, ... without gaps."""
     count: int
 
+    def sums(self, index: Ints, size: int) -> Floats:
+        """(4, size): rows, their d / h, its square and their level, summed over each number of `index`."""
+        parts = (None, self.scaled, self.scaled**2, self.level)
+        found: Floats = np.stack([np.bincount(index, weights=p, minlength=size).astype(np.float64) for p in parts])
+        return found
+
     @classmethod
     def of(cls, rows: Rows, skew: Floats) -> Sizes:
         likely = np.exp(np.clip(np.minimum(rows.engine, rows.trainer), -50.0, 0.0))
         scaled = skew / (np.sqrt(1.5) * (1 - likely) + CERTAIN)
         typical = float(np.abs(scaled).mean()) if len(scaled) else 0.0
         scaled = np.clip(scaled, -8 * typical, 8 * typical)
-        _, sequence = np.unique(rows.sequence, return_inverse=True)
+        sequence = np.cumsum(np.diff(rows.sequence, prepend=-1) != 0) - 1
         level = np.log(np.abs(scaled) + 0.1 * typical + 1e-12)
         return cls(skew, scaled, level, likely < 0.98, sequence, int(sequence.max(initial=-1)) + 1)
 
@@ -154,14 +161,18 @@ def scan(rows: Rows, skew: Floats | None = None) -> list[Contrast]:
         return []
     best: dict[str, tuple[float, Column, Bools, str]] = {}
     looks = 0
+    by_sequence = sizes.sums(sizes.sequence, sizes.count)
     for column in columns(rows):
-        found, tried = _best_group(column, sizes)
+        found, tried = _best_group(column, sizes, by_sequence)
         looks += tried
         if column.name == LAW and found is not None and found[0] < LAW_GAIN:
             continue
         if found is not None and found[0] > LEAST_GAIN and found[0] > 1.02 * best.get(column.name, (0.0,))[0]:
             best[column.name] = (found[0], column, found[1], found[2])
-    tested = [_contrast(sizes, rows, *entry, looks=looks) for entry in best.values()]
+    tested = []
+    for gain, column, members, text in best.values():
+        inside = members[sizes.sequence] if column.per_sequence else members
+        tested.append(_contrast(sizes, rows, gain, column, inside, text, looks=looks))
     kept = [each for each in tested if each is not None and each.place.z >= LEAST_Z]
     return _ordered(kept)
 
@@ -184,7 +195,7 @@ def _ordered(contrasts: list[Contrast]) -> list[Contrast]:
 
 
 _PLAIN = (
-    "exact value", "replica", "rank", "pack_index", "step", "version", "turn", "sequence modulo", "prompt",
+    "exact value", "replica", "rank", "pack_index", "step", "version", "turn", "position in its turn", "sequence modulo", "prompt",
     "seen before in the context", "seen before in the output", "position", "from the end", "sequence", "length", "token",
 )  # fmt: skip
 
@@ -193,58 +204,81 @@ def places(contrasts: list[Contrast], most: int = SHOWN) -> tuple[Place, ...]:
     return tuple(each.place for each in contrasts[:most])
 
 
-def _best_group(column: Column, sizes: Sizes) -> tuple[tuple[float, Bools, str] | None, int]:
-    """(gain, rows inside, its name) of the best value or cut of a column, and how many were tried."""
+def _best_group(
+    column: Column, sizes: Sizes, by_sequence: Floats | None = None
+) -> tuple[tuple[float, Bools, str] | None, int]:
+    """(gain, rows or sequences inside, its name) of the best value or cut of a column, and how many were tried."""
     known = column.values >= 0
-    if known.sum() < LEAST_TOKENS or (not known.all() and column.name != "exact value"):
+    if known.sum() < 2 or (not known.all() and column.name != "exact value"):
         return None, 0
-    values, index = np.unique(column.values, return_inverse=True)
-    if len(values) < 2 and known.all():
+    values, index = _numbered(column.values)
+    if len(values) < 2:
         return None, 0
-    n = np.bincount(index).astype(float)
-    s, q = np.bincount(index, weights=sizes.scaled), np.bincount(index, weights=sizes.scaled**2)
-    candidates: list[tuple[Floats, Ints, str]] = []
+    if column.per_sequence and by_sequence is not None:
+        parts = [np.bincount(index, weights=part, minlength=len(values)).astype(np.float64) for part in by_sequence]
+        sums: Floats = np.stack(parts)
+    else:
+        sums = sizes.sums(index, len(values))
+    candidates: list[tuple[npt.NDArray[Any], str, Floats]] = []
     if column.ordered and len(values) > 2:
-        step = max(1, len(values) // MOST_CUTS)
-        cuts = np.arange(1, len(values), step)
-        candidates.append(
-            (_gain(np.cumsum(n)[cuts - 1], np.cumsum(s)[cuts - 1], np.cumsum(q)[cuts - 1], n, s, q), cuts, "cut")
-        )
+        cuts = np.arange(1, len(values), max(1, len(values) // MOST_CUTS))
+        candidates.append((cuts, "cut", np.cumsum(sums, axis=1)[:, cuts - 1]))
     singles = np.arange(len(values))
     if len(values) > column.singles:
-        singles = np.arange(column.singles) if column.ordered else np.argsort(-n, kind="stable")[: column.singles]
+        often = np.argsort(-sums[0], kind="stable")
+        singles = (np.arange(len(values)) if column.ordered else often)[: column.singles]
     singles = singles[values[singles] >= 0]
     if len(singles):
-        candidates.append((_gain(n[singles], s[singles], q[singles], n, s, q), singles, "one"))
+        candidates.append((singles, "one", sums[:, singles]))
     best: tuple[float, Bools, str] | None = None
     tried = 0
-    for gains, which, how in candidates:
+    for which, how, inner in candidates:
         tried += len(which)
+        gains = _gain(inner[0], inner[1], inner[2], sums.sum(axis=1))
         at = int(np.argmax(gains))
         if best is None or gains[at] > 1.001 * best[0]:
-            inside, text = _group(column, values, index, int(which[at]), how, sizes)
+            mean_in, mean_out = (
+                inner[3, at] / inner[0, at],
+                (sums[3].sum() - inner[3, at]) / max(sums[0].sum() - inner[0, at], 1),
+            )
+            louder = bool(mean_in >= mean_out)
             several = len(values) > 2 or column.name in ("exact value", "token")
-            if "not " in text and several and column.name not in ("sequence modulo", "pack_index"):
+            if how == "one" and not louder and several and column.name not in ("sequence modulo", "pack_index"):
                 continue  # all but one word, prompt or part is no place
-            best = (float(gains[at]), inside, text)
+            number = int(which[at])
+            inside = index < number if how == "cut" else index == number
+            best = (float(gains[at]), inside if louder else ~inside, _named(column, values, number, how, louder=louder))
     return best, tried
+
+
+def _numbered(values: Ints) -> tuple[Ints, Ints]:
+    """(different values in order, each element's number among them); without sorting where the values are small."""
+    low, high = int(values.min()), int(values.max())
+    if low < -1 or high > 4 * len(values) + 1000:
+        found, index = np.unique(values, return_inverse=True)
+        return found, index.astype(np.int64)
+    there = np.bincount(values + 1, minlength=high + 2) > 0
+    number = np.cumsum(there) - 1
+    return np.flatnonzero(there) - 1, number[values + 1]
 
 
 def best_cut(values: Ints, sizes: Sizes, rows: Bools) -> Bools | None:
     """Of these rows those below the cut of an ordered column that describes them best; None if that says nothing."""
     column = Column("", values, True, singles=0)
-    part = Sizes(sizes.skew[rows], sizes.scaled[rows], sizes.level[rows], sizes.rough[rows], sizes.sequence[rows], sizes.count)
+    part = Sizes(
+        sizes.skew[rows], sizes.scaled[rows], sizes.level[rows], sizes.rough[rows], sizes.sequence[rows], sizes.count
+    )
     best, _ = _best_group(column, part)
     if best is None or best[0] < LEAST_GAIN or not best[2].startswith("below"):
         return None
     return best[1]
 
 
-def _gain(n: Floats, s: Floats, q: Floats, all_n: Floats, all_s: Floats, all_q: Floats) -> Floats:
+def _gain(n: Floats, s: Floats, q: Floats, total: Floats) -> Floats:
     """Gaussian log-likelihood gained by giving these rows and the others a mean and a scale each, nats a token."""
-    total_n, total_s, total_q = all_n.sum(), all_s.sum(), all_q.sum()
+    total_n, total_s, total_q = (float(value) for value in total[:3])
     floor = 1e-4 * total_q / total_n + 1e-24
-    one = total_n * np.log(np.maximum(total_q / total_n - (total_s / total_n) ** 2, 0) + floor)
+    one = total_n * np.log(max(total_q / total_n - (total_s / total_n) ** 2, 0) + floor)
     m, t, r = total_n - n, total_s - s, total_q - q
     with np.errstate(invalid="ignore", divide="ignore"):
         inside = n * np.log(np.maximum(q / n - (s / n) ** 2, 0) + floor)
@@ -253,25 +287,19 @@ def _gain(n: Floats, s: Floats, q: Floats, all_n: Floats, all_s: Floats, all_q: 
     return np.where((n >= LEAST_TOKENS) & (m >= LEAST_TOKENS), gain, 0.0)
 
 
-def _group(column: Column, values: Ints, index: Ints, at: int, how: str, sizes: Sizes) -> tuple[Bools, str]:
-    """The louder side of a split, with words for it."""
-    inside = index < at if how == "cut" else index == at
-    louder = float(sizes.level[inside].mean()) >= float(sizes.level[~inside].mean())
-    if how == "cut":
-        text = f"below {values[at]}" if louder else f"from {values[at]} on"
-    else:
-        text = f"{values[at]}" if louder else f"not {values[at]}"
+def _named(column: Column, values: Ints, number: int, how: str, *, louder: bool) -> str:
+    """Words for the louder side of a split."""
+    value = int(values[number])
+    if column.name.startswith("seen before"):
+        return "yes" if (value == 1) == louder else "no"
     if column.name == LAW:
         edges = np.concatenate([[0.0], EDGES, [1.0]])
-        low, high = float(edges[values[at]]), float(edges[values[at] + 1])
-        text = (
-            (f"below {low:g}" if louder else f"above {low:g}")
-            if how == "cut"
-            else f"{'' if louder else 'not '}{low:g} to {high:g}"
-        )
-    if column.name.startswith("seen before"):
-        text = "yes" if (values[at] == 1) == louder else "no"
-    return (inside if louder else ~inside), _worded(column.text, text)
+        low, high = float(edges[value]), float(edges[value + 1])
+        single = f"{low:g} to {high:g}" if louder else f"not {low:g} to {high:g}"
+        return (f"below {low:g}" if louder else f"above {low:g}") if how == "cut" else single
+    if how == "cut":
+        return f"below {value}" if louder else f"from {value} on"
+    return _worded(column.text, f"{value}" if louder else f"not {value}")
 
 
 def _worded(pattern: str, text: str) -> str:
