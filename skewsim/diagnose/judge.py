@@ -155,7 +155,7 @@ def name_places(findings: Findings) -> None:
         if len(findings.rows) < 200:
             return
         named = places.name(findings.rows, findings.rest, findings.total, findings.contrasts())
-        if named is None or findings.has(named.cause.name) or named.cause.explained < 0.01:
+        if named is None or findings.has(named.cause.name) or named.cause.explained < places.LEAST_NAMED:
             return
         findings.causes.append(named.cause)
         findings.placed.append(findings.rest[named.inside])

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import special
 
 from skewsim.diagnose import where
 from skewsim.diagnose.causes import Cause, found
@@ -19,6 +20,8 @@ LEAST_Z = 2.5
 LEAST_RATIO = 1.5
 LEAST_SHIFT = 0.2
 LEAST_EXPLAINED = 0.15
+LEAST_NAMED = 0.1
+"""Least share of the whole log's square that a cause is named for."""
 LEAST_RMS = 0.015
 """nats; less than this is a float16's rounding wherever it stands."""
 SEPARATE = 4.5
@@ -41,7 +44,7 @@ class Named:
 def name(rows: Rows, skew: Floats, total: float, contrasts: list[Contrast] | None = None) -> Named | None:
     """The fault that the strongest place points to; None if there is none or no fault goes with it."""
     view = View(rows, skew, total, contrasts)
-    for rule in (grows_with_step, from_a_turn, in_groups, seen_before, along_the_sequence):
+    for rule in (grows_with_step, from_a_turn, seen_before, in_groups, along_the_sequence):
         named = rule(view)
         if named is not None:
             return named
@@ -231,6 +234,9 @@ def _other_history(view: View, each: Contrast, inside: Bools, first: int) -> Nam
 
 def in_groups(view: View) -> Named | None:
     """Some sequences are off and the others are not: which ones, and whether only their beginnings are, tells why."""
+    packs = _packs(view)
+    if packs is not None:
+        return packs
     group = max((view.strong[n] for n in GROUPS if n in view.strong), key=lambda each: each.gain, default=None)
     pack = view.strong.get("pack_index")
     if pack is not None and pack.place.value in ("from 1 on", "not 0") and pack.gain >= 0.15 * view.strongest:
@@ -244,6 +250,35 @@ def in_groups(view: View) -> Named | None:
     if view.groups is not None:
         return _regular_group(view, view.groups) or _loose_group(view, view.groups)
     return None
+
+
+def _packs(view: View) -> Named | None:
+    """Beginnings that are off but for the first of every so many sequences: exact, so a few sequences are enough."""
+    early = view.strong.get("position")
+    if early is not None and not early.place.value.startswith("below"):
+        return None
+    order = np.arange(len(view.skew)) - _first_rows(view.sizes.sequence)
+    beginning = early.inside if early is not None else order < 8
+    level, number = _levels(view.sizes, beginning), np.arange(view.sizes.count)
+    rank = np.argsort(np.argsort(level))
+    best: tuple[float, int] | None = None
+    for modulo in where.MODULO:
+        first = number % modulo == 0
+        n, m = int(first.sum()), int((~first).sum())
+        above = 1 - (rank[first].sum() - n * (n - 1) / 2) / (n * m)  # share of pairs in which the first is the quieter
+        surprise = float(special.gammaln(n + m + 1) - special.gammaln(n + 1) - special.gammaln(m + 1))
+        if n < 2 or above < 0.95 or surprise < np.log(3000):
+            continue
+        apart = float(level[~first].mean() - level[first].mean())
+        if apart > np.log(2) and (best is None or apart > 1.1 * best[0]):
+            best = (apart, modulo)
+    if best is None:
+        return None
+    loud = number % best[1] != 0
+    inside = view.decay(view.in_sequences(loud))
+    if inside is None or view.rms(inside) < LEAST_RMS:
+        return None
+    return _packed(view, f"sequence modulo not 0 mod {best[1]}", inside)
 
 
 def _parts(view: View, group: Contrast) -> bool:
@@ -296,8 +331,13 @@ def _group_of(view: View, each: Contrast, loud: Bools) -> Named | None:
     prompts = _whole_prompts(view, loud)
     if prompts > 1 and column not in ("replica", "rank", "sequence modulo") and not _contiguous(loud):
         return _by_prompt(view, inside, prompts, loud)
-    if column == "prompt" or (prompts == 1 and column == "sequence"):
-        return None  # one prompt that is off: no fault goes with it
+    one = view.strong.get("prompt")
+    if (
+        column == "prompt"
+        or (one is not None and column == "sequence" and one.gain > 0.97 * each.gain)
+        or loud.sum() < 2
+    ):
+        return None  # one prompt or sequence that is off: no fault goes with it
     return _stale(view, loud, f"{column} {value}, z {each.place.z:.1f}")
 
 
@@ -315,7 +355,8 @@ def _loose_group(view: View, loud: Bools) -> Named | None:
     """Two groups of sequences that no column tells apart."""
     inside = view.in_sequences(loud)
     beginning = view.decay(inside)
-    if beginning is not None:
+    early = view.strong.get("position")
+    if beginning is not None and (early is None or view.share(beginning) > 0.5 * early.place.explained):
         return _other_context(view, loud, beginning)
     if view.rms(inside) < max(LEAST_RMS, 1.5 * view.rms(~inside)) or view.share(inside) < LEAST_EXPLAINED:
         return None
@@ -398,6 +439,8 @@ def seen_before(view: View) -> Named | None:
     inside, outside = float(view.skew[again].mean()), float(view.skew[~again].mean())
     if (inside * outside > 0 and abs(outside) > 0.5 * abs(inside)) or abs(best.shift) < LEAST_SHIFT:
         return None
+    if abs(_shift_at_equal_probability(view, again)) < 0.5 * abs(best.shift):
+        return None  # repeated tokens are likelier ones, and it is the probability that decides
     side = "engine" if inside > 0 else "trainer"
     scope = best.place.column.removeprefix("seen before ")
     evidence = (
@@ -405,6 +448,20 @@ def seen_before(view: View) -> Named | None:
         "repeated tokens less likely and the other side does not (a repetition, presence or frequency penalty)"
     )
     return Named(found("one_sided_processor", _by_cells(view, again), evidence), best.inside)
+
+
+def _shift_at_equal_probability(view: View, again: Bools) -> float:
+    """The difference of d / h between tokens seen before and others of like probability, in units of its size."""
+    scaled, order = view.sizes.scaled, np.argsort(view.rows.engine, kind="stable")
+    differences, weights = [], []
+    for part in np.array_split(order, 20):
+        one, other = scaled[part][again[part]], scaled[part][~again[part]]
+        if min(len(one), len(other)) >= 5:
+            differences.append(float(one.mean() - other.mean()))
+            weights.append(min(len(one), len(other)))
+    if not weights:
+        return 0.0
+    return float(np.average(differences, weights=weights)) / max(float(np.abs(scaled).mean()), 1e-12)
 
 
 def _by_cells(view: View, again: Bools) -> float:
