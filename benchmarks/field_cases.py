@@ -448,7 +448,10 @@ def one_sided_processor(rng: Rng, seed: int) -> FieldCase:
             return np.where(seen, np.where(values > 0, values / amount, values * amount), values)
 
         world.penalty = penalty
-    return case_of("one_sided_processor", world, draw(world), detail=kind)
+    made = draw(world)
+    quiet = np.sqrt(((made.trainer - made.engine) ** 2).mean()) < 0.12  # of a 16-bit type's size
+    accepted = ("one_sided_processor", "compute_dtype")[: 1 + quiet]
+    return case_of("one_sided_processor", world, made, accepted=accepted, detail=kind)
 
 
 def moe_routing(rng: Rng, seed: int) -> FieldCase:

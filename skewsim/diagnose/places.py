@@ -6,6 +6,7 @@ taken out, and the rest is judged as before.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -132,8 +133,14 @@ def strong(each: Contrast) -> bool:
     )
 
 
+def _first_rows_of(sequence: Ints) -> Ints:
+    """The first row of each sequence."""
+    return np.flatnonzero(np.diff(sequence, prepend=-1) != 0).astype(np.int64)
+
+
 def _first_rows(sequence: Ints) -> Ints:
-    starts = np.flatnonzero(np.diff(sequence, prepend=-1) != 0)
+    """For each row the first row of its sequence."""
+    starts = _first_rows_of(sequence)
     return np.repeat(starts, np.diff(np.append(starts, len(sequence))))
 
 
@@ -261,24 +268,33 @@ def _packs(view: View) -> Named | None:
     beginning = early.inside if early is not None else order < 8
     level, number = _levels(view.sizes, beginning), np.arange(view.sizes.count)
     rank = np.argsort(np.argsort(level))
-    best: tuple[float, int] | None = None
-    for modulo in where.MODULO:
-        first = number % modulo == 0
+    best: tuple[float, str, Bools] | None = None
+    for which, first, looks in _first_in_pack(view, number):
         n, m = int(first.sum()), int((~first).sum())
+        if min(n, m) < 2:
+            continue
         above = 1 - (rank[first].sum() - n * (n - 1) / 2) / (n * m)  # share of pairs in which the first is the quieter
         surprise = float(special.gammaln(n + m + 1) - special.gammaln(n + 1) - special.gammaln(m + 1))
-        if n < 2 or above < 0.95 or surprise < np.log(3000):
-            continue
         apart = float(level[~first].mean() - level[first].mean())
-        if apart > np.log(2) and (best is None or apart > 1.1 * best[0]):
-            best = (apart, modulo)
+        sure = above >= 0.95 and surprise > np.log(200 * looks) and apart > np.log(2)
+        if sure and (best is None or apart > 1.1 * best[0]):
+            best = (apart, which, ~first)
     if best is None:
         return None
-    loud = number % best[1] != 0
-    inside = view.decay(view.in_sequences(loud))
+    inside = view.decay(view.in_sequences(best[2]))
     if inside is None or view.rms(inside) < LEAST_RMS:
         return None
-    return _packed(view, f"sequence modulo not 0 mod {best[1]}", inside)
+    return _packed(view, best[1], inside)
+
+
+def _first_in_pack(view: View, number: Ints) -> Iterator[tuple[str, Bools, int]]:
+    """(name, sequences that would be the first of their pack, how many such guesses there are)."""
+    pack = view.rows.places.get("pack_index")
+    if pack is not None:
+        yield "pack_index from 1 on", pack[_first_rows_of(view.sizes.sequence)] == 0, 1
+        return
+    for modulo in where.MODULO:
+        yield f"sequence modulo not 0 mod {modulo}", number % modulo == 0, len(where.MODULO)
 
 
 def _parts(view: View, group: Contrast) -> bool:
