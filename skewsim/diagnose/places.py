@@ -21,6 +21,9 @@ LEAST_Z = 2.5
 LEAST_RATIO = 1.5
 LEAST_SHIFT = 0.2
 LEAST_EXPLAINED = 0.15
+LARGEST_ROUNDING = 0.12  # rms, nats: bfloat16 (`normal.MOST`)
+EARLIEST = 8
+"""First position at which an onset is one; before that a response only gets going."""
 LEAST_NAMED = 0.1
 """Least share of the whole log's square that a cause is named for."""
 LEAST_RMS = 0.015
@@ -499,11 +502,21 @@ def along_the_sequence(view: View) -> Named | None:
     at = int(view.rows.position[each.inside].min())
     evidence = f"rms {each.place.rms_inside:.3g} at positions {each.place.value}, {each.place.rms_outside:.3g} elsewhere (z {each.place.z:.1f})"
     if each.place.value.startswith("from"):
+        if not _beyond_chance(view, each):
+            return None
         how = _onset(view, at)
         return view.named("position_dependent", each.inside, f"{evidence}, in all sequences alike: {how}")
     if not each.place.value.startswith("below") or not _fades(view, each):
         return None
     return _other_context(view, np.ones(view.sizes.count, dtype=bool), each.inside)
+
+
+def _beyond_chance(view: View, each: Contrast) -> bool:
+    """Rounding differs a little along a sequence by itself, and tokens after an update in mid-sequence differ too."""
+    same = np.diff(view.rows.sequence) == 0
+    if (np.diff(view.rows.version)[same] != 0).any() or int(view.rows.position[each.inside].min()) < EARLIEST:
+        return False
+    return each.place.rms_inside > 3 * each.place.rms_outside or each.place.rms_inside > LARGEST_ROUNDING
 
 
 def _onset(view: View, at: int) -> str:
