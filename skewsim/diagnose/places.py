@@ -119,6 +119,11 @@ class View:
         gap = (_levels(self.sizes, chosen) - _levels(self.sizes, rest))[both]
         if len(gap) == 0 or gap.mean() < np.log(1.5) or self.rms(chosen) < 2 * self.rms(rest):
             return None
+        if not inside.all():
+            base = float(self.sizes.level[~inside].mean())
+            late, first = (float(self.sizes.level[part].mean()) - base for part in (rest, chosen))
+            if late > 0.5 * first and self.rms(chosen) < 4 * self.rms(rest):
+                return None  # it falls, but not to what the other sequences have
         sure = gap.mean() > 3 * gap.std(ddof=1) / np.sqrt(len(gap)) if len(gap) > 3 else bool((gap > np.log(1.5)).all())
         return chosen if sure else None
 
@@ -252,6 +257,9 @@ def in_groups(view: View) -> Named | None:
     if pack is not None and pack.place.value in ("from 1 on", "not 0") and pack.gain >= 0.15 * view.strongest:
         beginning = view.decay(pack.inside)
         return _packed(view, f"pack_index {pack.place.value}", pack.inside if beginning is None else beginning)
+    onset = view.leads("position", part=0.8)
+    if onset is not None and onset.place.value.startswith("from") and (group is None or group.gain < onset.gain):
+        return None  # long sequences have more of what comes late, and so stand apart
     if group is not None and (group.gain >= 0.6 * view.strongest or view.groups is not None or _parts(view, group)):
         loud = _sequences_of(view, group.inside)
         same = view.groups is None or _agree(loud, view.groups)

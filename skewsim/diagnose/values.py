@@ -129,7 +129,10 @@ def _as_its_neighbours(rows: Rows, wrong: Bools, zero: Bools, usual: Bools) -> b
     """Whether the other tokens of these sequences are off too: then the sides differ there, and 0 is a probability."""
     touched = np.bincount(rows.sequence, weights=wrong) > 0
     others = touched[rows.sequence] & usual & ~zero
-    return bool(others.any() and (np.abs(rows.skew[others]) > 0.5).mean() > 0.15)
+    if not others.any():
+        return False
+    usual_size = float(np.quantile(np.abs(rows.skew[others]), 0.75))
+    return bool(float(np.median(np.abs(rows.skew[wrong]))) < 2 * usual_size or usual_size > 0.5)
 
 
 def _truncated(rows: Rows, there: Floats, zero: Bools, usual: Bools) -> bool:
