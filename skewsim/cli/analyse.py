@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
 from skewsim.cli.display import print_json, print_table, say
 from skewsim.cli.options import Flag
 from skewsim.errors import UserError
+
+if TYPE_CHECKING:
+    from skewsim.diagnose.causes import Diagnosis
 
 Limits = Annotated[list[str] | None, Parameter(negative="")]
 
@@ -19,6 +23,9 @@ def diagnose(
     /,
     *,
     model: Annotated[list[Path] | None, Parameter(negative="")] = None,
+    dtype: str | None = None,
+    model_kind: str | None = None,
+    framework: str | None = None,
     json: Flag = False,
 ) -> None:
     """Name the causes of a token table's skew in the order to mend them, with the evidence and the setting to change.
@@ -29,25 +36,54 @@ def diagnose(
         A token table (.npz, .parquet), or JSON lines with one sequence per line.
     model
         A Hugging Face folder to score the tokens with; may be given more than once, newest first.
+    dtype
+        What both sides compute in: float32, float16, bfloat16 or fp8; skew that is usual for it is healthy.
+    model_kind
+        dense or moe: a mixture of experts has more skew, and heavier tails.
+    framework
+        Only this one's settings in the fixes: vLLM, PipelineRL, verl, TRL, prime-rl, slime, Miles, NeMo-RL or SkyRL.
     json
         One JSON object.
     """
     from skewsim.diagnose import diagnose_path
 
-    found = diagnose_path(table, models=model or [])
+    found = diagnose_path(table, models=model or [], dtype=dtype, model_kind=model_kind, framework=framework)
     if json:
         print_json(found.to_json())
         return
-    layer = f" ({found.layer} layer)" if found.layer else ""
-    print(
-        f"verdict: {found.verdict}{layer}; rms skew {found.rms:.3g} nats, {found.tokens} tokens in {found.sequences} sequences"
-    )
-    for cause in found.causes:
-        print(f"\n{cause.name}: explains {cause.explained:.0%}\n  {cause.evidence}")
-        if cause.fix:
-            print(f"  fix: {cause.fix}")
+    print("\n".join(_told(found)))
     for note in found.notes:
         say(f"note: {note}")
+
+
+def _told(found: Diagnosis) -> Iterator[str]:
+    """A diagnosis as lines: is it normal, bias or noise, the causes, where it lives."""
+    layer = f" ({found.layer} layer)" if found.layer else ""
+    yield f"verdict: {found.verdict}{layer}; rms skew {found.rms:.3g} nats, {found.tokens} tokens in {found.sequences} sequences"
+    if found.usual:
+        yield f"normal: {'yes' if found.normal else 'no'}; {found.usual}"
+    if found.kind_text:
+        yield f"kind: {found.kind_text}"
+    if found.agreement is not None:
+        yield f"odd one out: {found.odd_one_out or 'none'} (rms apart: {', '.join(f'{k} {v:.3g}' for k, v in found.agreement.items())})"
+    for cause in found.to_mend:
+        yield f"\n{cause.name}: explains {cause.explained:.0%}\n  {cause.evidence}"
+        if cause.fix:
+            yield f"  fix: {cause.fix}"
+    if found.where:
+        yield "\nwhere it lives (rms inside and outside, share of the mean square, z):"
+        wide = max(len(f"{place.column} {place.value}") for place in found.where)
+        yield from (
+            f"  {f'{p.column} {p.value}':{wide}}  {bar(p.explained)} {p.explained:4.0%}  {p.rms_inside:7.3g} {p.rms_outside:7.3g}  "
+            f"bias {p.bias_inside:+.2g}  z {p.z:.1f}  {p.tokens} tokens in {p.sequences} sequences"
+            for p in found.where
+        )
+
+
+def bar(share: float, width: int = 12) -> str:
+    """A share as a bar of plain characters."""
+    filled = round(min(max(share, 0.0), 1.0) * width)
+    return "#" * filled + "." * (width - filled)
 
 
 def advise(
@@ -98,19 +134,18 @@ def gate(table: Path, /, *, max: Limits = None, min: Limits = None, json: Flag =
     table
         A token table (.npz, .parquet), or JSON lines with one sequence per line.
     max
-        METRIC=VALUE, as in kl_k3=1e-3; may be given more than once.
+        METRIC=VALUE, as in kl_k3=1e-3; may be given more than once. nonfinite=0 and placeholder=0 hold unless other
+        values are given: tokens without a number, and values that are no log-probability.
     min
         METRIC=VALUE, as in ess=0.9; may be given more than once.
     json
         One JSON object.
     """
-    from skewsim.diagnose import load_source
+    from skewsim.diagnose import count_values, load_source
     from skewsim.skew.gate import gate
-    from skewsim.skew.tokens import TokenTable
 
-    source = load_source(table)
-    rows = source if isinstance(source, TokenTable) else source.table()
-    report = gate(rows, maximum=max or [], minimum=min or [])
+    rows, filled = count_values(load_source(table))
+    report = gate(rows, maximum=max or [], minimum=min or [], placeholder=filled)
     if json:
         print_json(report.to_json())
     else:

@@ -11,14 +11,18 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from skewsim.diagnose.causes import FIX, LAYER_OF, LAYERS, Cause, Diagnosis, found, ranked
+from skewsim.diagnose import normal, values, where
+from skewsim.diagnose.causes import FIX, LAYER_OF, LAYERS, Cause, Diagnosis, Place, fix_for, found, ranked
 from skewsim.diagnose.judge import Findings, clean, judge
+from skewsim.diagnose.kinds import kind_of
+from skewsim.diagnose.parties import compare_three
 from skewsim.diagnose.predict import Config, Models, Scorer, prepare
 from skewsim.diagnose.rivals import compare
-from skewsim.diagnose.rows import Rows
+from skewsim.diagnose.rows import Bools, Rows
 from skewsim.errors import UserError
 from skewsim.moved import CalledByItsName
 from skewsim.skew.sequences import SequenceLog, load_sequences
@@ -30,6 +34,7 @@ __all__ = [
     "LAYER_OF",
     "Cause",
     "Diagnosis",
+    "Place",
     "Scorer",
     "diagnose",
     "diagnose_path",
@@ -42,12 +47,22 @@ sys.modules[__name__].__class__ = CalledByItsName
 FEWEST = 50
 
 
-def diagnose(source: TokenTable | SequenceLog, *, models: Sequence[Scorer] = ()) -> Diagnosis:
-    """The causes of the skew in a table or in whole sequences.
+def diagnose(
+    source: TokenTable | SequenceLog,
+    *,
+    models: Sequence[Scorer] = (),
+    dtype: str | None = None,
+    model_kind: str | None = None,
+    framework: str | None = None,
+) -> Diagnosis:
+    """The causes of the skew in a table or in whole sequences, and where it lives.
 
     `models`, newest first, score the tokens themselves, the newest also in the trainer's place where its logprobs
-    are missing; they need a SequenceLog (a table has no prompts). UserError if there is nothing to compare.
+    are missing; they need a SequenceLog (a table has no prompts). `dtype` and `model_kind` (dense, moe) say what the
+    two sides compute in, so that what is usual for it is called healthy; `framework` shortens the fixes to its own
+    settings. UserError if there is nothing to compare.
     """
+    normal.check(dtype, model_kind)
     if isinstance(source, SequenceLog):
         source = replace(source, records=tuple(record for record in source.records if record.sampled.any()))
     scored: Models | None = None
@@ -62,41 +77,142 @@ def diagnose(source: TokenTable | SequenceLog, *, models: Sequence[Scorer] = ())
             notes.append(f"scored the first {used} of {len(source.records)} sequences")
             source = replace(source, records=source.records[:used])
     rows = Rows.from_log(source) if isinstance(source, SequenceLog) else Rows.from_table(source)
-    if scored is not None and len(rows):
-        rows = replace(rows, trainer=np.where(np.isfinite(rows.trainer), rows.trainer, scored.predict(Config(), rows)))
-    return _diagnose(rows, scored, notes)
+    declared: dict[str, Any] = {} if dtype is None else {"dtype": dtype, "trainer_dtype": dtype}
+    declared |= {} if model_kind is None else {"model_kind": model_kind}
+    rows = replace(rows, meta=rows.meta | declared)
+    found = _diagnose(rows, scored, notes)
+    if framework is None:
+        return found
+    return replace(found, causes=tuple(replace(c, fix=fix_for(c.fix, framework)) for c in found.causes))
 
 
 def _diagnose(rows: Rows, scored: Models | None, notes: list[str]) -> Diagnosis:
-    whole, rows = rows, rows.usable()
-    if len(rows) < len(whole):
-        notes.append(f"{len(whole) - len(rows)} rows without two finite logprobs left out")
-    if len(whole) and not len(rows):
+    odd = values.inspect(rows)
+    model = None
+    if scored is not None and len(rows):
+        model = scored.predict(Config(), rows)
+        replaced = np.isfinite(rows.trainer)
+        if not replaced.any():
+            rows, model = replace(rows, trainer=model), None
+        else:
+            rows = replace(rows, trainer=np.where(replaced | odd.bad, rows.trainer, model))
+    kept = ~odd.bad & np.isfinite(rows.skew)
+    left_out = int((~kept & ~odd.bad).sum())
+    if left_out:
+        notes.append(f"{left_out} rows without two finite logprobs left out")
+    if len(rows) and not kept.any() and not odd.bad.any():
         raise UserError("no row has both logprobs: give trainer_logprobs, or --model to score the tokens")
-    skew = rows.skew
-    rms = float(np.sqrt((skew**2).mean())) if len(rows) else 0.0
+    whole, rows = rows, rows.select(kept)
+    found = _causes_of(rows, scored, odd, whole, notes)
+    if model is not None:
+        parties = compare_three(whole.engine, whole.trainer, model, ~kept, _culprit(odd, found))
+        found = replace(found, odd_one_out=parties.odd, agreement=parties.agreement)
+        found = replace(found, notes=(str(parties), *found.notes))
+    return found
+
+
+def _culprit(odd: values.Values, found: Diagnosis) -> str | None:
+    """Whose values are no log-probabilities, if that is the verdict."""
+    sides = {each.side for each in odd.oddities}
+    return sides.pop() if found.verdict == "placeholder_logprobs" and len(sides) == 1 else None
+
+
+def _causes_of(rows: Rows, scored: Models | None, odd: values.Values, whole: Rows, notes: list[str]) -> Diagnosis:
+    finite = np.isfinite(whole.skew)
+    total = float((whole.skew[finite] ** 2).sum())
+    rms = float(np.sqrt(total / finite.sum())) if finite.any() else 0.0
+    said = tuple(map(str, odd.oddities))
+    causes = [_placeholder(odd, whole, total, said)] if odd.oddities else []
     if len(rows) < FEWEST:
         few = found("unknown", 0.0, f"{len(rows)} tokens are too few; at least {FEWEST} are needed")
-        return Diagnosis((few,), len(rows), rows.sequences, rms, tuple(notes))
+        text = "too few tokens"
+        return Diagnosis(
+            (*causes, few)[:1], len(whole), whole.sequences, rms, tuple(notes), kind_text=text, values=said
+        )
+    contrasts = where.scan(rows)
+    findings = _judged(rows, scored, contrasts)
+    own = float((rows.skew**2).sum())
+    share = own / total if total > 0 else 1.0
+    real = findings.causes
+    if causes:
+        aside = ("unknown", "compute_dtype") if causes[0].explained >= 0.01 else ()
+        real = [replace(c, explained=c.explained * share) for c in real if c.name not in aside]
+    causes += real
+    healthy = not causes
+    causes = causes or [_healthy(rows, findings)]
+    ordered = ranked(causes)
+    quiet = float(np.sqrt(own / len(rows)))
+    result = Diagnosis(ordered, len(whole), whole.sequences, rms, tuple(notes + findings.notes), values=said)
+    kind, kind_text = kind_of(result.verdict, rows)
+    usual = normal.usual(quiet, _dtype(rows), rows.meta.get("model_kind"))
+    return replace(
+        result,
+        where=where.places(contrasts),
+        kind=kind,
+        kind_text=kind_text,
+        normal=healthy
+        or (result.verdict in _USUAL and "above what is usual" not in usual and _may_be(result.verdict, rows)),
+        usual=usual,
+        error=_error(rows),
+    )
+
+
+_USUAL = ("compute_dtype", "moe_routing")
+
+
+def _may_be(verdict: str, rows: Rows) -> bool:
+    return verdict != "moe_routing" or rows.meta.get("model_kind") == "moe"
+
+
+def _dtype(rows: Rows) -> str | None:
+    """The least precise dtype that the log or the user declares."""
+    declared = {str(rows.meta[key]) for key in ("dtype", "trainer_dtype") if rows.meta.get(key) in normal.DTYPES}
+    return max(declared, key=normal.DTYPES.index, default=None)
+
+
+def _error(rows: Rows) -> float:
+    """Two standard errors of a share of the square, from how few sequences it comes."""
+    each = np.bincount(rows.sequence, weights=rows.skew**2)
+    return float(min(np.sqrt((each**2).sum()) / max(each.sum(), 1e-30), 0.5))
+
+
+def _placeholder(odd: values.Values, whole: Rows, total: float, said: tuple[str, ...]) -> Cause:
+    inside = odd.bad & np.isfinite(whole.skew)
+    share = 1.0 if odd.nonfinite else float((whole.skew[inside] ** 2).sum()) / max(total, 1e-30)
+    return found("placeholder_logprobs", min(share, 1.0), "; ".join(said))
+
+
+def _judged(rows: Rows, scored: Models | None, contrasts: list[where.Contrast]) -> Findings:
     findings = clean(rows)
+    if findings.rows is rows and not findings.causes:
+        findings.scanned, findings.scanned_rest = (rows, contrasts), findings.rest
     if scored is None:
         judge(findings)
-    else:
-        compare(findings, scored)
-        if findings.has("misaligned_tokens"):  # where one token hardly differs from the next, chance may look like it
-            aligned = clean(rows, align=False)
-            compare(aligned, scored)
-            findings = findings if findings.unexplained < aligned.unexplained / 2 else aligned
-    causes = findings.causes or [_healthy(rows, findings, rms)]
-    return Diagnosis(ranked(causes), len(rows), rows.sequences, rms, tuple(notes + findings.notes))
+        return findings
+    compare(findings, scored)
+    if findings.has("misaligned_tokens"):  # where one token hardly differs from the next, chance may look like it
+        aligned = clean(rows, align=False)
+        compare(aligned, scored)
+        findings = findings if findings.unexplained < aligned.unexplained / 2 else aligned
+    return findings
 
 
-def _healthy(rows: Rows, findings: Findings, rms: float) -> Cause:
+def _healthy(rows: Rows, findings: Findings) -> Cause:
     skew = rows.skew
-    bias = float(skew.mean())
+    rms, bias = float(np.sqrt((skew**2).mean())), float(skew.mean())
+    words = normal.usual(rms, _dtype(rows), rows.meta.get("model_kind"))
     return found(
-        "healthy", 1.0, f"rms {rms:.3g}, bias {bias:+.2g}, worst {np.abs(skew).max():.3g}: within this dtype's noise"
+        "healthy", 1.0, f"{words}; bias {bias:+.2g}, worst {np.abs(skew).max():.3g}: within this dtype's noise"
     )
+
+
+def count_values(source: TokenTable | SequenceLog) -> tuple[TokenTable, Bools]:
+    """(the table, its rows whose values are finite and no log-probabilities), for `skewsim.skew.gate`."""
+    table = source if isinstance(source, TokenTable) else source.table()
+    rows = Rows.from_table(table)
+    bad = np.zeros(len(table), dtype=bool)
+    bad[rows.index] = values.inspect(rows).bad
+    return table, bad & np.isfinite(table.skew)
 
 
 def load_source(path: Path | str) -> TokenTable | SequenceLog:
@@ -119,6 +235,15 @@ def load_models(folders: Sequence[Path | str]) -> list[Scorer]:
     return scorers
 
 
-def diagnose_path(path: Path | str, *, models: Sequence[Path | str] = ()) -> Diagnosis:
+def diagnose_path(
+    path: Path | str,
+    *,
+    models: Sequence[Path | str] = (),
+    dtype: str | None = None,
+    model_kind: str | None = None,
+    framework: str | None = None,
+) -> Diagnosis:
     """`diagnose` of a file, with model folders, newest first."""
-    return diagnose(load_source(path), models=load_models(models))
+    return diagnose(
+        load_source(path), models=load_models(models), dtype=dtype, model_kind=model_kind, framework=framework
+    )

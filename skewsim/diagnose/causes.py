@@ -10,27 +10,134 @@ Setting names: vLLM engine arguments and `pause_generation`; PipelineRL's `vllm_
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass
 from typing import Any
+
+from skewsim.errors import UserError
 
 LAYERS = ("semantic", "inference path", "precision", "staleness", "objective")
 
 LAYER_OF: dict[str, str | None] = {
+    "placeholder_logprobs": "semantic",
+    "not_the_sampled_token": "semantic",
     "misaligned_tokens": "semantic",
+    "different_context": "semantic",
     "raw_logprobs": "semantic",
     "wrong_temperature": "semantic",
     "truncation_mass": "semantic",
+    "one_sided_processor": "semantic",
     "outlier_sequences": "inference path",
     "stale_kv": "inference path",
+    "packed_rows": "inference path",
+    "position_dependent": "inference path",
+    "stochastic_trainer": "inference path",
     "head_dtype": "precision",
     "one_sided_fp32_head": "precision",
     "compute_dtype": "precision",
+    "moe_routing": "precision",
     "stale_weights": "staleness",
+    "stale_replica": "staleness",
+    "weights_not_delivered": "staleness",
     "healthy": None,
     "unknown": None,
 }
 
 FIX: dict[str, str] = {
+    "placeholder_logprobs": (
+        "Keep tokens without a log-probability out of the loss, or log the real one. vLLM: every sampled token has one, the end "
+        "token too (logprobs[t][token_ids[t]]); a value that is missing is an error, not 0.0. "
+        "PipelineRL: labels are -100 where logprobs are filled in. "
+        "verl: response_mask is 0 on tool and padding tokens, and rollout_log_probs covers the end token. "
+        "TRL: a custom rollout_func returns logprobs of every completion token, and env_mask 0 on a tool's. "
+        "prime-rl: completion_mask is 0 on a tool's tokens. slime: loss_mask is 0 where rollout_log_probs is filled with 0.0. "
+        "NeMo-RL: token_loss_mask is 0 where generation_logprobs is; vllm_cfg must return logprobs for every turn. "
+        "SkyRL: loss_mask is 0 on observation tokens, and append_eos_token_after_stop_str_in_multi_turn=false, or mask the end "
+        "token that it appends."
+    ),
+    "not_the_sampled_token": (
+        "Read the entry of the sampled token, by its id, not the first or the best one. vLLM: "
+        "output.logprobs[t][output.token_ids[t]].logprob; the dictionary also holds the most likely token. "
+        "PipelineRL: logprobs.content[t].logprob, not top_logprobs[0]. verl: the rollout worker's log_probs by token id. "
+        "TRL: the first entry of each position's list is the sampled one only with logprobs=0. "
+        "prime-rl: completion_logprobs from choices[].logprobs.content[t].logprob. "
+        "slime: output_token_logprobs of SGLang, not output_top_logprobs. NeMo-RL: generation_logprobs by token id. "
+        "SkyRL: response_logprobs by token id."
+    ),
+    "different_context": (
+        "Let both sides read the same tokens before each token. Log prompt_token_ids and token_ids of the engine and train on "
+        "those; never render the chat template again. vLLM: return_token_ids=true. "
+        "PipelineRL: build TrainingText from the ids of the call. verl: multi_turn.tokenization_sanity_check_mode=strict, a template "
+        "that keeps earlier thinking (or one training sequence a turn), and rows paired by uid. "
+        "TRL: rollout_func returns prompt_ids of what was sent; chat_template_kwargs that keep thinking. "
+        "prime-rl: the renderer's interleaved or branching trajectories, as the template allows. "
+        "slime: sample.tokens as sent to the engine, not re-tokenised. NeMo-RL: check that message_log's token_ids extend the prompt of "
+        "the turn before. SkyRL: generator.use_conversation_multi_turn=true with a template that keeps thinking."
+    ),
+    "one_sided_processor": (
+        "Switch off what only one side applies, or apply it on both. vLLM: repetition_penalty=1.0, presence_penalty=0, "
+        'frequency_penalty=0, no grammar or bad_words; generation_config="vllm" keeps a model\'s generation_config.json from setting '
+        "them; a softcap must be in both model definitions. "
+        "PipelineRL: llm.parameters without penalties. verl: actor_rollout_ref.rollout.repetition_penalty=1.0 (it reads "
+        "generation_config.json). TRL: repetition_penalty=1.0, and generation_kwargs without penalties. "
+        "prime-rl: no repetition_penalty in [orchestrator.sampling]. slime: SGLang's --sampling-defaults openai. "
+        "NeMo-RL: policy.generation without penalties. SkyRL: generator.sampling_params.repetition_penalty=1.0."
+    ),
+    "packed_rows": (
+        "Isolate the sequences of a packed row: attention by cu_seqlens (variable-length kernels), positions that start again, and "
+        "states of convolutions or linear attention reset at each start. vLLM: nothing to set, it is the trainer's side. "
+        "PipelineRL: seq_packing=false to see it go. verl: use_remove_padding=true needs flash_attention_2 (or use_dynamic_bsz=false to see "
+        "it go). TRL: padding_free or packing needs flash_attention_2. "
+        "prime-rl: [trainer.model] attn = flash_attention_2 or 3 with position_ids of each sample. "
+        "slime: --qkv-format thd, or a micro batch of one to see it go. NeMo-RL: policy.sequence_packing.enabled=false to see it go. "
+        "SkyRL: trainer.use_sample_packing=false to see it go."
+    ),
+    "position_dependent": (
+        "Compare what depends on the place: rope scaling and its base (max_position_embeddings, YaRN factors), the dtype of keys, values "
+        "and of a recurrent state, cache blocks, splits of the attention kernel, context parallelism. "
+        'vLLM: kv_cache_dtype="auto", hf_overrides without another rope_scaling, mamba_ssm_cache_dtype="float32", '
+        "enable_chunked_prefill=False to see whether it goes. "
+        "PipelineRL: vllm_config.vllm_kwargs.kv-cache-dtype=auto. verl: ulysses_sequence_parallel_size=1 to see whether it goes. "
+        "TRL: vllm_max_model_length and rope_scaling as in the trainer. prime-rl: [trainer.model] cp = 1 to see whether it goes. "
+        "slime: --context-parallel-size 1, --sglang-kv-cache-dtype auto. NeMo-RL: context_parallel_size=1, "
+        "vllm_cfg.kv_cache_dtype=auto. SkyRL: trainer.policy.sequence_parallel_size=1."
+    ),
+    "stochastic_trainer": (
+        "Score with dropout off. The trainer's two passes over one batch must agree. vLLM: nothing to set, it is the trainer's side. "
+        "PipelineRL, TRL: model.eval() while old logprobs are computed, and attention_dropout, hidden_dropout, lora_dropout = 0 "
+        "(TRL: disable_dropout=True). verl: actor_rollout_ref.model.override_config.attention_dropout=0 (and Megatron's "
+        "override_transformer_config.hidden_dropout=0). prime-rl: [trainer.model] lora dropout = 0. "
+        "slime: --attention-dropout 0 --hidden-dropout 0. NeMo-RL: megatron_cfg hidden_dropout and attention_dropout 0. "
+        "SkyRL: trainer.policy.model.lora dropout 0, and Megatron's transformer_config_kwargs with both dropouts 0."
+    ),
+    "moe_routing": (
+        "Usual for a mixture of experts: a token near a tie goes to another expert. If it is too much, replay the engine's choice in "
+        "the trainer. vLLM: enable_return_routed_experts=True. PipelineRL: truncate or mask by token (epsilon), it has no replay. "
+        'verl: actor.router_replay.mode="R3" with rollout.enable_rollout_routing_replay=True. '
+        'TRL: vllm_importance_sampling_mode="token_mask" (it has no replay). '
+        "prime-rl: enable_return_routed_experts = true in [inference] and [trainer.model]. "
+        "slime: --use-rollout-routing-replay. NeMo-RL: router replay of Megatron, or a float32 router. "
+        "SkyRL: moe_enable_routing_replay=true. A float32 router and gate on both sides narrows the gap."
+    ),
+    "stale_replica": (
+        "One engine of several did not load the last weights: compare a checksum or the version of every replica after each update, and "
+        "load the newest weights when one recovers or joins. vLLM: collective_rpc over all engines, then reset_prefix_cache(); an adapter "
+        "is served under a new name for each version. PipelineRL: the update must reach all actor_llm ranks. "
+        "verl: one replica restarted after a fault takes the next update_weights. TRL: one server for all, or sync each. "
+        "prime-rl: /update_weights must answer from every server of [client] base_url. "
+        "slime, Miles: with fault tolerance, send the newest weights to a recovered engine (--use-fault-tolerance). "
+        "NeMo-RL: refit all data-parallel workers. SkyRL: every inference engine joins the weight-sync group."
+    ),
+    "weights_not_delivered": (
+        "The engine never received the new weights, or not all of them: compare a parameter's checksum on both sides after an update. "
+        "vLLM: sleep level 2 drops the weights, so wake_up must be followed by load_weights; names that load_weights skips are errors; a "
+        "LoRA adapter must be loaded and requested by name. "
+        "PipelineRL: receive_weight_update reaches every worker. verl: with LoRA, layered_summon and load_format=safetensors, and no "
+        "base-only sync. TRL: vllm_sleep only in a version after the fix; sync_weights covers the adapter (merged). "
+        "prime-rl: the run directory's step_N/STABLE is the one loaded; MoE names match. "
+        "slime: --update-weight-buffer-size large enough for every bucket, names mapped by the model's converter. "
+        "NeMo-RL: refit_policy_generation before each rollout. SkyRL: weight_sync_backend set, and lora served if trained."
+    ),
     "raw_logprobs": (
         'Report processed logprobs. vLLM: logprobs_mode="processed_logprobs" (V1\'s default is raw_logprobs). '
         "PipelineRL: vllm_config.vllm_kwargs.logprobs-mode=processed_logprobs. "
@@ -135,8 +242,30 @@ class Cause:
 
 
 @dataclass(frozen=True)
+class Place:
+    """One column and the value of it at which the skew differs."""
+
+    column: str
+    value: str
+    tokens: int
+    sequences: int
+    rms_inside: float
+    rms_outside: float
+    bias_inside: float
+    explained: float
+    """Share of the mean square above the level outside."""
+    z: float
+    """How sure the difference is, with the sequence as the unit and all columns that were looked at counted."""
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            key: float(f"{value:.4g}") if isinstance(value, float) else value for key, value in asdict(self).items()
+        }
+
+
+@dataclass(frozen=True)
 class Diagnosis:
-    """Causes by share explained; `verdict` is the one to mend first, by layer."""
+    """Causes by share explained; `verdict` is the one that hurts most."""
 
     causes: tuple[Cause, ...]
     tokens: int
@@ -144,11 +273,31 @@ class Diagnosis:
     rms: float
     notes: tuple[str, ...] = ()
     """What was looked at and ruled out, and what could not be looked at."""
+    where: tuple[Place, ...] = ()
+    """Where the skew is larger or biased, the strongest first, whatever the cause."""
+    kind: str = "none"
+    """misreported, other_distribution, noise or none."""
+    kind_text: str = ""
+    values: tuple[str, ...] = ()
+    """Values that are no log-probabilities, in words."""
+    odd_one_out: str | None = None
+    """engine, trainer or model, where the other two agree."""
+    agreement: dict[str, float] | None = None
+    """rms distance of each pair of engine, trainer and model, nats."""
+    normal: bool | None = None
+    """Whether this is usual for the dtype and the kind of model; None if there is nothing to compare with."""
+    usual: str = ""
+    """The same in words, beside published figures."""
+    error: float = 0.25
+    """By how much the shares of two causes may differ by chance: two standard errors over sequences."""
 
     @property
     def to_mend(self) -> tuple[Cause, ...]:
-        """Causes in the order in which they are to be mended: by layer, then by share."""
-        return tuple(sorted(self.causes, key=lambda cause: (_rank(cause), -cause.explained)))
+        """What hurts most first; shares that differ by less than their error, in the order of layers."""
+        top = max((cause.explained for cause in self.causes), default=0.0)
+        near = [cause for cause in self.causes if cause.explained >= top - self.error and cause.explained >= 0.01]
+        first = tuple(sorted(near or self.causes, key=lambda cause: (_rank(cause), -cause.explained)))
+        return first + tuple(cause for cause in self.causes if cause not in first)
 
     @property
     def first(self) -> Cause:
@@ -163,7 +312,20 @@ class Diagnosis:
         return self.first.layer
 
     def to_json(self) -> dict[str, Any]:
-        return {"verdict": self.verdict, "layer": self.layer, "causes": [cause.to_json() for cause in self.causes]}
+        return {
+            "verdict": self.verdict,
+            "layer": self.layer,
+            "causes": [cause.to_json() for cause in self.causes],
+            "kind": self.kind,
+            "kind_text": self.kind_text,
+            "normal": self.normal,
+            "usual": self.usual,
+            "odd_one_out": self.odd_one_out,
+            "agreement": self.agreement,
+            "values": list(self.values),
+            "where": [place.to_json() for place in self.where],
+            "notes": list(self.notes),
+        }
 
     def to_plain(self) -> dict[str, Any]:
         """All of it, for `from_plain`."""
@@ -171,8 +333,13 @@ class Diagnosis:
 
     @classmethod
     def from_plain(cls, data: dict[str, Any]) -> Diagnosis:
-        causes, notes = (Cause(**cause) for cause in data["causes"]), data["notes"]
-        return cls(**data | {"causes": tuple(causes), "notes": tuple(notes)})
+        parts: dict[str, Any] = {
+            "causes": tuple(Cause(**cause) for cause in data["causes"]),
+            "where": tuple(Place(**place) for place in data.get("where", ())),
+            "notes": tuple(data["notes"]),
+            "values": tuple(data.get("values", ())),
+        }
+        return cls(**data | parts)
 
 
 def found(name: str, explained: float, evidence: str, *, fix: str | None = None) -> Cause:
@@ -187,3 +354,23 @@ def ranked(causes: list[Cause]) -> tuple[Cause, ...]:
 
 def _rank(cause: Cause) -> int:
     return len(LAYERS) if cause.layer is None else LAYERS.index(cause.layer)
+
+
+_FRAMEWORKS = ("vLLM", "PipelineRL", "verl", "TRL", "prime-rl", "slime", "Miles", "NeMo-RL", "SkyRL")
+
+
+def fix_for(fix: str, framework: str) -> str:
+    """What a fix says in general, to vLLM and to one framework. UserError if that is none it knows."""
+    known = {name.lower(): name for name in _FRAMEWORKS}
+    wanted = known.get(framework.lower())
+    if wanted is None:
+        raise UserError(f"framework={framework!r} is not known; allowed: {', '.join(_FRAMEWORKS)}")
+    names = "|".join(map(re.escape, _FRAMEWORKS))
+    parts = re.split(rf"(?:(?<=\s)|^)(?=(?:{names})(?:, (?:{names}))*: )", fix)
+    kept = [part for part in parts if _speaks_to(part, wanted, names)]
+    return "".join(kept).strip()
+
+
+def _speaks_to(part: str, wanted: str, names: str) -> bool:
+    head = re.match(rf"((?:{names})(?:, (?:{names}))*): ", part)
+    return head is None or bool({"vLLM", wanted} & set(head[1].split(", ")))

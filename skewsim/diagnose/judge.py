@@ -11,13 +11,14 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from skewsim.diagnose import marks, normal, places, where
 from skewsim.diagnose import signatures as sign
 from skewsim.diagnose.causes import Cause, found
 from skewsim.diagnose.rows import Floats, Rows, within
+from skewsim.diagnose.where import Contrast
 from skewsim.settings import truncates
 
 FLOOR = 0.01  # rms of float16 and float32 engines: 0.0057 and 0.0024 (AknA13/train-infer-mismatch)
-FLOORS = {"float32": 0.01, "float16": 0.02, "bfloat16": 0.12}  # rms up to which a declared dtype is healthy
 LARGEST_SIGMA = 0.3  # noise per logit: 0.155 for bfloat16 (Qwen3), so twice that is no rounding of a 16-bit type
 
 
@@ -33,6 +34,11 @@ class Findings:
     """Rows of the sequences taken out."""
     causes: list[Cause] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    scanned: tuple[Rows, list[Contrast]] | None = None
+    """The contrasts of some rows, so that they are looked for once."""
+    scanned_rest: Floats | None = None
+    placed: list[Floats] = field(default_factory=list)
+    """The skew of rows that a place was named for: named, but not computed away."""
 
     def add(self, name: str, explained: float, evidence: str) -> None:
         self.causes.append(found(name, min(max(explained, 0.0), 1.0), evidence))
@@ -45,10 +51,16 @@ class Findings:
             explained, evidence = before.explained + explained, f"{before.evidence}; {evidence}"
         self.add(name, explained, evidence)
 
+    def contrasts(self) -> list[Contrast]:
+        """Where the rest lives."""
+        if self.scanned is None or self.scanned[0] is not self.rows or self.rest is not self.scanned_rest:
+            self.scanned, self.scanned_rest = (self.rows, where.scan(self.rows, self.rest)), self.rest
+        return self.scanned[1]
+
     @property
     def unexplained(self) -> float:
         """Mean square of the rest; what was taken out as broken is not explained either."""
-        left = np.concatenate([self.rest, self.broken.skew if self.broken is not None else []])
+        left = np.concatenate([self.rest, self.broken.skew if self.broken is not None else [], *self.placed])
         return float((left**2).mean()) if len(left) else 0.0
 
     def has(self, *names: str) -> bool:
@@ -104,39 +116,123 @@ def take_out_outliers(findings: Findings, rest: Floats) -> bool:
 
 def judge(findings: Findings) -> None:
     """Causes from the logprobs alone, added to the findings."""
+    if name_wrong_entry(findings):
+        return
     stale_by_contrast(findings)  # a temperature or lost mass has no quiet rows; staleness, which may look like one, has
-    _semantic(findings)
+    _semantic(findings, sure=True)
+    if not findings.causes or findings.has("outlier_sequences"):
+        name_places(findings)
+    _semantic(findings, sure=False)
     if not findings.has("stale_weights", "stale_kv"):
         stale_by_contrast(findings)
     _precision(findings)
 
 
+def name_wrong_entry(findings: Findings) -> bool:
+    """The most likely token's value instead of the sampled one's; nothing else can be judged on such a column."""
+    wrong = marks.wrong_entry(findings.rows)
+    constant = sign.lost_mass(findings.rows).constant
+    if wrong is None or _truncates(findings.rows) or (constant is not None and constant > 0.9):
+        return False  # lost mass, too, is above everywhere, by one number for each context
+    other = "trainer" if wrong.side == "engine" else "engine"
+    inside = wrong.rows
+    findings.add(
+        "not_the_sampled_token",
+        float((findings.rest[inside] ** 2).sum()) / max(findings.total, 1e-30),
+        f"the {wrong.side}'s value is above the {other}'s at {wrong.apart:.0%} of the improbable tokens and as good as never below; the "
+        f"two are equal (median {wrong.equal:.2g} nats apart) where the sampled token was the most likely one: the {wrong.side} column "
+        "holds the most likely token's value",
+    )
+    keep = ~inside
+    findings.rows, findings.rest = findings.rows.select(keep), findings.rest[keep]
+    return True
+
+
+MOST_PLACES = 2
+
+
+def name_places(findings: Findings) -> None:
+    """Faults that show in where the skew is; what each accounts for is taken out before the next is looked for."""
+    for _ in range(MOST_PLACES):
+        if len(findings.rows) < 200:
+            return
+        named = places.name(findings.rows, findings.rest, findings.total, findings.contrasts())
+        if named is None or findings.has(named.cause.name) or named.cause.explained < places.LEAST_NAMED:
+            return
+        findings.causes.append(named.cause)
+        findings.placed.append(findings.rest[named.inside])
+        if named.cause.name == "one_sided_processor":  # it moves every token a little: nothing is left to measure on
+            findings.rest = np.zeros(len(findings.rest))
+            return
+        findings.rows, findings.rest = findings.rows.select(~named.inside), findings.rest[~named.inside]
+
+
 # -------------------------------------------------------------------------------------------------- semantic layer
 
 
-def _semantic(findings: Findings) -> None:
+def _semantic(findings: Findings, *, sure: bool) -> None:
+    """Temperature and lost mass; `sure` is before any place is looked at, and then only what cannot be anything else."""
     rows = findings.rows
     facts = sign.truth(rows)
-    if facts.square < FLOOR**2 / 4 or len(rows) < 50:
+    if facts.square < FLOOR**2 / 4 or len(rows) < 50 or findings.has(*_SEMANTIC, *_PLACED):
         return
-    temperature = _temperature(findings, facts)
-    _truncation(findings, facts, temperature=temperature)
+    temperature = sure and _temperature(findings, facts)
+    if not sure or temperature or _constant(rows):
+        _truncation(findings, facts, temperature=temperature)
+
+
+_SEMANTIC = ("raw_logprobs", "wrong_temperature", "truncation_mass")
+_PLACED = (
+    "different_context",
+    "packed_rows",
+    "position_dependent",
+    "stale_replica",
+    "weights_not_delivered",
+    "moe_routing",
+    "one_sided_processor",
+    "not_the_sampled_token",
+)
+LEAST_K, MOST_K = 0.2, 5.0
+TOGETHER = 0.8
+"""Least product of the slopes both ways round; a temperature only stretches, and the product is 1."""
+
+
+def _constant(rows: Rows) -> bool:
+    """Truncation by its shape: never above 0, and one number for each context, where enough contexts are shared."""
+    signs = sign.lost_mass(rows)
+    square = float((rows.skew[rows.context >= 0] ** 2).sum()) / max(float((rows.skew**2).sum()), 1e-30)
+    return bool(_truncates(rows) or (signs.constant is not None and signs.constant > 0.5 and square > 0.2))
 
 
 def _temperature(findings: Findings, facts: sign.Truth) -> bool:
     """Raw logprobs or a wrong temperature; the sign of the bias says who was sampled from."""
     rows = findings.rows
     slope = sign.context_slope(rows)
+    total = max(float((rows.skew**2).sum()), 1e-30)
     if slope is not None:
         k, share = slope.k.value, slope.explained
         if abs(k - 1) < max(0.02, 5 * slope.k.error) or share < 0.8:
             findings.notes.append(f"no temperature: slope within contexts {slope.k} over {slope.tokens} tokens")
             return False
+        if not LEAST_K < k < MOST_K or k * slope.back < TOGETHER:
+            findings.notes.append(
+                f"no temperature: slope within contexts {slope.k}, the other way round {slope.back:.3g}: not one line"
+            )
+            return False
+        alone = rows.context < 0
+        if alone.sum() >= 50 and not _stretched(rows.select(alone), k):
+            findings.notes.append(f"no temperature: slope {slope.k} does not hold outside equal contexts")
+            return False
         how = f"within {slope.tokens} tokens of equal context, engine = {slope.k} x trainer + const, explaining {share:.0%}"
+        if alone.any():
+            tested = float((rows.skew[~alone] ** 2).sum()) / total
+            outside = sign.curve_slope(rows.select(alone), given=rows.trainer[alone])[0]
+            share = share * tested + max(outside, 0.0) * (1 - tested)
+            how += f", and of the other tokens a function of their probability explains {max(outside, 0.0):.0%}"
     else:
         share, k = max(sign.curve_slope(rows, given=given) for given in (rows.trainer, rows.engine))
         one_signed = float((rows.skew > FLOOR).mean()) < 0.05 and facts.ratio.z < -4
-        if share < 0.6 or abs(k - 1) < 0.03 or one_signed:
+        if share < 0.6 or abs(k - 1) < 0.03 or one_signed or not _stretched(rows, k):
             return False
         how = f"a function of the token's probability explains {share:.0%} of the skew, with slope {k:.3g}"
     raw = _sampled_by_trainer(facts, k, rows)
@@ -157,6 +253,14 @@ def _temperature(findings: Findings, facts: sign.Truth) -> bool:
         )
     findings.rest = _temperature_rest(rows, k)
     return True
+
+
+def _stretched(rows: Rows, k: float) -> bool:
+    """Whether engine and trainer are one line with a plausible slope also where each context has a normaliser of its own."""
+    if not LEAST_K < k < MOST_K:
+        return False
+    together = marks.agreement(rows.engine, rows.trainer)
+    return together**2 > TOGETHER
 
 
 def _sampled_by_trainer(facts: sign.Truth, k: float, rows: Rows) -> bool:
@@ -190,7 +294,8 @@ def _truncation(findings: Findings, facts: sign.Truth, *, temperature: bool) -> 
     lost = -signs.mass.value
     needed = signs.mass.z < -4 and lost > 0.003
     shape = signs.one_sided > 0.5 or (signs.constant is not None and signs.constant > 0.5 and signs.one_sided > 0.2)
-    if not needed or not (shape or temperature or (active and facts.lean < -1.2)):
+    bounded = float(np.quantile(rows.skew, 0.002)) > -4 and float((rows.skew > 0.15).mean()) < 0.03
+    if not needed or not bounded or not (shape or temperature or (active and facts.lean < -1.2)):
         return
     explained = signs.one_sided if signs.constant is None else max(signs.one_sided, signs.constant)
     if rows.kept_mass is not None and np.isfinite(rows.kept_mass).all():
@@ -323,10 +428,17 @@ def _precision(findings: Findings) -> None:
         )
         return
     law = sign.noise_law(rows, rest)
+    if findings.has(*_PLACED, "placeholder_logprobs"):
+        findings.notes.append(f"elsewhere {normal.usual(rms, None, rows.meta.get('model_kind'))}")
+        return
     text = (
         f"rms {rms:.3g}; noise of {law.sigma_z:.3g} on each logit, the law holds within a factor {law.spread:.2g} "
         f"from improbable to probable tokens; bias {law.bias}"
     )
+    if _repeated_otherwise(findings, rms, share, text):
+        return
+    if not _placed(findings) and _unplaced(findings, law, rms, share, text):
+        return
     if law.lawful and (is_rounding(law) or low_precision(rows)):
         findings.add("compute_dtype", share, text)
     elif not findings.causes and _old_on_record(rows) and sign.truth(rows).lean < -0.3:
@@ -338,6 +450,72 @@ def _precision(findings: Findings) -> None:
         )
     elif not findings.causes:
         findings.add("unknown", share, f"{text}; {what_next(rows)}")
+
+
+MOST_ROUTING = 0.6  # nats; 0.45 is the most that was published for a mixture of experts in training
+HEAVY, HEAVY_ROUNDING = 2.2, 3.0
+"""rms over what the median says; a Student-t of 3 degrees has 1.5, of 2.2 about 2.5."""
+
+
+def _repeated_otherwise(findings: Findings, rms: float, share: float, text: str) -> bool:
+    """A trainer that gives one token in one context several values."""
+    again, most = marks.repeats(findings.rows), normal.most("bfloat16", None)
+    if not (again.enough and again.trainer_varies and again.engine < 1.5 * most and rms > most):
+        return False
+    findings.add(
+        "stochastic_trainer",
+        share,
+        f"{text}; of {again.rows} tokens asked for again in the same context the trainer's values are {again.trainer:.3g} nats apart, "
+        f"the engine's {again.engine:.2g}: the trainer does not repeat itself",
+    )
+    return True
+
+
+def _placed(findings: Findings) -> bool:
+    """Whether the skew has a place, though no fault goes with it: then it is nothing that has none."""
+    return any(
+        places.strong(each) and each.gain > 0.05 and each.place.explained > 0.3
+        for each in findings.contrasts()
+        if each.place.column not in places.OF_TOKENS and not each.place.column.startswith("seen before")
+    )
+
+
+def _unplaced(findings: Findings, law: sign.Noise, rms: float, share: float, text: str) -> bool:
+    """Truthful and of no place: a trainer that does not repeat itself, a bend, a few tokens far off among quiet ones."""
+    rows, rest = findings.rows, findings.rest
+    again = marks.repeats(rows)
+    rounding = law.lawful and (is_rounding(law) or low_precision(rows))
+    heavy, bulk = marks.tail(rows, rest)
+    least = HEAVY_ROUNDING if rounding else HEAVY
+    if heavy > least and bulk < LARGEST_SIGMA and 0.05 < rms < MOST_ROUTING and not _old_on_record(rows):
+        findings.add(
+            "moe_routing",
+            share,
+            f"{text}; rms {heavy:.2g} times what the median says, so a few tokens are far off among quiet ones: as where a token near a tie "
+            "goes to another expert; usual for a mixture of experts"
+            + ("" if rows.meta.get("model_kind") != "dense" else ", but this model was declared dense"),
+        )
+        return True
+    if not rounding and not findings.causes and marks.agreement(rows.engine, rows.trainer) ** 2 > TOGETHER:
+        bend = max(sign.curve_slope(rows, given=given)[0] for given in (rows.trainer, rows.engine))
+        if bend > 0.5:
+            findings.add(
+                "one_sided_processor",
+                bend,
+                f"{text}; a function of the token's probability explains {bend:.0%} of the square, and it is no straight line: a bend, as "
+                "of a softcap or a processor of logits on one side",
+            )
+            return True
+    unrelated = abs(marks.by_token(rows, rest)) < 3 and not (again.enough and not again.trainer_varies)
+    if not rounding and not findings.causes and unrelated and rms > 0.15 and sign.truth(rows).bias.value < 0:
+        findings.add(
+            "stochastic_trainer",
+            share,
+            f"{text}; truthful, in no place, too large for rounding, and different for every occurrence of a token, where other weights "
+            "would favour some tokens: as of dropout in the trainer's pass (score one batch twice to see)",
+        )
+        return True
+    return False
 
 
 def _old_on_record(rows: Rows) -> bool:
@@ -370,13 +548,15 @@ def _head(findings: Findings, rms: float) -> tuple[str, str] | None:
 
 
 def dtype_floor(rows: Rows) -> float:
+    """rms up to which the declared dtypes are healthy; `FLOOR` where none is declared."""
+    kind = rows.meta.get("model_kind")
     dtypes = {str(rows.meta[key]) for key in ("dtype", "trainer_dtype", "head_dtype") if key in rows.meta}
-    return max((FLOORS.get(name, FLOOR) for name in dtypes), default=FLOOR)
+    return max((normal.most(name, kind) for name in dtypes), default=FLOOR)
 
 
 def is_rounding(law: sign.Noise) -> bool:
     """Whether a 16-bit type makes noise of this size."""
-    return law.sigma_z < LARGEST_SIGMA and law.square < FLOORS["bfloat16"] ** 2
+    return law.sigma_z < LARGEST_SIGMA and law.square < normal.most("bfloat16", None) ** 2
 
 
 def low_precision(rows: Rows) -> bool:

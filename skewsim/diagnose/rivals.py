@@ -13,6 +13,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from skewsim.diagnose import marks
 from skewsim.diagnose import signatures as sign
 from skewsim.diagnose.judge import (
     FLOOR,
@@ -20,6 +21,8 @@ from skewsim.diagnose.judge import (
     dtype_floor,
     is_rounding,
     low_precision,
+    name_places,
+    name_wrong_entry,
     stale_by_contrast,
     take_out_outliers,
     what_next,
@@ -34,6 +37,8 @@ COMPUTED_FLOOR = 0.006  # rms that a float16 engine leaves of float32 prediction
 def compare(findings: Findings, models: Models) -> None:
     """Causes by rescoring, added to the findings."""
     base = Config()
+    if name_wrong_entry(findings):
+        return
     for _ in range(2):
         rows = findings.rows
         steps = search(models, rows, rows.trainer, base, trainer=True)
@@ -165,8 +170,30 @@ def _leftover(findings: Findings, trainer: Config, engine: Config, trainer_rms: 
     )
     if law.lawful and (is_rounding(law) or low_precision(rows)):
         findings.add("compute_dtype", share, text)
-    elif not findings.causes:
+        return
+    if not findings.causes:
+        findings.rest = rest if len(rest) == len(findings.rest) else findings.rest
+        name_places(findings)
+    if not findings.causes and not _stochastic(findings, share, text, trainer_rms):
         findings.add("unknown", share, f"{text}; {what_next(rows, checkpoints=checkpoints)}")
+
+
+def _stochastic(findings: Findings, share: float, text: str, trainer_rms: float) -> bool:
+    """The engine computes what the model does and the trainer does not, in no place and under no other setting."""
+    rows, engine_rms = findings.rows, float(np.sqrt(((findings.rest) ** 2).mean()))
+    facts, again = sign.truth(rows), marks.repeats(rows)
+    if trainer_rms < 0.9 * engine_rms or facts.bias.value > 0 or (again.enough and not again.trainer_varies):
+        return False
+    repeated = ""
+    if again.enough:
+        repeated = f"; of {again.rows} tokens asked for again the trainer's values are {again.trainer:.3g} apart, the engine's {again.engine:.2g}"
+    findings.add(
+        "stochastic_trainer",
+        share,
+        f"{text}; the trainer is {trainer_rms:.3g} from the model and the engine is not{repeated}: as of dropout in the trainer's pass "
+        "(score one batch twice to see), or of weights that are not the model's",
+    )
+    return True
 
 
 def _one_sided(findings: Findings, trainer_rms: float, share: float) -> bool:

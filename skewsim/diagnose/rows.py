@@ -7,14 +7,14 @@ asked twice. Within a context every normaliser cancels, which tells a temperatur
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from skewsim.skew.sequences import SETTINGS, SequenceLog
-from skewsim.skew.tokens import TokenTable
+from skewsim.skew.tokens import PLACES, TokenTable
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -41,10 +41,18 @@ class Rows:
     """Number of the row before any selection."""
     kept_mass: Floats | None = None
     square_mass: Floats | None = None
+    places: dict[str, Ints] = field(default_factory=dict)
+    """What the log says of where a token comes from: any of `tokens.PLACES`, -1 where unknown."""
+    seen: dict[str, Ints] = field(default_factory=dict)
+    """1 where the token occurred before: "in the context" (prompt included) or "in the output"."""
 
     @classmethod
-    def from_table(cls, table: TokenTable, settings: dict[str, Floats] | None = None) -> Rows:
-        """`settings` are per row in the table's order; otherwise the table's meta speaks for all rows."""
+    def from_table(
+        cls, table: TokenTable, settings: dict[str, Floats] | None = None, seen: dict[str, Ints] | None = None
+    ) -> Rows:
+        """`settings` and `seen` are per row in the table's order; otherwise the table's meta speaks for all rows, and
+        its own tokens for what was seen.
+        """
         _, first, sequence = np.unique(table.sequence, return_index=True, return_inverse=True)
         rank = np.empty(len(first), dtype=np.int64)
         rank[np.argsort(first, kind="stable")] = np.arange(len(first))
@@ -66,6 +74,13 @@ class Rows:
             index=np.arange(len(table)),
             kept_mass=None if table.kept_mass is None else table.kept_mass[order],
             square_mass=None if table.square_mass is None else table.square_mass[order],
+            places=_places(table, sequence[order], order),
+            seen={
+                name: values[order]
+                for name, values in (
+                    seen or {"in the output": _seen(table.sequence, table.position, table.token)}
+                ).items()
+            },
         )
 
     @classmethod
@@ -75,7 +90,7 @@ class Rows:
             name: np.repeat([_number(record.settings.get(name)) for record in log.records], counts).astype(float)
             for name in SETTINGS
         }
-        return cls.from_table(log.table(), settings)
+        return cls.from_table(log.table(), settings, _seen_in(log))
 
     def __len__(self) -> int:
         return len(self.engine)
@@ -98,6 +113,8 @@ class Rows:
         for name in ("kept_mass", "square_mass"):
             column = getattr(self, name)
             changed[name] = None if column is None else column[mask]
+        for name in ("places", "seen"):
+            changed[name] = {key: values[mask] for key, values in getattr(self, name).items()}
         return replace(self, **changed, settings={name: values[mask] for name, values in self.settings.items()})
 
     def usable(self) -> Rows:
@@ -177,6 +194,50 @@ def _contexts(sequence: Ints, position: Ints, token: Ints, prompt: Ints) -> Ints
         follows[follows] = position[rows[follows] + 1] == position[rows[follows]] + 1
         rows, ends, key = rows[follows] + 1, ends[follows], key[follows]
     return context
+
+
+def _places(table: TokenTable, sequence: Ints, order: Ints) -> dict[str, Ints]:
+    """The table's columns; where it has no turns, a gap in the positions (masked tokens) begins the next."""
+    found = {name: getattr(table, name)[order] for name in PLACES if getattr(table, name) is not None}
+    starts = np.diff(sequence, prepend=-1) != 0
+    gaps = (np.diff(table.position[order], prepend=-1) > 1) & ~starts
+    if "turn" not in found and gaps.any():
+        count = np.cumsum(gaps)
+        found["turn"] = count - count[np.maximum.accumulate(np.where(starts, np.arange(len(order)), 0))]
+    return found
+
+
+def _seen(sequence: Ints, position: Ints, token: Ints) -> Ints:
+    """1 for each row whose token stands at an earlier position of its sequence too."""
+    order = np.lexsort((position, token, sequence))
+    again = (np.diff(sequence[order], prepend=-1) == 0) & (np.diff(token[order], prepend=-1) == 0)
+    found = np.zeros(len(token), dtype=np.int64)
+    found[order[again]] = 1
+    return found
+
+
+def _seen_in(log: SequenceLog) -> dict[str, Ints]:
+    """The same for the sampled tokens of whole sequences, tokens that a tool wrote included; and with the prompts."""
+    found = {}
+    for name, prompts in (("in the context", True), ("in the output", False)):
+        if prompts and any(record.prompt_tokens is None for record in log.records):
+            continue
+        starts = [
+            len(record.prompt_tokens) if prompts and record.prompt_tokens is not None else 0 for record in log.records
+        ]
+        lengths = np.array(
+            [start + len(record.tokens) for start, record in zip(starts, log.records, strict=True)], dtype=np.int64
+        )
+        tokens = [part for r in log.records for part in ((r.prompt_tokens, r.tokens) if prompts else (r.tokens,))]
+        sampled = [
+            part for s, r in zip(starts, log.records, strict=True) for part in (np.zeros(s, dtype=bool), r.sampled)
+        ]
+        if not tokens:
+            continue
+        kept = np.concatenate(sampled)
+        number = np.repeat(np.arange(len(lengths)), lengths)
+        found[name] = _seen(number, np.arange(len(number)), np.concatenate(tokens))[kept]  # type: ignore[arg-type]
+    return found
 
 
 def _number(value: Any) -> float:

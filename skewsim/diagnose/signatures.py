@@ -151,11 +151,21 @@ def find_outliers(rows: Rows) -> Outliers | None:
     if not far.any() or far.sum() > max(1, len(ids) // 10):
         return None
     inside = np.isin(rows.sequence, ids[far])
+    most_are_off = float(np.median(np.abs(rows.skew[inside]))) > 0.2
+    if not most_are_off or related(rows.engine[inside], rows.trainer[inside]):
+        return None  # other weights or another context: the two still go together, or only some tokens are off
     total = float((rows.skew**2).sum())
     share = float((rows.skew[inside] ** 2).sum()) / total
     if share < 0.3:
         return None
     return Outliers(ids[far], share, _rms(rows.skew[inside]), _rms(rows.skew[~inside]))
+
+
+def related(engine: Floats, trainer: Floats) -> bool:
+    """Whether the two columns go together beyond chance; those of a broken sequence do not."""
+    if len(engine) < 8 or min(float(np.std(engine)), float(np.std(trainer))) < 1e-9:
+        return False
+    return bool(np.corrcoef(engine, trainer)[0, 1] > max(0.35, 3.5 / np.sqrt(len(engine))))
 
 
 # ------------------------------------------------------------------------------------------ truth of the report
@@ -193,6 +203,8 @@ class Slope:
     """x = k y + c(context), fitted within contexts."""
 
     k: Mean
+    back: float
+    """The slope the other way round, trainer on engine: 1 / k for a temperature, less where the two hardly go together."""
     explained: float
     """Share of the skew's variance within contexts that k != 1 explains."""
     tokens: int
@@ -214,7 +226,8 @@ def context_slope(rows: Rows) -> Slope | None:
     score = np.bincount(index, weights=rest * y)
     error = float(np.sqrt((score**2).sum()) / (y * y).sum())
     share = 1 - float((rest**2).sum()) / total if total > 0 else 0.0
-    return Slope(Mean(k, max(error, 1e-9)), share, int(shared.sum()), float(np.sqrt((rest**2).mean())))
+    back = float((x * y).sum() / max(float((x * x).sum()), 1e-30))
+    return Slope(Mean(k, max(error, 1e-9)), back, share, int(shared.sum()), float(np.sqrt((rest**2).mean())))
 
 
 def curve_slope(rows: Rows, *, given: Floats) -> tuple[float, float]:

@@ -2,7 +2,9 @@
 
 Limits are written ``kl_k3=1e-3`` and name a metric of `skewsim.skew.metrics.skew_metrics`, with or without its record
 group (``skew/kl_k3``), or by another framework's name for it (``token_mult_prob_error``, ``rollout_corr/k3_kl``).
-``abs_bias`` is the bias without its sign. A metric that cannot be computed has not passed. Exit codes: 0 within
+``abs_bias`` is the bias without its sign. ``nonfinite`` and ``placeholder`` count the tokens whose values are no number
+or no log-probability (above 0, -9999, a zero that the other side does not bear out); both are 0 unless a limit allows
+more, and such tokens are in no other metric. A metric that cannot be computed has not passed. Exit codes: 0 within
 all limits, 1 outside one, 2 the user's mistake (a `UserError`).
 """
 
@@ -14,12 +16,15 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from skewsim.errors import UserError
-from skewsim.skew.metrics import METRICS, skew_metrics
+from skewsim.skew.metrics import METRICS, SKEW_KEYS, skew_metrics
 from skewsim.skew.tokens import TokenTable
 
 Side = Literal["max", "min"]
+ABOVE_ZERO = 1e-5
+"""Rounding of a log-softmax may leave a probability this little above 1."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,7 @@ class GateReport:
     checks: tuple[Check, ...]
     tokens: int
     left_out: int
-    """Rows without two finite log-probabilities."""
+    """Rows that no metric is measured on."""
 
     @property
     def passed(self) -> bool:
@@ -72,16 +77,38 @@ class GateReport:
         return {"passed": self.passed, "tokens": self.tokens, "left_out": self.left_out, "checks": checks}
 
 
-def gate(table: TokenTable, *, maximum: Sequence[str] = (), minimum: Sequence[str] = ()) -> GateReport:
-    """Check a table against limits like ``"kl_k3=1e-3"``. UserError: no limit, an unknown metric, an empty table."""
+COUNTS = ("nonfinite", "placeholder")
+"""Tokens that may not be there: a limit on one replaces the default of 0."""
+
+
+def gate(
+    table: TokenTable,
+    *,
+    maximum: Sequence[str] = (),
+    minimum: Sequence[str] = (),
+    placeholder: npt.NDArray[np.bool_] | None = None,
+) -> GateReport:
+    """Check a table against limits like ``"kl_k3=1e-3"``.
+
+    `placeholder` are the rows whose values are finite and no log-probabilities (`skewsim.diagnose.count_values`); without
+    it those above 0 alone. UserError: no limit, an unknown metric, an empty table.
+    """
     limits = [(*_parse(text), "max") for text in maximum] + [(*_parse(text), "min") for text in minimum]
     if not limits:
         raise UserError("gate: no limit given; allowed: --max METRIC=VALUE, --min METRIC=VALUE")
-    usable = np.isfinite(table.skew)
-    if not usable.any():
+    finite = np.isfinite(table.skew)
+    if not finite.any():
         raise UserError(f"gate: none of the table's {len(table)} rows has two finite log-probabilities")
-    found = table_metrics(table)
+    filled = (
+        np.maximum(table.engine_logprob, table.trainer_logprob) > ABOVE_ZERO if placeholder is None else placeholder
+    )
+    filled = filled & finite
+    usable = finite & ~filled
+    found = table_metrics(table.select(usable)) if usable.any() else dict.fromkeys(SKEW_KEYS, math.nan)
     found["abs_bias"] = abs(found["bias"])
+    found |= {"nonfinite": float((~finite).sum()), "placeholder": float(filled.sum())}
+    named = {name for name, _, _ in limits}
+    limits += [(name, 0.0, "max") for name in COUNTS if name not in named]
     checks = tuple(Check(name, "max" if side == "max" else "min", limit, found[name]) for name, limit, side in limits)
     return GateReport(checks, int(usable.sum()), int((~usable).sum()))
 
@@ -103,7 +130,7 @@ def table_metrics(table: TokenTable) -> dict[str, float]:
 
 def metric_names() -> dict[str, str]:
     """Every name a limit may use -> the key of `skew_metrics`."""
-    names = {"abs_bias": "abs_bias"}
+    names = {name: name for name in ("abs_bias", *COUNTS)}
     for key, metric in METRICS.items():
         group, _, short = key.partition("/")
         if group in ("skew", "ratio"):

@@ -160,7 +160,7 @@ def log(tmp_path: Path) -> str:
     rng = np.random.default_rng(0)
     lines = []
     for _ in range(5):
-        engine = np.log(rng.uniform(0.1, 1, 40))
+        engine = np.log(rng.uniform(0.1, 0.9, 40))
         row = {"prompt_token_ids": [1, 2], "token_ids": rng.integers(0, 50, 40).tolist()}
         row |= {"engine_logprobs": engine.tolist(), "trainer_logprobs": (engine + 0.05).tolist()}
         lines.append(json.dumps(row))
@@ -174,13 +174,17 @@ def test_an_imported_log_passes_or_fails_the_gate_by_exit_code(log: str, capfd: 
     assert main(["gate", "table.npz", "--max", "logprob_diff_mean=0.1"]) == 0
     capfd.readouterr()
     assert main(["gate", "table.npz", "--max", "logprob_diff_mean=0.01", "--json"]) == 1
-    (check,) = strict(capfd.readouterr().out)["checks"]
+    check, *counts = strict(capfd.readouterr().out)["checks"]
     assert check["value"] == pytest.approx(0.05)
+    assert [(count["metric"], count["passed"]) for count in counts] == [("nonfinite", True), ("placeholder", True)]
 
 
 def test_diagnose_json_has_the_promised_keys(log: str, capfd: pytest.CaptureFixture[str]) -> None:
     found = strict(output(capfd, "diagnose", log, "--json")[0])
-    assert set(found) == {"verdict", "layer", "causes"}
+    assert set(found) == {
+        *("verdict", "layer", "causes", "kind", "kind_text", "normal", "usual", "odd_one_out", "agreement", "values"),
+        *("where", "notes"),
+    }
     assert all(set(cause) == {"name", "layer", "explained", "evidence", "fix"} for cause in found["causes"])
     text, _ = output(capfd, "diagnose", log)
     assert text.startswith(f"verdict: {found['verdict']}")

@@ -232,11 +232,16 @@ def test_a_truthful_engine_has_mean_ratio_one_and_raw_logprobs_mean_inverse_rati
 def test_json_has_exactly_the_promised_keys_and_names() -> None:
     world = World.make(13)
     found = diagnose(table(*truthful(world, world.logits, world.logits))).to_json()
-    assert list(json.loads(json.dumps(found))) == ["verdict", "layer", "causes"]
+    assert list(json.loads(json.dumps(found))) == [
+        *("verdict", "layer", "causes", "kind", "kind_text", "normal", "usual", "odd_one_out", "agreement", "values"),
+        *("where", "notes"),
+    ]
     assert list(found["causes"][0]) == ["name", "layer", "explained", "evidence", "fix"]
     assert set(LAYER_OF) == {
         *("raw_logprobs", "wrong_temperature", "truncation_mass", "stale_weights", "stale_kv", "head_dtype"),
         *("compute_dtype", "one_sided_fp32_head", "misaligned_tokens", "outlier_sequences", "healthy", "unknown"),
+        *("placeholder_logprobs", "not_the_sampled_token", "different_context", "packed_rows", "position_dependent"),
+        *("stale_replica", "weights_not_delivered", "stochastic_trainer", "one_sided_processor", "moe_routing"),
     }
 
 

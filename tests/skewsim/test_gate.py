@@ -8,6 +8,7 @@ import math
 import numpy as np
 import pytest
 
+from skewsim.diagnose import count_values
 from skewsim.errors import UserError
 from skewsim.skew.gate import gate, metric_names, table_metrics
 from skewsim.skew.metrics import skew_metrics
@@ -17,7 +18,7 @@ from skewsim.skew.tokens import TokenTable
 def table(sigma: float, *, seed: int = 0) -> TokenTable:
     rng = np.random.default_rng(seed)
     shape = (40, 25)
-    engine = -rng.exponential(1.0, shape)
+    engine = -2.0 - rng.exponential(1.0, shape)
     return TokenTable.from_rollouts(
         tokens=np.zeros(shape),
         mask=rng.random(shape) < 0.9,
@@ -31,7 +32,9 @@ def test_a_limit_kept_passes_and_a_limit_broken_fails_with_code_one() -> None:
     assert gate(quiet, maximum=["kl_k3=1e-3"], minimum=["ess=0.9"]).exit_code == 0
     report = gate(table(0.3), maximum=["kl_k3=1e-3", "logprob_diff_max=100"])
     assert report.exit_code == 1
-    assert [check.passed for check in report.checks] == [False, True]
+    assert [check.passed for check in report.checks] == [False, True, True, True], (
+        "two limits, and two that hold always"
+    )
 
 
 def test_other_frameworks_names_mean_the_same_metric() -> None:
@@ -79,3 +82,22 @@ def test_nothing_to_check_is_the_users_mistake() -> None:
     empty = TokenTable.empty()
     with pytest.raises(UserError, match="finite"):
         gate(empty, maximum=["kl_k3=1"])
+
+
+@pytest.mark.parametrize(
+    ("value", "count"),
+    [(np.nan, "nonfinite"), (-np.inf, "nonfinite"), (1.0, "placeholder"), (-9999.0, "placeholder")],
+)
+def test_values_that_are_no_log_probabilities_fail_unless_allowed_and_are_in_no_metric(
+    value: float, count: str
+) -> None:
+    clean, rows = table(0.1), table(0.1)
+    rows.engine_logprob[5:9] = value
+    keep = np.ones(len(clean), dtype=bool)
+    keep[5:9] = False
+    _, filled = count_values(rows)
+    report = gate(rows, maximum=["kl_k3=1"], placeholder=filled)
+    assert report.exit_code == 1
+    assert {check.metric: check.value for check in report.checks}[count] == 4
+    assert report.checks[0].value == pytest.approx(table_metrics(clean.select(keep))["kl_k3"])
+    assert gate(rows, maximum=["kl_k3=1", f"{count}=4"], placeholder=filled).exit_code == 0

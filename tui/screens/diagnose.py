@@ -56,11 +56,29 @@ def report(found: Diagnosis, look: Look, scenario: Scenario | None = None) -> Te
             text.append(f"  Here: {key}\n", style=look.strong)
         if cause.fix:
             text.append(f"  Fix: {cause.fix}\n", style=look.muted)
+    text.append_text(_where(found, look))
     left = 1 - sum(cause.explained for cause in found.causes)
     if left > 0.05:
         text.append(f"\n{left:.0%} of the mean square skew is explained by none of this.\n", style=look.muted)
     for note in found.notes:
         text.append(f"\nNote: {note}\n", style=look.muted)
+    return text
+
+
+def _where(found: Diagnosis, look: Look) -> Text:
+    """Where the skew lives: a bar for the share of the mean square that a place has above the rest."""
+    text = Text()
+    if not found.where:
+        return text
+    text.append("\nWhere it lives\n", style="bold")
+    wide = max(len(f"{place.column} {place.value}") for place in found.where)
+    for place in found.where:
+        filled = round(min(place.explained, 1.0) * 20)
+        bar = look.glyph("█", "#") * filled + look.glyph("░", ".") * (20 - filled)
+        text.append(f"  {f'{place.column} {place.value}':{wide}}  {bar} {place.explained:4.0%}")
+        text.append(
+            f"  rms {place.rms_inside:.3g} inside, {place.rms_outside:.3g} outside, z {place.z:.1f}\n", style=look.muted
+        )
     return text
 
 

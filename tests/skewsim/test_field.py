@@ -1,0 +1,208 @@
+"""Faults that people report: each is named from its mechanism, its place is found, and values come before laws.
+
+The oracle is the way in which a log was made; the logs are those of a small language model in numpy, which shares no code
+with the diagnosis.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from benchmarks.field_cases import MAKERS, draw, finish, make_field_case, make_world
+from skewsim.cli.main import main
+from skewsim.diagnose import FIX, Diagnosis, diagnose, where
+from skewsim.diagnose.causes import Cause, fix_for
+from skewsim.diagnose.parties import compare_three
+from skewsim.diagnose.rows import Rows
+from skewsim.diagnose.values import inspect
+from skewsim.errors import UserError
+from skewsim.skew.sequences import SequenceLog, SequenceRecord, write_sequences
+from skewsim.skew.tokens import TokenTable
+
+NEW = [label for label in MAKERS if label not in ("healthy", "wrong_temperature", "raw_logprobs", "unnamed")]
+
+
+def quiet_log(seed: int, *, noise: float = 0.08, sequences: int = 48, length: int = 60) -> SequenceLog:
+    """A healthy log whose engine errs by `noise` on each logit."""
+    world = make_world(np.random.default_rng(seed), sequences=sequences, length=length, noise=noise, tail=0.0, group=4)
+    world.lengths = np.full(sequences, length)
+    return finish(world, draw(world))
+
+
+def changed(log: SequenceLog, change: object, **columns: object) -> SequenceLog:
+    """The log with `change(number, engine values)` as each sequence's engine values."""
+    records = []
+    for number, record in enumerate(log.records):
+        values = change(number, record.engine_logprobs.copy())  # type: ignore[operator]
+        records.append(replace(record, engine_logprobs=values))
+    return SequenceLog(tuple(records), log.meta)
+
+
+@pytest.mark.parametrize("label", NEW)
+def test_a_fault_of_the_field_is_named(label: str) -> None:
+    case = make_field_case(label, 1)
+    found = diagnose(case.log)
+    assert found.verdict in case.accepted
+    assert found.first.explained > 0.01
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_noise_of_a_16_bit_engine_is_normal_and_healthy_once_its_dtype_is_declared(seed: int) -> None:
+    log = quiet_log(seed)
+    found = diagnose(log)
+    assert (found.verdict, found.kind, found.normal) == ("compute_dtype", "noise", True)
+    assert "usual for bfloat16 on a dense model" in found.usual
+    declared = diagnose(log, dtype="bfloat16")
+    assert (declared.verdict, declared.normal) == ("healthy", True)
+    with pytest.raises(UserError, match="dtype='int3'"):
+        diagnose(log, dtype="int3")
+
+
+@pytest.mark.parametrize(
+    ("value", "words"), [(0.0, "exactly 0"), (-9999.0, "exactly -9999"), (1.0, "above 0"), (np.nan, "no number")]
+)
+def test_filled_in_values_are_counted_placed_and_in_no_other_figure(value: float, words: str) -> None:
+    clean = quiet_log(5)
+
+    def fill(number: int, values: np.ndarray) -> np.ndarray:
+        values[-1] = value
+        return values
+
+    found = diagnose(changed(clean, fill))
+    assert found.verdict == "placeholder_logprobs"
+    assert f"48 engine values are {words}" in found.values[0]
+    assert "the last token, in 48 of 48 sequences" in found.values[0]
+    assert found.kind == "misreported"
+    assert all(place.tokens <= 48 * 59 for place in found.where)
+    rest = diagnose(SequenceLog(tuple(replace(r, mask=np.arange(60) < 59) for r in clean.records)))
+    assert [(p.column, p.rms_inside) for p in found.where] == [(p.column, p.rms_inside) for p in rest.where]
+
+
+def test_zeros_of_certain_tokens_are_no_placeholders() -> None:
+    log = quiet_log(6)
+    rounded = changed(log, lambda _, values: np.round(values, 2))
+    assert any((record.engine_logprobs == 0).any() for record in rounded.records)
+    assert not inspect(Rows.from_log(rounded)).oddities
+
+
+def test_the_place_in_a_pack_the_replica_and_the_step_are_found_by_their_columns() -> None:
+    """One replica of 16, ten sequences of 64, the second half: any share of the sequences."""
+    log = quiet_log(7, sequences=64)
+    rng = np.random.default_rng(0)
+    for share, column in ((4, "replica"), (10, "rank"), (32, "step")):
+        chosen = rng.permutation(64)[:share]
+
+        def louder(number: int, values: np.ndarray, chosen: np.ndarray = chosen) -> np.ndarray:
+            return np.minimum(values + (number in chosen) * rng.normal(0, 0.4, len(values)), -1e-6)
+
+        noisy = changed(log, louder)
+        records = tuple(replace(r, places={column: int(n in chosen)}) for n, r in enumerate(noisy.records))
+        place = diagnose(SequenceLog(records)).where[0]
+        assert place.column == column
+        assert place.sequences == share
+        assert place.rms_inside > 2 * place.rms_outside
+        inside = np.concatenate(
+            [(r.trainer_logprobs - r.engine_logprobs) for n, r in enumerate(records) if n in chosen]
+        )
+        assert place.rms_inside == pytest.approx(math.sqrt((inside**2).mean()))
+        assert place.bias_inside == pytest.approx(inside.mean())
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 10_000))
+def test_places_of_pure_chance_hardly_ever_survive_the_number_of_looks(seed: int) -> None:
+    """Skew of one law everywhere: the strongest of some hundred looks stays below what counts as sure."""
+    rng = np.random.default_rng(seed)
+    table = TokenTable.from_rollouts(
+        tokens=rng.integers(0, 50, (40, 30)),
+        mask=np.ones((40, 30)),
+        engine_logprobs=np.full((40, 30), -3.0) - rng.exponential(1, (40, 30)),
+        trainer_logprobs=np.full((40, 30), -3.0),
+        prompt_ids=np.arange(40) // 4,
+    )
+    shape = len(table)
+    table.trainer_logprob[:] = table.engine_logprob + 0.1 * rng.normal(0, 1, shape)
+    assert all(place.z < 4 for place in diagnose(table).where)
+
+
+@pytest.mark.parametrize(("z", "looks"), [(3.0, 1), (4.0, 50), (6.0, 1000), (12.0, 100)])
+def test_the_z_that_survives_is_sidaks(z: float, looks: int) -> None:
+    tail = 2 * stats.norm.sf(z)
+    expected = stats.norm.isf(-np.expm1(looks * np.log1p(-tail)) / 2)
+    assert where.survived(z, looks) == pytest.approx(expected, rel=1e-3)
+
+
+def test_two_that_agree_make_the_third_the_odd_one_out() -> None:
+    rng = np.random.default_rng(0)
+    one = -rng.exponential(1, 500)
+    none = np.zeros(500, dtype=bool)
+    off = one + rng.normal(0, 0.3, 500)
+    for odd, columns in (("engine", (off, one, one)), ("trainer", (one, off, one)), ("model", (one, one, off))):
+        parties = compare_three(*columns, none, None)
+        assert parties.odd == odd
+        assert min(parties.agreement.values()) == 0
+    assert compare_three(one, one + 1e-6, one - 1e-6, none, None).odd is None
+    assert compare_three(one, off, one + rng.normal(0, 0.3, 500), none, None).odd is None
+
+
+def test_the_verdict_is_what_hurts_most_and_never_what_explains_less_than_a_hundredth() -> None:
+    def verdict(*shares: tuple[str, float], error: float = 0.1) -> str:
+        causes = tuple(Cause(name, share, "", "") for name, share in shares)
+        return Diagnosis(causes, 100, 10, 1.0, error=error).verdict
+
+    assert verdict(("raw_logprobs", 0.005), ("stale_weights", 0.3)) == "stale_weights"
+    assert verdict(("raw_logprobs", 0.3), ("stale_weights", 0.6)) == "stale_weights"
+    assert verdict(("raw_logprobs", 0.45), ("stale_weights", 0.5)) == "raw_logprobs", "the same size: by layer"
+
+
+def test_a_framework_leaves_its_own_settings_in_the_fix_and_vllms() -> None:
+    fix = fix_for(FIX["different_context"], "verl")
+    assert "verl: multi_turn" in fix
+    assert "vLLM: return_token_ids" in fix
+    assert "slime:" not in fix
+    assert "PipelineRL:" not in fix
+    with pytest.raises(UserError, match="framework='Nope'"):
+        fix_for(fix, "Nope")
+    for name, text in FIX.items():
+        if name not in ("healthy", "unknown"):
+            for framework in ("verl", "TRL", "prime-rl", "slime", "PipelineRL"):
+                assert framework in fix_for(text, framework), (name, framework)
+
+
+def test_the_command_says_where_normal_or_not_and_bias_or_noise(
+    tmp_path: object, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = f"{tmp_path}/log.jsonl"
+    write_sequences(make_field_case("stale_replica", 1).log.records, path)
+    assert main(["diagnose", path, "--framework", "verl"]) == 0
+    text = capsys.readouterr().out
+    for words in ("verdict: stale_replica", "normal: no", "kind: another distribution", "where it lives", "#"):
+        assert words in text
+    assert main(["diagnose", path, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert set(found["where"][0]) == {
+        *("column", "value", "tokens", "sequences", "rms_inside", "rms_outside", "bias_inside", "explained", "z"),
+    }
+
+
+def test_a_slope_is_no_temperature_where_the_two_sides_hardly_go_together() -> None:
+    """Gross disagreement: the columns are unrelated, so that k is near 0 and would explain nearly everything."""
+    rng = np.random.default_rng(2)
+    records = tuple(
+        SequenceRecord(
+            rng.integers(0, 90, 30),
+            -rng.exponential(1, 30),
+            trainer_logprobs=-rng.exponential(2, 30),
+            prompt_tokens=np.array([n // 4]),
+        )
+        for n in range(40)
+    )
+    assert "wrong_temperature" not in {cause.name for cause in diagnose(SequenceLog(records)).causes}
