@@ -100,7 +100,7 @@ class AdviseRow:
     def advice(self) -> str:
         """What to do, in words."""
         if self.instead:
-            return f"no bound helps at this noise and length: {self.instead}"
+            return f"none helps; use {self.instead}"
         return self.healthy or "as it is"
 
     def to_json(self) -> dict[str, Any]:
