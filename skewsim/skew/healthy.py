@@ -9,8 +9,8 @@ differ; two of them, equally frequent, are what the measured rms and the measure
 level every scale moves alike. In a component of scale s the skew is N(-s^2/2, s^2).
 
 Means and sums over a sequence of T independent tokens: of the skew itself a normal distribution; of what cannot be
-negative (k2, k3, exp of the size) a gamma distribution with the right mean, variance and skewness. Below `SHORT` tokens
-those are not good enough, and sequences are drawn from the mixture instead.
+negative (k2, k3, exp of the size) a gamma distribution with the right mean, variance and skewness. Where a sequence is
+short, or so noisy that a single token rules its mean, sequences are drawn from the mixture instead.
 """
 
 from __future__ import annotations
@@ -47,6 +47,11 @@ Action = Literal["truncate", "mask", "reject", "clip"]
 TOKENS_BY_PROBABILITY = (2099, 13645, 61666, 116287, 577603)
 """How many of the 771,300 tokens have a probability below .01, .1, .5, .9 and above; as `MEAN_ABS_BY_PROBABILITY`."""
 SHORT = 64
+"""Tokens below which sequences are drawn."""
+LONG = 4096
+"""Tokens above which no sequences are drawn: there would be too few of them."""
+MOST_SKEWED = 1.0
+"""Skewness of a sequence's mean above which sequences are drawn."""
 LARGEST_SIGMA = 2.0
 _LARGEST_EXPONENT = 200.0
 
@@ -192,8 +197,9 @@ class ClosedForm:
 
     @cached_property
     def _drawn(self) -> Drawn:
-        """Short sequences: what has no closed form is counted."""
-        return Drawn.of(mixture_draw(self.rms), 40_000, self.length, seed=0)
+        """What has no closed form is counted."""
+        sequences = min(40_000, 6_000_000 // self.length)
+        return Drawn.of(mixture_draw(self.rms), sequences, self.length, seed=0)
 
     @lru_cache(maxsize=8)  # noqa: B019  (a report's own object, gone with it)
     def _cumulants(self, of: Of) -> tuple[float, float, float]:
@@ -218,6 +224,16 @@ class ClosedForm:
             return low, high
         return d_interval(of, high)
 
+    def _skewness(self, of: Of) -> float:
+        """Of the mean over a sequence."""
+        _, variance, third = self._cumulants(of)
+        return third / (variance**1.5 * math.sqrt(self.length))
+
+    def _is_drawn(self, of: Of) -> bool:
+        """Whether a mean over a sequence is too far from its limiting law, for it is short or one token rules it."""
+        skewed = of != "d" and self.length <= LONG and self._skewness(of) > MOST_SKEWED
+        return self.length < SHORT or skewed
+
     def _folded_cdf(self, fold: Fold, of: Of, bound: float) -> float:
         """P(mean or sum <= bound)."""
         if math.isinf(bound):
@@ -225,18 +241,18 @@ class ClosedForm:
         if self.length == 1:
             return self.inside("token", of, -math.inf, bound)
         mean = bound if fold == "mean" else bound / self.length
-        if self.length < SHORT:
+        if self._is_drawn(of):
             return self._drawn.inside("mean", of, -math.inf, mean)
-        centre, variance, third = self._cumulants(of)
+        centre, variance, _ = self._cumulants(of)
         spread = math.sqrt(variance / self.length)
         if of == "d":
             return float(special.ndtr((mean - centre) / spread))
-        skewness = third / (variance**1.5 * math.sqrt(self.length))
+        skewness = self._skewness(of)
         shape = 4 / skewness**2
         return float(special.gammainc(shape, max(shape + 2 / skewness * (mean - centre) / spread, 0.0)))
 
     def quantile(self, fold: Fold, of: Of, level: float) -> float:
-        if fold in ("mean", "sum") and 1 < self.length < SHORT:
+        if fold in ("mean", "sum") and self.length > 1 and self._is_drawn(of):
             return self._drawn.quantile(fold, of, level)
         if fold in ("max", "min", "any"):  # the least of T tokens is above x as often as T tokens are, all of them
             power = -math.expm1(math.log1p(-level) / self.length) if fold == "min" else level ** (1 / self.length)

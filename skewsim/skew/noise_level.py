@@ -82,7 +82,9 @@ def sigma_by_name(text: str) -> float:
         return sigma_of(row.key.rpartition("/")[2], float(row.values(np.array([number]))[0]))
     if logged in metric_names():
         return sigma_of(metric_names()[logged], number)
-    raise UserError(f"--metric {logged}: no name that is known; allowed: rms, {', '.join(short)}, or a framework's name")
+    raise UserError(
+        f"--metric {logged}: no name that is known; allowed: rms, {', '.join(short)}, or a framework's name"
+    )
 
 
 def load_log(path: Path) -> TokenTable:

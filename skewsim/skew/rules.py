@@ -278,7 +278,7 @@ RULES: tuple[Rule, ...] = (
         "reject",
         *_default("token_mis", "OpenRLHF"),
     ),
-    _weight("IcePop", "paper", "token ratio kept in {low} to {high}", "token_mis"),
+    _weight("IcePop", "paper", "low={low} high={high}", "token_mis"),
     _weight(
         "TRL",
         "sequence MIS",

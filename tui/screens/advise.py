@@ -77,7 +77,9 @@ class AdviseScreen(Page):
         objective = self._lab.shown.trainer.objective
         clips = clip_bounds(self._lab.shown.trainer) != (0.0, math.inf)
         verdict = (
-            f"would clip {mine:.1%} of healthy data before any update" if clips else "bounds no ratio, whatever the noise"
+            f"would clip {mine:.1%} of healthy data before any update"
+            if clips
+            else "bounds no ratio, whatever the noise"
         )
         text.append(f"Yours: {objective} {verdict}.\n", style="bold")
         text.append(
