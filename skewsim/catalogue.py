@@ -14,12 +14,15 @@ from typing import Any, Literal
 Ratio = Literal["old", "engine", "none"]
 """What the trainer's probability is divided by: old, the engine's, or nothing (the loss has no update ratio)."""
 
-Clip = Literal["token", "sequence_mean", "sequence_sum", "cap", "probability", "none"]
+Clip = Literal["token", "log", "sequence_mean", "sequence_sum", "cap", "probability", "divergence", "none"]
 """What is held inside the clip bounds.
 
-token: each token's ratio, inside [1 - epsilon, 1 + epsilon_high]. sequence_mean: the geometric mean of a sequence's
+token: each token's ratio, inside [1 - epsilon, 1 + epsilon_high]. log: each token's log-ratio, inside [-epsilon,
+epsilon_high]. sequence_mean: the geometric mean of a sequence's
 ratios. sequence_sum: the product of a sequence's ratios. cap: each token's ratio, at most epsilon_high itself.
-probability: the change of a token's probability, at most epsilon down and epsilon_high up. none: nothing is.
+probability: the change of a token's probability, at most epsilon down and epsilon_high up. divergence: the Kullback-
+Leibler divergence of "this token or another one", at most epsilon where the token lost and epsilon_high where it gained.
+none: nothing is.
 """
 
 
@@ -86,7 +89,11 @@ OBJECTIVES: dict[str, ObjectiveForm] = {
         epsilon=0.2,
         epsilon_high=0.2,
         needs_groups=False,
-        names={"TRL": "loss_type=bnpo", "verl": "loss_mode=vanilla", "PipelineRL": "policy_loss=ppo"},
+        names={
+            "TRL": "loss_type=bnpo",
+            "verl": "loss_mode=vanilla (with clip_ratio_c=3)",
+            "PipelineRL": "policy_loss=ppo",
+        },
     ),
     "dapo": ObjectiveForm(
         _CLIPPED,
@@ -113,7 +120,8 @@ OBJECTIVES: dict[str, ObjectiveForm] = {
         needs_groups=False,
         names={
             "TRL": "loss_type=cispo epsilon_high=5",
-            "verl": "loss_mode=cispo (bounds both sides)",
+            "verl": "loss_mode=cispo (clip_ratio bounds both sides: 0.8 to 1.2)",
+            "SkyRL": "policy_loss_type=cispo (cap 1 + cispo_eps_clip_high = 5)",
             "PipelineRL": "policy_loss=reinforce (cap 1 + epsilon_high)",
         },
     ),
@@ -132,6 +140,49 @@ OBJECTIVES: dict[str, ObjectiveForm] = {
         epsilon_high=0.2,
         needs_groups=False,
         names={"prime-rl": "loss.type=default dppo_mask_low=0.2 dppo_mask_high=0.2"},
+    ),
+    "dppo_kl": ObjectiveForm(
+        "loss = -stop_gradient(min(r, 20)) A lp_t unless KL(p_o, p_t) has left the bound     r = exp(lp_t - lp_o)",
+        "arXiv 2602.04879; verl",
+        clip="divergence",
+        epsilon=0.05,
+        epsilon_high=0.05,
+        needs_groups=False,
+        names={
+            "verl": "loss_mode=dppo_kl clip_ratio=0.05",
+            "SkyRL": "policy_loss_type=dppo dppo.dppo_type=binary_kl (ratio to the engine, no cap at 20)",
+        },
+    ),
+    "ipo": ObjectiveForm(
+        "loss = -r A unless |p_t - p_r| has left the bound, + 1e-3 d^2     r = exp(lp_t - lp_r)",
+        "prime-rl, trainer/rl/loss.py",
+        ratio="engine",
+        clip="probability",
+        epsilon=0.1,
+        epsilon_high=0.1,
+        needs_groups=False,
+        names={"prime-rl": "loss.type=ipo ipo_threshold=0.1"},
+    ),
+    "geo_mean": ObjectiveForm(
+        "loss = -exp(mean_t(bound(lp_t - lp_o))) A     the bound holds on the side that A pushes to",
+        "arXiv 2507.20673; verl",
+        clip="log",
+        epsilon=0.2,
+        epsilon_high=0.2,
+        names={"verl": "loss_mode=geo_mean"},
+    ),
+    "clip_cov": ObjectiveForm(
+        f"{_CLIPPED}, 0 for a few tokens whose (A - mean A)(lp_t - mean lp_t) is in (1, 5)",
+        "arXiv 2505.22617; verl",
+        epsilon=0.2,
+        epsilon_high=0.2,
+        names={"verl": "loss_mode=clip_cov clip_cov_ratio=0.0002", "SkyRL": "policy_loss_type=clip_cov"},
+    ),
+    "kl_cov": ObjectiveForm(
+        "loss = -r A, + |lp_t - lp_o| for the few tokens with the greatest (A - mean A)(lp_t - mean lp_t)",
+        "arXiv 2505.22617; verl",
+        clip="none",
+        names={"verl": "loss_mode=kl_cov kl_cov_ratio=0.0002", "SkyRL": "policy_loss_type=kl_cov"},
     ),
     "rloo/clipped": ObjectiveForm(
         _CLIPPED_SUM,
@@ -242,11 +293,24 @@ CORRECTIONS: dict[str, Correction] = {
             "slime": Bounds(high=2.0),
             "SkyRL": Bounds(high=2.0),
             "OpenRLHF": Bounds(0.5, 5.0),
+            "Miles": Bounds(high=2.0),
+            "NeMo-RL": Bounds(high=2.0),
+            "TRL": Bounds(high=3.0),
         },
     ),
-    "token_mis": Correction("weight", {"IcePop": Bounds(0.5, 5.0)}),
-    "sequence_tis": Correction("weight", {"verl": Bounds(high=2.0), "SkyRL": Bounds(high=5.0)}),
-    "sequence_mis": Correction("weight", {"verl": Bounds(high=2.0), "TRL": Bounds(high=3.0)}),
+    "token_mis": Correction(
+        "weight",
+        {
+            "IcePop": Bounds(0.5, 5.0),
+            "verl": Bounds(0.5, 5.0),
+            "NeMo-RL": Bounds(0.5, 5.0),
+            "OpenRLHF": Bounds(0.5, 5.0),
+        },
+    ),
+    "sequence_tis": Correction(
+        "weight", {"verl": Bounds(high=2.0), "slime": Bounds(high=2.0), "SkyRL": Bounds(high=5.0)}
+    ),
+    "sequence_mis": Correction("weight", {"verl": Bounds(0.5, 2.0), "TRL": Bounds(high=3.0)}),
     "geometric": Correction(
         "reject",
         {
@@ -261,7 +325,8 @@ CORRECTIONS: dict[str, Correction] = {
     "off_policy_mask": Correction("threshold", {"slime": Bounds(high=1e-4), "TRL": Bounds(high=0.5)}),
 }
 """Name -> what it is. Sources: verl `docs/algo/rollout_corr.md`, slime `--use-tis`, `--use-opsm` and `mis.yaml`, SkyRL,
-NeMo-RL, OpenRLHF, TRL `GRPOConfig`; IcePop arXiv 2510.18855. TRL's off-policy mask is its documentation's example."""
+NeMo-RL's recipes, OpenRLHF, Miles, TRL `GRPOConfig`; IcePop arXiv 2510.18855. verl's bounds of a geometric mean are of
+exp(-mean d), so that in ratios they are [1/1.001, 1/0.999]. TRL's off-policy mask is its documentation's example."""
 
 
 def correction_names(of: Literal["weight", "reject"]) -> tuple[str, ...]:

@@ -105,7 +105,7 @@ class EngineSettings(Settings):
     max_num_seqs: int | None = Field(None, ge=1, le=65536)
     """vLLM `max_num_seqs`: sequences in one batch; none: all at once. Real engines only."""
     gpu_memory_utilization: float = Field(0.3, gt=0, le=1)
-    """vLLM `gpu_memory_utilization`: share of a GPU's memory for a local engine; vLLM's default is 0.9. Real engines only."""  # noqa: W505
+    """vLLM `gpu_memory_utilization`: share of a GPU's memory for a local engine; vLLM's default is 0.92. Real engines only."""  # noqa: W505
 
     @property
     def truncates(self) -> bool:
@@ -206,7 +206,7 @@ class CorrectionSettings(Settings):
     batch_normalize: bool = False
     """Divide the weights by their mean (verl `rollout_is_batch_normalize`; on in slime's mis.yaml)."""
     masking: Literal["remove", "zero"] = "remove"
-    """What rejection does: remove from numerator and denominator (verl, slime), or only zero the weight (TRL)."""
+    """What rejection does: remove from numerator and denominator (verl, decoupled), or only zero the weight (all others)."""
     keep_sampling_mask: bool = False
     """The trainer's softmax is restricted to the engine's top-p/top-k support (DeepSeek-V3.2)."""
 
@@ -227,7 +227,7 @@ class TrainerSettings(Settings):
     epsilon_high: float | None = Field(None, gt=0)
     """Upper clip bound (TRL `epsilon_high`); none: the objective's own default."""
     delta: float | None = Field(None, gt=1)
-    """Dual clip: upper bound of the ratio where the advantage is negative (TRL `delta`; PPO dual clip 3)."""
+    """Dual clip: upper bound of the ratio where the advantage is negative (TRL `delta`; verl `clip_ratio_c`, 3 unless set)."""
     gspo_form: Literal["paper", "pipelinerl"] = Field(
         "pipelinerl",
         description=f"paper: bounds {default_clip('gspo/paper')}; pipelinerl: {default_clip('gspo/pipelinerl')}, "
@@ -239,6 +239,8 @@ class TrainerSettings(Settings):
     """SAPO's temperature elsewhere (TRL's name; verl `tau_neg`); the higher, the sooner the gate closes."""
     beta: float = Field(0.0, ge=0, le=100)
     """KL penalty towards the policy that training started from (`beta` of TRL's GRPO, verl `kl_loss_coef`); 0: none."""
+    use_bias_correction_kl: bool = False
+    """Weigh the KL penalty by the update ratio (TRL's name, on there since 1.16; slime `--use-unbiased-kl`)."""
     old_logprobs: Literal["rollout", "recompute"] = "rollout"
     """rollout (bypass): the engine's logprobs are old. recompute (decoupled): the trainer computes them itself."""
     correction: CorrectionSettings = CorrectionSettings()

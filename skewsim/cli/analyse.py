@@ -10,7 +10,6 @@ from cyclopts import Parameter
 
 from skewsim.cli.display import print_json, print_table, say
 from skewsim.cli.options import Flag
-from skewsim.errors import UserError
 
 if TYPE_CHECKING:
     from skewsim.diagnose.causes import Diagnosis
@@ -88,41 +87,66 @@ def bar(share: float, width: int = 12) -> str:
 
 def advise(
     *,
-    length: int,
-    sigma: float | None = None,
+    length: int | None = None,
+    sigma: Annotated[float | None, Parameter(alias="--rms")] = None,
+    mean_abs: float | None = None,
+    k3: float | None = None,
+    metric: Annotated[str | None, Parameter(negative="")] = None,
     profile: str | None = None,
+    log: Path | None = None,
     json: Flag = False,
     plain: Flag = False,
 ) -> None:
-    """Show how often every framework's default threshold fires on healthy data.
+    """Say what every framework's default threshold does to perfectly healthy data, and which setting does the least harm.
+
+    Give the noise level in one of six ways. "touches" is the share of tokens or sequences that the default clips, masks
+    or rejects; "weight" is the mean weight it leaves (1: the whole gradient); "bias" is by how much the expected gradient
+    can be off; "ess" is the share of the data that counts.
 
     Parameters
     ----------
     length
-        Response tokens.
+        Response tokens; with --log, the mean length of its responses unless given.
     sigma
         Noise level: rms skew per token, nats.
+    mean_abs
+        Noise level by the mean absolute skew, nats.
+    k3
+        Noise level by the k3 estimate of the KL divergence, nats.
+    metric
+        Noise level by a metric under any framework's name: rollout_corr/k3_kl=0.002, mismatch_kl/all/mean=0.002.
     profile
-        Instead of sigma: a measured profile, as a name or a path.
+        A measured profile, as a name or a path.
+    log
+        A log of both log-probabilities: its own tokens are drawn from. A token table (.npz, .parquet) or JSON lines.
     json
         One JSON object.
     plain
         Plain text without a table.
     """
-    if (sigma is None) == (profile is None):
-        raise UserError("advise needs --sigma or --profile, and not both")
     from skewsim.skew.advise import advise
-    from skewsim.skew.profile import load_profile
+    from skewsim.skew.noise_level import noise_of
 
-    found = advise(load_profile(profile) if profile is not None else sigma or 0.0, length)
+    level = noise_of(length, sigma=sigma, mean_abs=mean_abs, k3=k3, metric=metric, profile=profile, log=log)
+    found = advise(level.noise, level.length)
     if json:
         print_json(found.to_json())
         return
     rows = [
-        [r.framework, r.rule, f"{r.fired:.1%}", f"{r.ess:.3f}", r.default, r.healthy or "as it is"] for r in found.rows
+        [
+            r.framework,
+            r.rule,
+            f"{r.fired:.1%}",
+            f"{r.mean_weight:.3g}",
+            f"{r.bias:.1%}",
+            f"{r.ess:.3f}",
+            f"e.g. {r.default}" if r.source.example else r.default,
+            r.advice,
+        ]
+        for r in found.rows
     ]
     title = f"Healthy data, rms skew {found.sigma:.3g} nats, {found.length} tokens ({found.source})"
-    columns = ["framework", "rule", "fires on", "ess", "default", "would not fire"]
+    columns = ["framework", "rule", "touches", "weight", "bias", "ess", "default", "better"]
     print_table(title, columns, rows, plain=plain, prose=("rule", "default"))
 
 

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from skewsim.errors import UserError
+from skewsim.html import bar, heading, paragraph, table
 
 LAYERS = ("semantic", "inference path", "precision", "staleness", "objective")
 
@@ -298,6 +299,21 @@ class Diagnosis:
         near = [cause for cause in self.causes if cause.explained >= top - self.error and cause.explained >= 0.01]
         first = tuple(sorted(near or self.causes, key=lambda cause: (_rank(cause), -cause.explained)))
         return first + tuple(cause for cause in self.causes if cause not in first)
+
+    def _repr_html_(self) -> str:
+        rows = [(c.name, f"{c.explained:.0%}", bar(c.explained), c.evidence, c.fix) for c in self.to_mend]
+        places = [
+            (f"{p.column} {p.value}", f"{p.explained:.0%}", bar(p.explained), p.rms_inside, p.rms_outside, p.z)
+            for p in self.where
+        ]
+        said = heading(
+            f"{self.verdict}: rms skew {self.rms:.3g} nats, {self.tokens} tokens, {self.sequences} sequences"
+        )
+        said += "".join(map(paragraph, filter(None, (self.usual, self.kind_text, *self.values, *self.notes))))
+        said += table(("cause", "explains", "", "evidence", "fix"), rows)
+        if places:
+            said += table(("where it lives", "share", "", "rms inside", "rms outside", "z"), places)
+        return said
 
     @property
     def first(self) -> Cause:

@@ -31,8 +31,13 @@ def epsilons(settings: TrainerSettings) -> tuple[float | None, float | None]:
 
 
 def clip_bounds(settings: TrainerSettings) -> tuple[float, float]:
-    """The smallest and the largest ratio that is not clipped; 0 and infinity where there is no bound."""
+    """The smallest and the largest ratio that is not clipped; 0 and infinity where no ratio is bounded."""
     low, high = epsilons(settings)
-    if find_form(settings).clip == "cap":
+    clip = find_form(settings).clip
+    if clip == "cap":
         return 0.0, math.inf if high is None else high
+    if clip == "divergence":
+        return 0.0, math.inf
+    if clip == "log":
+        return 0.0 if low is None else math.exp(-low), math.inf if high is None else math.exp(high)
     return 0.0 if low is None else 1 - low, math.inf if high is None else 1 + high

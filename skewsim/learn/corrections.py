@@ -12,8 +12,13 @@ multiplying by a weight would square it. As in verl's bypass mode, such an objec
 is kept (MIS and every rejection), never the size of a weight: TIS changes nothing there. REINFORCE and RLOO have no
 ratio and take the weight as well. DPPO's ratio is to the engine in either mode, so it never takes a size.
 
-Default bounds are in `skewsim.catalogue`. ``masking="remove"`` takes a rejected token out of numerator and denominator (verl, slime), ``"zero"`` only zeroes its
-weight (TRL). ``keep_sampling_mask`` acts on the trainer's softmax, before there are logprobs: not here.
+In verl that is ``rollout_rs``; its IcePop (``rollout_is_threshold`` with two bounds) is a weight and does nothing in
+bypass, so that MIS here is verl's ``rollout_rs=token_k1`` or ``seq_sum_k1`` there.
+
+Default bounds are in `skewsim.catalogue`. ``masking="remove"`` takes a rejected token out of numerator and denominator:
+verl's decoupled mode, which rejects before the batch's tokens are counted. ``"zero"`` only zeroes its weight: TRL, slime
+(its denominators are the masks as they were before rejection), Miles, NeMo-RL, OpenRLHF, SkyRL, and verl's bypass mode.
+``keep_sampling_mask`` acts on the trainer's softmax, before there are logprobs: not here.
 """
 
 from __future__ import annotations
@@ -47,12 +52,12 @@ def compute_weights(inputs: LossInputs, settings: CorrectionSettings | TrainerSe
         numerator = inputs.trainer_logprobs if bypass else inputs.old_logprobs
         d = torch.where(mask, numerator - inputs.engine_logprobs, 0.0)
         weights = WEIGHTS[correction.weight](d, mask, correction)
-        weights = torch.where(mask & _sequences_kept(d, mask, inputs, correction), weights, 0.0)
         if isinstance(settings, TrainerSettings) and _ratio_carries_skew(settings, bypass=bypass):
             weights = (weights != 0).to(d.dtype)
+        elif correction.batch_normalize:  # over all sampled tokens, before any is rejected: verl, slime
+            weights = weights / _mean_weight(weights, mask, per_sequence=correction.weight.startswith("sequence"))
+        weights = torch.where(mask & _sequences_kept(d, mask, inputs, correction), weights, 0.0)
         counted = mask & (weights != 0) if correction.masking == "remove" else mask
-        if correction.batch_normalize:
-            weights = weights / _mean_weight(weights, counted, per_sequence=correction.weight.startswith("sequence"))
         return weights, counted.to(d.dtype)
 
 

@@ -18,6 +18,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from skewsim.catalogue import find_form
 from skewsim.errors import UserError
 from skewsim.learn.advantages import (
     batch_centered,
@@ -81,13 +82,14 @@ def compute_loss(inputs: LossInputs, settings: TrainerSettings) -> LossOutputs:
     mask = counted > 0 if corrected else sampled
     if objective.drops_equal_groups:
         mask = mask & ~without_spread(inputs.advantages, inputs.group_ids).unsqueeze(-1)
-    terms = objective.loss(Batch(inputs, mask, inputs.advantages.unsqueeze(-1)), settings)
+    batch = Batch(inputs, mask, inputs.advantages.unsqueeze(-1))
+    terms = objective.loss(batch, settings)
     per_token = terms.loss * weights if corrected else terms.loss
     if terms.penalty is not None:
         per_token = per_token + terms.penalty
     kl = _kl_to_reference(inputs, sampled) if settings.beta else None
     if kl is not None:
-        per_token = per_token + settings.beta * kl
+        per_token = per_token + settings.beta * (kl * _kl_weight(batch, settings))
     loss = _normalise(torch.where(mask, per_token, 0.0), mask, sampled, objective.normaliser)
     return LossOutputs(loss, _metrics(inputs, terms, weights, sampled, kl, corrected=corrected))
 
@@ -111,6 +113,15 @@ def _kl_to_reference(inputs: LossInputs, sampled: Tensor) -> Tensor:
     return gap.exp() - gap - 1
 
 
+def _kl_weight(batch: Batch, settings: TrainerSettings) -> Tensor | float:
+    """What the penalty is multiplied by: the update ratio, where that is asked for, as the objective has it."""
+    if not settings.use_bias_correction_kl:
+        return 1.0
+    if find_form(settings).clip == "sequence_mean":
+        return _sequence_mean_log_ratio(batch).exp()
+    return batch.log_ratio.exp()
+
+
 # Objectives: (Batch, settings) -> Terms
 
 
@@ -126,8 +137,11 @@ def clipped_ratio(batch: Batch, settings: TrainerSettings) -> Terms:
 
 def sequence_mean_ratio(batch: Batch, settings: TrainerSettings) -> Terms:
     """GSPO: PPO's clip on the geometric mean of a sequence's ratios."""
-    tokens = batch.mask.sum(-1, keepdim=True).clamp(min=1)
-    return _clip((batch.log_ratio.sum(-1, keepdim=True) / tokens).exp(), batch, settings)
+    return _clip(_sequence_mean_log_ratio(batch).exp(), batch, settings)
+
+
+def _sequence_mean_log_ratio(batch: Batch) -> Tensor:
+    return batch.log_ratio.sum(-1, keepdim=True) / batch.mask.sum(-1, keepdim=True).clamp(min=1)
 
 
 def sequence_sum_ratio(batch: Batch, settings: TrainerSettings) -> Terms:
@@ -166,15 +180,108 @@ def trust_region(batch: Batch, settings: TrainerSettings, penalty: float = 1e-3)
 
     The penalty on the squared log-ratio is prime-rl's `kl_tau`.
     """
+    low, high = _epsilons(settings)
+    moved = batch.logprobs.detach().exp() - batch.engine.exp()
+    dropped = ((moved < -low) & (batch.advantages < 0)) | ((moved > high) & (batch.advantages > 0))
+    return _unless(dropped, batch, Terms(moved, moved, -low, high), penalty)
+
+
+def symmetric_trust_region(batch: Batch, settings: TrainerSettings, penalty: float = 1e-3) -> Terms:
+    """IPO as prime-rl has it: a token counts while its probability has not moved beyond the bound, whichever way."""
+    low, high = _epsilons(settings)
+    moved = batch.logprobs.detach().exp() - batch.engine.exp()
+    return _unless((moved < -low) | (moved > high), batch, Terms(moved, moved, -low, high), penalty)
+
+
+def _unless(dropped: Tensor, batch: Batch, terms: Terms, penalty: float) -> Terms:
+    """``-rho A`` of the tokens that are not dropped, and the penalty of all of them."""
+    log_ratio = batch.logprobs - batch.engine
+    loss = torch.where(dropped, 0.0, -log_ratio.exp() * batch.advantages)
+    return replace(terms, loss=loss, penalty=penalty * log_ratio.square())
+
+
+def divergence_trust_region(batch: Batch, settings: TrainerSettings, cap: float = 20.0) -> Terms:
+    """DPPO by divergence, as verl has it: a token counts until KL(old, new) of "this token or another" is too large.
+
+    The ratio is capped, detached, and weighs the score. Signed as the probability moved, the divergence is held inside
+    [-epsilon, epsilon_high], and a token is dropped on the side that its advantage pushes to.
+    """
+    low, high = _epsilons(settings)
+    logprobs, old = batch.logprobs.detach(), torch.where(batch.mask, batch.inputs.old_logprobs, 0.0)
+    p_new, p_old = (x.exp().clamp(max=1.0) for x in (logprobs, old))
+    rest = (1 - p_old) * ((1 - p_old + 1e-8) / (1 - p_new + 1e-8)).log()
+    divergence = (p_old * (old - logprobs) + rest) * (p_new - p_old).sign()
+    dropped = ((divergence < -low) & (batch.advantages <= 0)) | ((divergence > high) & (batch.advantages > 0))
+    ratio = (logprobs - old).clamp(-20, 20).exp().clamp(max=cap)
+    loss = torch.where(dropped, 0.0, -ratio * batch.advantages * batch.logprobs)
+    return Terms(loss, divergence, -low, high)
+
+
+def _epsilons(settings: TrainerSettings) -> tuple[float, float]:
+    """Both epsilons of an objective that has both."""
     low, high = epsilons(settings)
     assert low is not None
     assert high is not None
-    logprobs, engine = batch.logprobs, batch.engine
-    moved = logprobs.detach().exp() - engine.exp()
-    dropped = ((moved < -low) & (batch.advantages < 0)) | ((moved > high) & (batch.advantages > 0))
-    log_ratio = logprobs - engine
-    loss = torch.where(dropped, 0.0, -log_ratio.exp() * batch.advantages)
-    return Terms(loss, moved, -low, high, penalty=penalty * log_ratio.square())
+    return low, high
+
+
+def geometric_mean_ratio(batch: Batch, settings: TrainerSettings) -> Terms:
+    """GMPO: the geometric mean of a sequence's ratios, each bounded on the side that the advantage pushes to."""
+    low, high = _epsilons(settings)
+    tokens = batch.mask.sum(-1, keepdim=True).clamp(min=1)
+    held = torch.where(batch.advantages > 0, batch.log_ratio.clamp(max=high), batch.log_ratio.clamp(min=-low))
+    loss = -(held.sum(-1, keepdim=True) / tokens).exp() * batch.advantages
+    return Terms(loss, batch.log_ratio.exp(), *clip_bounds(settings))
+
+
+def covariance_clip(batch: Batch, settings: TrainerSettings, share: float = 2e-4) -> Terms:
+    """Clip-Cov: PPO's clip, and no loss for a few tokens whose covariance of advantage and logprob is in (1, 5).
+
+    At most ``share`` of the tokens, but one at least (verl `clip_cov_ratio`). Where more are eligible, verl draws among
+    them; here the order of the draw is fixed for a shape, so that a run stays a function of its seed.
+    """
+    terms = _clip(batch.log_ratio.exp(), batch, settings)
+    covariance = _covariance(batch)
+    binding = terms.loss.detach() > (-batch.log_ratio.exp() * batch.advantages).detach()
+    eligible = batch.mask & ~binding & (covariance > 1) & (covariance < 5)
+    shape = covariance.shape[-2:]
+    order = torch.randperm(shape.numel(), generator=torch.Generator().manual_seed(0)).reshape(shape)
+    order = order.to(covariance)
+    chosen = _least(order.expand_as(covariance), eligible, _few(batch, share))
+    return replace(terms, loss=torch.where(chosen, 0.0, terms.loss))
+
+
+def covariance_penalty(batch: Batch, settings: TrainerSettings, share: float = 2e-4, weight: float = 1.0) -> Terms:
+    """KL-Cov: the plain ratio, and ``weight |lp_t - lp_o|`` on the tokens whose covariance is greatest.
+
+    ``share`` of the tokens, but one at least (verl `kl_cov_ratio`, `ppo_kl_coef`).
+    """
+    chosen = _least(-_covariance(batch), batch.mask, _few(batch, share))
+    loss = -batch.log_ratio.exp() * batch.advantages
+    return Terms(loss + torch.where(chosen, weight * batch.log_ratio.abs(), 0.0))
+
+
+def _covariance(batch: Batch) -> Tensor:
+    """Each token's share (..., N, T) in the covariance of advantage and logprob over all tokens, detached."""
+    advantages, logprobs = batch.advantages.expand_as(batch.logprobs), batch.logprobs.detach()
+    return _less_mean(advantages, batch.mask) * _less_mean(logprobs, batch.mask)
+
+
+def _less_mean(values: Tensor, mask: Tensor) -> Tensor:
+    count = mask.sum((-2, -1), keepdim=True).clamp(min=1)
+    return values - torch.where(mask, values, 0.0).sum((-2, -1), keepdim=True) / count
+
+
+def _few(batch: Batch, share: float) -> Tensor:
+    """How many tokens (..., 1) a share of them is; one at least."""
+    return (batch.mask.sum((-2, -1)).double() * share).floor().clamp(min=1).unsqueeze(-1)
+
+
+def _least(values: Tensor, eligible: Tensor, count: Tensor) -> Tensor:
+    """(..., N, T) bool: of the eligible tokens the ``count`` with the least values, the first of equals first."""
+    flat = torch.where(eligible, values, torch.inf).flatten(-2)
+    rank = flat.argsort(dim=-1, stable=True).argsort(dim=-1)
+    return (rank < count).reshape(values.shape) & eligible
 
 
 # The registry
@@ -205,6 +312,11 @@ OBJECTIVES: dict[str, Objective] = {
     "cispo": Objective(capped_weight, "token", group_normalised),
     "sapo": Objective(soft_gate, "sequence", group_normalised),
     "dppo": Objective(trust_region, "token", group_centered),
+    "dppo_kl": Objective(divergence_trust_region, "token", group_normalised),
+    "ipo": Objective(symmetric_trust_region, "token", group_centered),
+    "geo_mean": Objective(geometric_mean_ratio, "sequence", group_normalised),
+    "clip_cov": Objective(covariance_clip, "token", group_normalised),
+    "kl_cov": Objective(covariance_penalty, "token", group_normalised),
 }
 
 

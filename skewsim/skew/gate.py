@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from skewsim.errors import UserError
+from skewsim.skew.curves import find_name
 from skewsim.skew.metrics import METRICS, SKEW_KEYS, skew_metrics
 from skewsim.skew.tokens import TokenTable
 
@@ -139,10 +140,17 @@ def metric_names() -> dict[str, str]:
     return names
 
 
+def _logged_name(name: str, known: set[str]) -> str | None:
+    """The metric that a framework logs under this name, where the number needs no conversion."""
+    row = find_name(name)
+    key = None if row is None or row.convert else row.key.partition("/")[2]
+    return key if key in known else None
+
+
 def _parse(text: str) -> tuple[str, float]:
     name, separator, value = text.partition("=")
     names = metric_names()
-    key = names.get(name.strip())
+    key = names.get(name.strip()) or _logged_name(name.strip(), set(names.values()))
     if not separator or key is None:
         allowed = ", ".join(sorted(set(names.values())))
         raise UserError(f"gate: limit {text!r} is not METRIC=VALUE with a known metric; allowed: {allowed}")

@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 
 @dataclass
@@ -103,15 +104,53 @@ def loss(name, p, weights=None, mask=None, delta=None):
         temperature = 1.0 if a[i] > 0 else 1.05
         return -4 / temperature / (1 + math.exp(-temperature * (ratio(i, t) - 1))) * a[i]
 
+    def ipo(i, t):
+        moved = math.exp(p.trainer[i, t]) - math.exp(p.engine[i, t])
+        return 0.0 if abs(moved) > 0.1 else -math.exp(p.trainer[i, t] - p.engine[i, t]) * a[i]
+
+    def dppo_kl(i, t):
+        new, old = min(math.exp(p.trainer[i, t]), 1.0), min(math.exp(p.old[i, t]), 1.0)
+        divergence = old * (p.old[i, t] - p.trainer[i, t]) + (1 - old) * math.log((1 - old + 1e-8) / (1 - new + 1e-8))
+        beyond = new > old if a[i] > 0 else new < old
+        return 0.0 if divergence > 0.05 and beyond else -min(ratio(i, t), 20.0) * a[i] * p.trainer[i, t]
+
+    def geo_mean(i, _):
+        held = [
+            min(x, 0.2) if a[i] > 0 else max(x, -0.2)
+            for x in (p.trainer[i, t] - p.old[i, t] for t in range(mask.shape[1]) if mask[i, t] > 0)
+        ]
+        return -math.exp(sum(held) / len(held)) * a[i]
+
+    def covariances():
+        sampled = cells(mask)
+        mean_a = sum(a[i] for i, _ in sampled) / len(sampled)
+        mean_lp = sum(p.trainer[i, t] for i, t in sampled) / len(sampled)
+        return {(i, t): (a[i] - mean_a) * (p.trainer[i, t] - mean_lp) for i, t in sampled}
+
+    def few():
+        return max(int(2e-4 * len(cells(mask))), 1)
+
+    def clip_cov():
+        order = torch.randperm(mask.size, generator=torch.Generator().manual_seed(0)).reshape(mask.shape).tolist()
+        unclipped = [c for c in cells(mask) if clipped(0.2, 0.2)(*c) <= -ratio(*c) * a[c[0]]]
+        eligible = [c for c in unclipped if 1 < covariances()[c] < 5]
+        left_out = set(sorted(eligible, key=lambda c: order[c[0]][c[1]])[: few()])
+        return lambda i, t: 0.0 if (i, t) in left_out else clipped(0.2, 0.2)(i, t)
+
+    def kl_cov():
+        found = covariances()
+        greatest = set(sorted(found, key=lambda c: -found[c])[: few()])
+        return lambda i, t: -ratio(i, t) * a[i] + ((i, t) in greatest) * abs(p.trainer[i, t] - p.old[i, t])
+
     if name == "dapo":
         mask = mask.copy()
         for g in set(p.group_ids):
             members = [i for i in range(len(a)) if p.group_ids[i] == g]
             if all(a[i] == 0 for i in members):
                 mask[members] = 0
-    if name == "dppo":
+    if name in ("dppo", "ipo"):
         penalty = tokenwise(p, mask, "token", lambda i, t: 1e-3 * (p.trainer[i, t] - p.engine[i, t]) ** 2)
-        return tokenwise(p, mask, "token", dppo, weights) + penalty
+        return tokenwise(p, mask, "token", dppo if name == "dppo" else ipo, weights) + penalty
     how, token = {
         "reinforce": ("sum", lambda i, t: -a[i] * p.trainer[i, t]),
         "rloo": ("sum", lambda i, t: -a[i] * p.trainer[i, t]),
@@ -123,6 +162,10 @@ def loss(name, p, weights=None, mask=None, delta=None):
         "gspo/paper": ("sequence", gspo(3e-4, 4e-4)),
         "gspo/pipelinerl": ("sum", gspo(2e-2, 2e-2)),
         "sapo": ("sequence", sapo),
+        "dppo_kl": ("token", dppo_kl),
+        "geo_mean": ("sequence", geo_mean),
+        "clip_cov": ("token", clip_cov() if name == "clip_cov" else None),
+        "kl_cov": ("token", kl_cov() if name == "kl_cov" else None),
         "cispo": ("token", lambda i, t: -min(ratio(i, t), 5.0) * a[i] * p.trainer[i, t]),
     }[name]
     return tokenwise(p, mask, how, token, weights)
@@ -137,7 +180,7 @@ def gradient(name, p, weights=None, mask=None, delta=None, step=1e-6):
             moved = Problem(**vars(p))
             moved.trainer = p.trainer.copy()
             moved.trainer[i, t] += sign * step
-            if name == "cispo":  # ratio from trainer - old: move old along, so that it stays what it was
+            if name in ("cispo", "dppo_kl"):  # ratio from trainer - old: move old along, so that it stays what it was
                 moved.old = p.old.copy()
                 moved.old[i, t] += sign * step
             sides.append(loss(name, moved, weights, mask, delta))
@@ -167,7 +210,7 @@ def advantages(name, rewards, group_ids):
         return np.array([rewards[i] - mean(rewards) for i in everyone])
     if name == "ppo":
         return np.array([(rewards[i] - mean(rewards)) / (std(rewards) + 1e-4) for i in everyone])
-    if name in ("dr_grpo", "dppo"):
+    if name in ("dr_grpo", "dppo", "ipo"):
         return np.array([rewards[i] - mean(of(i)) for i in everyone])
     if name in ("rloo", "gspo/pipelinerl"):
         return np.array([rewards[i] - mean([rewards[j] for j in group(i) if j != i]) for i in everyone])
@@ -200,7 +243,7 @@ WEIGHT_RULES = {
     "token_tis": lambda ds: [min(math.exp(d), 2.0) for d in ds],
     "token_mis": lambda ds: [math.exp(d) if 0.5 <= math.exp(d) <= 5.0 else 0.0 for d in ds],
     "sequence_tis": lambda ds: [min(sequence_weight(ds), 2.0)] * len(ds),
-    "sequence_mis": lambda ds: [sequence_weight(ds) if sequence_weight(ds) <= 2.0 else 0.0] * len(ds),
+    "sequence_mis": lambda ds: [sequence_weight(ds) if 0.5 <= sequence_weight(ds) <= 2.0 else 0.0] * len(ds),
 }
 
 

@@ -68,7 +68,7 @@ TRL_MODES = {
     "token_truncate, both": ({"weight": "token_tis", "weight_low": 0.7, "weight_high": 1.3}, {"low": 0.7, "high": 1.3}),
     "token_mask": ({"weight": "token_mis", "weight_low": 0.5, "weight_high": 1.5}, {"low": 0.5, "high": 1.5}),
     "sequence_truncate": ({"weight": "sequence_tis", "weight_high": 1.5}, {"high": 1.5}),
-    "sequence_mask": ({"weight": "sequence_mis", "weight_high": 3.0}, {"high": 3.0}),
+    "sequence_mask": ({"weight": "sequence_mis", "weight_low": 0.0, "weight_high": 3.0}, {"high": 3.0}),
     "sequence_mask, both": (
         {"weight": "sequence_mis", "weight_low": 0.5, "weight_high": 3.0},
         {"low": 0.5, "high": 3.0},
@@ -198,6 +198,30 @@ def test_batch_normalisation_makes_the_mean_weight_one_after_truncation(weight):
     assert per_unit.mean().item() == pytest.approx(1.0)
     ratio = (weights / raw)[raw > 0]
     torch.testing.assert_close(ratio, ratio[:1].expand_as(ratio))
+
+
+@pytest.mark.parametrize("weight", ["token_tis", "token_mis", "sequence_tis"])
+def test_batch_normalisation_is_over_all_sampled_tokens_before_any_is_rejected(weight):
+    """As in verl's compute_rollout_correction_weights and slime's compute_mis_weights."""
+    p = oracles.problem(3, drift=0.5, empty_rows=False)
+    raw = oracles.weights(p, oracles.WEIGHT_RULES[weight])
+    per_token = weight.startswith("token")
+    mean = raw[p.mask > 0].mean() if per_token else raw[:, 0].mean()
+    correction = CorrectionSettings(
+        weight=weight, reject="geometric", reject_low=0.8, reject_high=1.2, batch_normalize=True
+    )
+    kept = oracles.weights(p, oracles.kept_if(lambda ds: 0.8 <= math.exp(sum(ds) / len(ds)) <= 1.2))
+    assert 0 < kept.sum() < p.mask.sum()
+    weights, _ = compute_weights(loss_inputs(p), correction)
+    np.testing.assert_allclose(weights, raw / mean * kept, rtol=1e-12)
+
+
+def test_in_bypass_an_objective_with_a_ratio_takes_no_normalisation():
+    p = oracles.problem(3, drift=0.5)
+    inputs = loss_inputs(p, old_logprobs=torch.tensor(p.engine))
+    correction = CorrectionSettings(weight="token_mis", masking="zero", batch_normalize=True)
+    weights, _ = compute_weights(inputs, TrainerSettings(objective="grpo", correction=correction))
+    assert set(weights.unique().tolist()) == {0.0, 1.0}
 
 
 def test_corrections_compose():

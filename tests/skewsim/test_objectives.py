@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from skewsim import catalogue
 from skewsim.errors import UserError
 from skewsim.learn.losses import LossInputs
-from skewsim.learn.objectives import OBJECTIVES, compute_advantages, compute_loss
+from skewsim.learn.objectives import OBJECTIVES, compute_advantages, compute_loss, objective_terms
 from skewsim.settings import CorrectionSettings, TrainerSettings
 
 from . import oracles
@@ -113,6 +113,29 @@ def test_the_kl_penalty_towards_the_reference_equals_trls_beta(trl, variant):
     torch.testing.assert_close(found.loss, expected.loss, rtol=1e-6, atol=1e-9)
     torch.testing.assert_close(gradient(found.loss, inputs), gradient(expected.loss, inputs), rtol=1e-6, atol=1e-9)
     assert found.metrics["policy/kl_reference"] == pytest.approx(expected.metrics["kl"][0])
+
+
+@pytest.mark.parametrize("variant", TRL_VARIANTS)
+def test_the_kl_penalty_weighted_by_the_ratio_equals_trls(trl, variant):
+    name, ours, theirs = TRL_VARIANTS[variant]
+    p = oracles.problem(1, drift=0.4)
+    reference = torch.tensor(p.trainer + 0.5 * np.random.default_rng(1).normal(size=p.trainer.shape))
+    inputs = loss_inputs(p, reference_logprobs=reference)
+    expected = trl.grpo_loss(inputs, beta=0.04, use_bias_correction_kl=True, **theirs).loss
+    found = compute_loss(inputs, trainer_settings(name, beta=0.04, use_bias_correction_kl=True, **ours)).loss
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(gradient(found, inputs), gradient(expected, inputs), rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_the_covariance_objectives_treat_a_few_tokens_as_no_other_objective_does(seed):
+    inputs = loss_inputs(oracles.problem(seed, drift=0.3))
+    plain = objective_terms(inputs, trainer_settings("ppo")).loss
+    clipped = objective_terms(inputs, trainer_settings("clip_cov")).loss
+    assert ((plain != clipped) & (inputs.mask > 0)).sum() == 1  # one token at least, 2 in 10,000 where there are more
+    ratio = -(inputs.trainer_logprobs - inputs.old_logprobs).exp() * inputs.advantages.unsqueeze(-1)
+    penalised = objective_terms(inputs, trainer_settings("kl_cov")).loss
+    assert ((penalised - ratio > 1e-12) & (inputs.mask > 0)).sum() == 1
 
 
 @pytest.mark.parametrize("masking", ["remove", "zero"])
@@ -340,8 +363,8 @@ def test_a_batch_without_tokens_has_no_loss_and_no_gradient(name):
 
 
 @settings(max_examples=40, deadline=None)
-@given(seed=st.integers(0, 10_000), name=st.sampled_from(NAMES))
-def test_the_order_of_sequences_does_not_matter(seed, name):
+@given(seed=st.integers(0, 10_000), name=st.sampled_from([name for name in NAMES if name != "clip_cov"]))
+def test_the_order_of_sequences_does_not_matter(seed, name):  # clip_cov draws its tokens by their place
     p = oracles.problem(seed)
     p.advantages = oracles.advantages(name, p.rewards, p.group_ids)
     inputs = loss_inputs(p)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from rich.text import Text
 from textual.binding import BindingType
@@ -17,25 +17,27 @@ from tui.lab import Lab
 from tui.screens.page import Page
 from tui.views import Look
 
+if TYPE_CHECKING:
+    from skewsim.skew.advise import AdviseRow
+
 SIGMAS = (0.001, 0.002, 0.0057, 0.01, 0.02, 0.031, 0.0449, 0.06, 0.08, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0)
 LENGTHS = (1, 4, 12, 32, 64, 128, 256, 512, 1024, 1506, 2048, 4096, 8192, 16384, 32768)
 _DRAWS = 300_000
+_MUCH = 0.1
+"""Harm from which a row is marked."""
 
 
 def share_outside(scenario: Scenario, sigma: float, length: int) -> float:
     """Share of healthy tokens (or sequences, by what the clip looks at) that this scenario's own clip would touch.
 
-    A lognormal's two tails: the log-ratio of a token is normal, and so are a sequence's mean and sum of them.
+    Of a clip on probabilities: at most, for a probability changes by no more than its ratio's distance from one.
     """
-    from scipy.stats import norm
+    from skewsim.skew.healthy import ClosedForm, Fold
 
     low, high = clip_bounds(scenario.trainer)
-    clip = find_form(scenario.trainer).clip
-    spread = {"sequence_mean": sigma / math.sqrt(length), "sequence_sum": sigma * math.sqrt(length)}.get(clip, sigma)
-    middle = -(sigma**2) / 2 * (length if clip == "sequence_sum" else 1)
-    below = norm.cdf((math.log(low) - middle) / spread) if low > 0 else 0.0
-    above = norm.sf((math.log(high) - middle) / spread) if math.isfinite(high) else 0.0
-    return float(below + above)
+    folds: dict[str, Fold] = {"sequence_mean": "mean", "sequence_sum": "sum"}
+    fold = folds.get(find_form(scenario.trainer).clip, "token")
+    return 1 - ClosedForm(sigma, length).inside(fold, "d", math.log(low) if low > 0 else -math.inf, math.log(high))
 
 
 class AdviseScreen(Page):
@@ -43,11 +45,11 @@ class AdviseScreen(Page):
 
     heading = "Advise"
     about = (
-        "Healthy data: the engine samples from a slightly different distribution and reports it truthfully. Its "
-        "skew per token has rms sigma. Each row is one framework's default and what it does to such data: the share "
-        "it clips, masks or rejects, and the effective sample size of the weights it leaves. A row that fires on "
-        "healthy data is followed by the setting that would not. Published rms: bf16 0.0449, fp16 0.0057, fp32 "
-        "0.0024."
+        "Healthy data: the engine samples from a slightly different distribution and reports it truthfully. Its skew "
+        "per token has rms sigma. Each row is one framework's default and what it does to such data: the share it clips, "
+        "masks or rejects; the mean weight it leaves (1: the whole gradient); the bias, by how much the expected "
+        "gradient can be off; and the effective sample size. A row that does harm is followed by the setting that does "
+        "least, or by what to use instead where no bound helps. Published rms: bf16 0.0449, fp16 0.0057, fp32 0.0024."
     )
     BINDINGS: ClassVar[list[BindingType]] = bindings("page") + bindings("advise")
     where: ClassVar[str] = "advise"
@@ -75,25 +77,18 @@ class AdviseScreen(Page):
         objective = self._lab.shown.trainer.objective
         clips = clip_bounds(self._lab.shown.trainer) != (0.0, math.inf)
         verdict = (
-            f"would clip {mine:.1%} of healthy data before any update" if clips else "clips nothing, whatever the noise"
+            f"would clip {mine:.1%} of healthy data before any update"
+            if clips
+            else "bounds no ratio, whatever the noise"
         )
         text.append(f"Yours: {objective} {verdict}.\n", style="bold")
         text.append(
             f"rms skew {number(report.sigma)}; {report.source}; "
             f"sequence ESS without any bound {_unbounded(report.sigma, length):.3f}\n\n"
         )
-        text.append(f"{'framework':<12}{'rule':<49}{'touched':>8}{'ESS':>7}  \n", style="bold")
+        text.append(f"{'framework':<12}{'rule':<33}{'touched':>8}{'weight':>8}{'bias':>8}{'ESS':>7}\n", style="bold")
         for row in report.rows:
-            name = row.rule if len(row.rule) <= 48 else row.rule[:47] + look.glyph("…", ".")
-            fires = row.fired > 0.001
-            mark = "!" if row.fired > 0.1 else " "
-            text.append(
-                f"{mark}{row.framework:<11}{name:<49}{row.fired:>8.1%}{row.ess:>7.3f}",
-                style=look.colour("v") if mark == "!" else "",
-            )
-            text.append("\n")
-            if fires and row.healthy:
-                text.append(f"    {look.glyph('→', '>')} {row.healthy}\n", style=look.muted)
+            text.append(_row(row, look))
         return text
 
     def do_sigma_up(self) -> None:
@@ -117,6 +112,20 @@ class AdviseScreen(Page):
             return
         at = names.index(self._profile) + 1 if self._profile in names else 0
         self._profile = names[at] if at < len(names) else None
+
+
+def _row(row: AdviseRow, look: Look) -> Text:
+    """A rule's line, marked where the default does much harm, and a second one where another setting does less."""
+    name = row.rule if len(row.rule) <= 32 else row.rule[:31] + look.glyph("…", ".")
+    bad = row.effect.harm > _MUCH
+    text = Text(
+        f"{'!' if bad else ' '}{row.framework:<11}{name:<33}{row.fired:>8.1%}{row.mean_weight:>8.4f}{row.bias:>8.1%}"
+        f"{row.ess:>7.3f}\n",
+        style=look.colour("v") if bad else "",
+    )
+    if row.advice != "as it is":
+        text.append(f"    {look.glyph('→', '>')} {row.advice}\n", style=look.muted)
+    return text
 
 
 def _unbounded(sigma: float, length: int) -> float:

@@ -1,0 +1,101 @@
+"""The noise level that a person has at hand, in whatever words: a figure, another framework's metric, a profile, a log."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from skewsim.errors import UserError
+from skewsim.skew.curves import find_name
+from skewsim.skew.gate import metric_names
+from skewsim.skew.healthy import sigma_of
+from skewsim.skew.metrics import METRICS
+from skewsim.skew.profile import SkewProfile, load_profile
+from skewsim.skew.sequences import load_sequences
+from skewsim.skew.tokens import TokenTable
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+WAYS = ("--sigma", "--mean-abs", "--k3", "--metric", "--profile", "--log")
+
+
+@dataclass(frozen=True)
+class NoiseLevel:
+    """What `advise` is given."""
+
+    noise: float | SkewProfile | TokenTable
+    length: int
+
+
+def noise_of(
+    length: int | None,
+    *,
+    sigma: float | None = None,
+    mean_abs: float | None = None,
+    k3: float | None = None,
+    metric: str | None = None,
+    profile: str | None = None,
+    log: Path | None = None,
+) -> NoiseLevel:
+    """The noise level given in exactly one of the ways. UserError: none or several, or a value it cannot be."""
+    given: Mapping[str, object] = dict(zip(WAYS, (sigma, mean_abs, k3, metric, profile, log), strict=True))
+    ways = [name for name, value in given.items() if value is not None]
+    if len(ways) != 1:
+        found = " and ".join(ways) or "none"
+        raise UserError(f"advise needs one of --sigma or --profile, {', '.join(WAYS[1:4])}, --log; given: {found}")
+    if log is not None:
+        table = load_log(log)
+        return NoiseLevel(table, length or mean_length(table))
+    if length is None:
+        raise UserError("advise needs --length, in response tokens (a --log has its own)")
+    if profile is not None:
+        return NoiseLevel(load_profile(profile), length)
+    if sigma is not None:
+        return NoiseLevel(sigma, length)
+    if mean_abs is not None:
+        return NoiseLevel(sigma_of("logprob_diff_mean", mean_abs), length)
+    if k3 is not None:
+        return NoiseLevel(sigma_of("kl_k3", k3), length)
+    return NoiseLevel(sigma_by_name(metric or ""), length)
+
+
+def sigma_by_name(text: str) -> float:
+    """The noise level from ``NAME=VALUE``, the name being ours or any framework's."""
+    name, separator, value = text.partition("=")
+    logged = name.strip()
+    try:
+        number = float(value)
+    except ValueError:
+        number = math.nan
+    if not separator or not math.isfinite(number):
+        raise UserError(f"--metric {text!r} is not NAME=VALUE; an example: --metric mismatch_kl/all/mean=0.002")
+    short = {key.partition("/")[2]: key for key in METRICS if key.partition("/")[0] in ("skew", "ratio")}
+    if logged in short or logged in METRICS or logged == "rms":
+        return sigma_of(logged.rpartition("/")[2], number)
+    row = find_name(logged)
+    if row is not None:
+        return sigma_of(row.key.rpartition("/")[2], float(row.values(np.array([number]))[0]))
+    if logged in metric_names():
+        return sigma_of(metric_names()[logged], number)
+    raise UserError(
+        f"--metric {logged}: no name that is known; allowed: rms, {', '.join(short)}, or a framework's name"
+    )
+
+
+def load_log(path: Path) -> TokenTable:
+    """A log's sampled tokens: a token table (.npz, .parquet), or JSON lines of sequences."""
+    if path.suffix in (".jsonl", ".json", ".ndjson"):
+        return load_sequences(path).table()
+    table = TokenTable.load(path)
+    table.meta.setdefault("source", path.name)
+    return table
+
+
+def mean_length(table: TokenTable) -> int:
+    """The mean number of sampled tokens of its sequences."""
+    return max(1, round(len(table) / max(len(np.unique(table.sequence)), 1)))
