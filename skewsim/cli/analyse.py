@@ -28,13 +28,15 @@ def diagnose(
     table
         A token table (.npz, .parquet), or JSON lines with a sequence a line.
     model
-        A Hugging Face folder to score the tokens with; may be given again and again, newest first.
+        A Hugging Face folder to score the tokens with, or the name of an installed model; may be given again and
+        again, newest first.
     json
         One JSON object.
     """
+    from skewsim.cli.main import FIND_MODEL, resolve
     from skewsim.diagnose import diagnose_path
 
-    found = diagnose_path(table, models=model or [])
+    found = diagnose_path(table, models=[resolve(FIND_MODEL)(each) for each in model or []])
     if json:
         print_json(found.to_json())
         return

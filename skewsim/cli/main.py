@@ -35,6 +35,7 @@ COMMANDS = {
     "measure": ("harness.commands:measure", "Measure a real engine's skew on a model: table and profile."),
     "replay": ("harness.commands:replay", "Score the same tokens under several engines or settings."),
     "engines": ("harness.commands:engines", "Install, list and check real engines."),
+    "models": ("harness.commands:models", "Install, list and show real language models."),
     "tui": ("tui.launch:run", "The terminal UI: toggle a fix, watch the curves respond."),
     "serve": ("tui.serve:serve", "The terminal UI in a browser."),
     "pretrain": ("skewsim.cli.simulate:pretrain", "Make the base policy that training starts from."),
@@ -50,6 +51,8 @@ TERMINAL_UI = "tui.launch:main"
 """What ``skewsim`` with no command opens; it gets the options."""
 CHOOSE_ENGINE = "harness.engines:choose"
 """The function that makes an `EngineChoice` (`skewsim.engine.choice`) of a real engine's name."""
+FIND_MODEL = "harness.models:find_model"
+"""The function that makes a folder of an installed model's name, and leaves other paths as they are."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
