@@ -142,11 +142,7 @@ class WorkerClient:
         if not self._kill.alive:
             raise EngineError(f"engine worker is closed; {self._doing} needs a new one")
         assert self._process.stdin
-        try:
-            self._process.stdin.write(json.dumps(message) + "\n")
-            self._process.stdin.flush()
-        except (OSError, ValueError):
-            raise self._death() from None
+        _start(_feed, self._process.stdin, json.dumps(message) + "\n")
 
     def _messages(self) -> Iterator[dict[str, Any]]:
         """Checked messages of the command under way. Raises EngineError for whatever else happens."""
@@ -264,6 +260,13 @@ def _start(target: Any, *args: Any) -> threading.Thread:
     thread = threading.Thread(target=target, args=args, daemon=True)
     thread.start()
     return thread
+
+
+def _feed(stream: IO[str], text: str) -> None:
+    """Write to a pipe that may be full, while others judge who does not read it; one that has ended shows elsewhere."""
+    with contextlib.suppress(OSError, ValueError):
+        stream.write(text)
+        stream.flush()
 
 
 def _pump(stream: IO[str], put: Any, end: Any = None) -> None:

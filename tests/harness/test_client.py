@@ -227,6 +227,15 @@ def test_a_stopped_process_is_found_out_by_its_silence() -> None:
     assert gone(client.pid)
 
 
+def test_a_worker_that_does_not_read_its_command_is_found_out_by_its_silence() -> None:
+    client = start(silence_s=1.0)
+    os.kill(client.pid, signal.SIGSTOP)
+    more_than_a_pipe_holds = list(range(100_000))
+    with pytest.raises(EngineError, match="no sign of life for 1 s during generate"):
+        client.call("generate", requests=more_than_a_pipe_holds)
+    assert gone(client.pid)
+
+
 def test_what_the_worker_started_is_ended_with_it() -> None:
     stream = start().stream("generate", how="spawn")
     next(stream)
