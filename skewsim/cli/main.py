@@ -35,6 +35,7 @@ COMMANDS = {
     "measure": ("harness.commands:measure", "Measure a real engine's skew on a model: table and profile."),
     "replay": ("harness.commands:replay", "Score the same tokens under several engines or settings."),
     "engines": ("harness.commands:engines", "Install, list and check real engines."),
+    "models": ("harness.commands:models", "Install, list and show real language models."),
     "tui": ("tui.launch:run", "The terminal UI: toggle a fix, watch the curves respond."),
     "serve": ("tui.serve:serve", "The terminal UI in a browser."),
     "pretrain": ("skewsim.cli.simulate:pretrain", "Make the base policy that training starts from."),
@@ -50,6 +51,8 @@ TERMINAL_UI = "tui.launch:main"
 """The function that ``skewsim`` without a command calls, with the options."""
 CHOOSE_ENGINE = "harness.engines:choose"
 """The function that turns a real engine's name into an `EngineChoice` (`skewsim.engine.choice`)."""
+FIND_MODEL = "harness.models:find_model"
+"""The function that turns an installed model's name into its folder, and leaves other paths as they are."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -85,6 +85,7 @@ def run(
         Every number as plain text on stdout.
     """
     chosen = choose_scenario(scenario, assignments, steps=steps, seed=seed)
+    chosen = chosen.with_values({"policy": find_policy(chosen.policy)})
     members = choose_seeds(chosen, seeds)
     at_least_one("--checkpoint-every", checkpoint_every)
     if resume and out is None:
@@ -164,6 +165,7 @@ def ladder(
     from skewsim.scenarios import LADDER
 
     values = share.parse_assignments(assignments or [])
+    values |= {path: find_policy(str(value)) for path, value in values.items() if path == "policy"}
     real = engine != "sim"
     if reference_engine is not None and not real:
         raise UserError(f"--reference-engine {reference_engine} needs --engine: a real engine for the other rungs")
@@ -367,6 +369,14 @@ def choose_scenario(
     values = share.parse_assignments(assignments or [])
     values |= {path: value for path, value in (("steps", steps), ("seed", seed)) if value is not None}
     return scenario.with_values(values)
+
+
+def find_policy(policy: str) -> str:
+    """The folder of the installed model of that name; any other policy as it is. Raises UserError."""
+    from skewsim.cli.main import FIND_MODEL, resolve
+
+    found: Path = resolve(FIND_MODEL)(policy)
+    return policy if found == Path(policy) else str(found)
 
 
 def choose_seeds(scenario: Scenario, count: int | None) -> tuple[int, ...]:

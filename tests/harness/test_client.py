@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from harness.client import Limits, WorkerClient
+from harness.client import Limits, WorkerClient, _Watch
 from harness.idleness import Idleness
 from skewsim.errors import EngineError, UserError
 
@@ -173,6 +173,40 @@ def idle(session: int, *, seconds: float, clock: Any = time) -> bool:
     return False
 
 
+@pytest.mark.parametrize(
+    ("limits", "said"),
+    [
+        ({"silence_s": 1.0}, "gave no sign of life for 1 s"),
+        ({"progress_s": 1.0}, "made no progress for 1 s"),
+        ({"idle_s": 1.0}, "is alive and has done nothing for 1 s"),
+    ],
+)
+def test_time_in_which_this_process_was_stopped_does_not_count_against_a_worker(
+    limits: dict[str, float], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "7" / "task" / "7").mkdir(parents=True)
+    for name, text in {"stat": "7 (python) S 1 7 7 0", "io": "rchar: 5", "task/7/schedstat": "9 0 1"}.items():
+        (tmp_path / "7" / name).write_text(text)
+    monkeypatch.setattr("harness.idleness._PROC", tmp_path)
+    clock = Clock()
+    monkeypatch.setattr("harness.idleness.time", clock)
+    monkeypatch.setattr("harness.client.time", clock)
+    watch = _Watch(7, Limits(**({"silence_s": 99.0, "progress_s": 99.0, "idle_s": 99.0} | limits)), ready=True)
+
+    def turns(count: int, seconds: float) -> str | None:
+        for _ in range(count):
+            clock.sleep(seconds)
+            watch.listen()
+            if found := watch.verdict():
+                return found
+        return None
+
+    assert turns(4, 0.2) is None
+    assert turns(1, 60.0) is None
+    assert turns(4, 0.2) is None
+    assert turns(10, 0.2) == said
+
+
 def test_a_worker_killed_from_outside_is_named_with_its_signal() -> None:
     client = start(silence_s=60.0, idle_s=60.0)
     stream = client.stream("generate", how="hang")
@@ -193,6 +227,15 @@ def test_a_stopped_process_is_found_out_by_its_silence() -> None:
     assert gone(client.pid)
 
 
+def test_a_worker_that_does_not_read_its_command_is_found_out_by_its_silence() -> None:
+    client = start(silence_s=1.0)
+    os.kill(client.pid, signal.SIGSTOP)
+    more_than_a_pipe_holds = list(range(100_000))
+    with pytest.raises(EngineError, match="no sign of life for 1 s during generate"):
+        client.call("generate", requests=more_than_a_pipe_holds)
+    assert gone(client.pid)
+
+
 def test_what_the_worker_started_is_ended_with_it() -> None:
     stream = start().stream("generate", how="spawn")
     next(stream)
@@ -207,6 +250,18 @@ def test_a_refused_command_is_an_error_and_ends_the_worker() -> None:
     with pytest.raises(EngineError, match="refused generate: ValueError: no such dtype"):
         client.call("generate", how="refuse")
     assert gone(client.pid)
+
+
+@pytest.mark.parametrize("limit", ["silence_s", "idle_s", "progress_s"])
+def test_what_the_worker_said_while_the_caller_was_busy_counts_before_any_judgement(limit: str) -> None:
+    client = start(**{limit: 1.0})
+    stream = client.stream("generate")
+    for _ in range(2):
+        next(stream)
+        time.sleep(1.5)
+    with pytest.raises(StopIteration):
+        next(stream)
+    client.close()
 
 
 def test_closing_twice_does_no_harm_and_a_caller_who_stops_listening_ends_the_worker() -> None:

