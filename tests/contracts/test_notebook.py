@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-PAGE = (Path(__file__).parents[2] / "docs" / "notebook.md").read_text()
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "notebook.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
 
 
@@ -15,6 +16,7 @@ BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
 def shown(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
     """The page's names after all of its code."""
     folder, names = tmp_path_factory.mktemp("notebook"), dict[str, object]()
+    (folder / "docs").symlink_to(ROOT / "docs")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         for code in BLOCKS:
@@ -36,8 +38,9 @@ def test_the_pictures_and_the_log_are_written(shown: dict[str, object]) -> None:
     assert len((folder / "rollouts.jsonl").read_text().splitlines()) == 128
 
 
-def test_the_log_with_raw_logprobs_is_diagnosed_as_such(shown: dict[str, object]) -> None:
-    assert shown["found"].verdict == "raw_logprobs"  # type: ignore[attr-defined]
+@pytest.mark.parametrize("name", ["found", "simulated"])
+def test_a_log_with_raw_logprobs_is_diagnosed_as_such(shown: dict[str, object], name: str) -> None:
+    assert shown[name].verdict == "raw_logprobs"  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("name", ["result", "found", "profile", "advice"])
