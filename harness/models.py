@@ -1,6 +1,7 @@
 """Language models that skewsim installs by name: which there are, where they lie, and whether they do.
 
-Each is a Hugging Face folder in the user's cache; SKEWSIM_MODELS chooses another place. A folder that is there is whole:
+Each is a Hugging Face folder in the user's cache; SKEWSIM_MODELS chooses another place. A folder that is there is
+whole:
 it is written aside and renamed (`harness.conversion`). A file in it says what the model is and what was done to its
 weights, so that a profile can repeat it.
 """

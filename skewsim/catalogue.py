@@ -21,8 +21,8 @@ token: each token's ratio, inside [1 - epsilon, 1 + epsilon_high]. log: each tok
 epsilon_high]. sequence_mean: the geometric mean of a sequence's
 ratios. sequence_sum: the product of a sequence's ratios. cap: each token's ratio, at most epsilon_high itself.
 probability: the change of a token's probability, at most epsilon down and epsilon_high up. divergence: the Kullback-
-Leibler divergence of "this token or another one", at most epsilon where the token lost and epsilon_high where it gained.
-none: nothing is.
+Leibler divergence of "this token or another one", at most epsilon where the token lost and epsilon_high where it
+gained. none: nothing is.
 """
 
 

@@ -206,7 +206,7 @@ class CorrectionSettings(Settings):
     batch_normalize: bool = False
     """Divide the weights by their mean (verl `rollout_is_batch_normalize`; on in slime's mis.yaml)."""
     masking: Literal["remove", "zero"] = "remove"
-    """What rejection does: remove from numerator and denominator (verl, decoupled), or only zero the weight (all others)."""
+    """What rejection does: remove from numerator and denominator (verl, decoupled), or only zero the weight (all others)."""  # noqa: W505
     keep_sampling_mask: bool = False
     """The trainer's softmax is restricted to the engine's top-p/top-k support (DeepSeek-V3.2)."""
 
@@ -227,7 +227,7 @@ class TrainerSettings(Settings):
     epsilon_high: float | None = Field(None, gt=0)
     """Upper clip bound (TRL `epsilon_high`); none: the objective's own default."""
     delta: float | None = Field(None, gt=1)
-    """Dual clip: upper bound of the ratio where the advantage is negative (TRL `delta`; verl `clip_ratio_c`, 3 unless set)."""
+    """Dual clip: upper bound of the ratio where the advantage is negative (TRL `delta`; verl `clip_ratio_c`, 3 unless set)."""  # noqa: W505
     gspo_form: Literal["paper", "pipelinerl"] = Field(
         "pipelinerl",
         description=f"paper: bounds {default_clip('gspo/paper')}; pipelinerl: {default_clip('gspo/pipelinerl')}, "

@@ -100,11 +100,12 @@ def advise(
     json: Flag = False,
     plain: Flag = False,
 ) -> None:
-    """Say what every framework's default threshold does to perfectly healthy data, and which setting does the least harm.
+    """Say what every framework's default threshold does to perfectly healthy data, and which setting does the least
+    harm.
 
     Give the noise level in one of six ways. "touches" is the share of tokens or sequences that the default clips, masks
-    or rejects; "weight" is the mean weight it leaves (1: the whole gradient); "bias" is by how much the expected gradient
-    can be off; "ess" is the share of the data that counts.
+    or rejects; "weight" is the mean weight it leaves (1: the whole gradient); "bias" is by how much the expected
+    gradient can be off; "ess" is the share of the data that counts.
 
     Parameters
     ----------

@@ -171,7 +171,9 @@ def name_places(findings: Findings) -> None:
 
 
 def _semantic(findings: Findings, *, sure: bool) -> None:
-    """Temperature and lost mass; `sure` is before any place is looked at, and then only what cannot be anything else."""
+    """Temperature and lost mass; `sure` is before any place is looked at, and then only what cannot be anything
+    else.
+    """
     rows = findings.rows
     facts = sign.truth(rows)
     if facts.square < FLOOR**2 / 4 or len(rows) < 50 or findings.has(*_SEMANTIC, *_PLACED):
@@ -256,7 +258,9 @@ def _temperature(findings: Findings, facts: sign.Truth) -> bool:
 
 
 def _stretched(rows: Rows, k: float) -> bool:
-    """Whether engine and trainer are one line with a plausible slope also where each context has a normaliser of its own."""
+    """Whether engine and trainer are one line with a plausible slope also where each context has a normaliser of its
+    own.
+    """
     if not LEAST_K < k < MOST_K:
         return False
     together = marks.agreement(rows.engine, rows.trainer)
@@ -274,7 +278,9 @@ def _sampled_by_trainer(facts: sign.Truth, k: float, rows: Rows) -> bool:
 
 
 def _temperature_rest(rows: Rows, k: float) -> Floats:
-    """The skew without the temperature: engine - k trainer less its normaliser (each context's own, else by probability)."""
+    """The skew without the temperature: engine - k trainer less its normaliser (each context's own, else by
+    probability).
+    """
     gap = k * rows.trainer - rows.engine
     shared, inner = within(gap, rows.context)
     rest = np.empty(len(gap))
@@ -343,7 +349,9 @@ def _settings_text(rows: Rows) -> str:
 
 
 def stale_by_contrast(findings: Findings) -> None:
-    """Older versions and cached prompts against the rest; the stronger contrast first, then the other in its quiet rows."""
+    """Older versions and cached prompts against the rest; the stronger contrast first, then the other in its quiet
+    rows.
+    """
     rows, rest = findings.rows, findings.rest
     version, prompt = sign.by_version(rows, rest), sign.by_prompt(rows, rest)
     known = rows.version >= 0
@@ -481,7 +489,9 @@ def _placed(findings: Findings) -> bool:
 
 
 def _unplaced(findings: Findings, law: sign.Noise, rms: float, share: float, text: str) -> bool:
-    """Truthful and of no place: a trainer that does not repeat itself, a bend, a few tokens far off among quiet ones."""
+    """Truthful and of no place: a trainer that does not repeat itself, a bend, a few tokens far off among quiet
+    ones.
+    """
     rows, rest = findings.rows, findings.rest
     again = marks.repeats(rows)
     rounding = law.lawful and (is_rounding(law) or low_precision(rows))

@@ -1,4 +1,5 @@
-"""Marks that no place shows: the wrong entry of a dictionary, one side that does not repeat itself, heavy tails, a bend.
+"""Marks that no place shows: the wrong entry of a dictionary, one side that does not repeat itself, heavy tails, a
+bend.
 
 Like `signatures`, each is a figure of the two columns; `judge` decides what it means.
 """
@@ -13,7 +14,9 @@ from skewsim.diagnose.rows import Bools, Floats, Rows, within
 from skewsim.diagnose.where import Sizes
 
 MOST_ALONG = 0.25
-"""Correlation of the two columns at improbable tokens: lost mass or a temperature keeps some, another token's value none."""
+"""Correlation of the two columns at improbable tokens: lost mass or a temperature keeps some, another token's value
+none.
+"""
 APART = 0.1  # nats from which on two values are not the same one with noise
 
 
@@ -31,7 +34,9 @@ class WrongEntry:
 
 
 def wrong_entry(rows: Rows) -> WrongEntry | None:
-    """Equal where a token has most of the mass; above elsewhere, by a value that is another token's: the two sum to 1 at most."""
+    """Equal where a token has most of the mass; above elsewhere, by a value that is another token's: the two sum to
+    1 at most.
+    """
     for side, here, there in (("engine", rows.engine, rows.trainer), ("trainer", rows.trainer, rows.engine)):
         gap, p, report = here - there, np.exp(np.minimum(there, 0)), np.exp(np.minimum(here, 0))
         likely, unlikely = p > 0.6, p < 0.35
@@ -87,8 +92,8 @@ def _spread(deviations: Floats) -> float:
 
 
 def tail(rows: Rows, skew: Floats) -> tuple[float, float]:
-    """(rms of d / h over what its median says it should be, what the median says): 1 for a normal law, above 2 for a few
-    tokens among quiet ones.
+    """(rms of d / h over what its median says it should be, what the median says): 1 for a normal law, above 2 for a
+    few tokens among quiet ones.
     """
     sizes = Sizes.of(rows, skew)
     rough = np.exp(np.minimum(rows.engine, rows.trainer)) < 0.9
@@ -100,7 +105,9 @@ def tail(rows: Rows, skew: Floats) -> tuple[float, float]:
 
 
 def by_token(rows: Rows, skew: Floats) -> float:
-    """z of how much alike the skews of one token's occurrences are: other weights favour some tokens, chance favours none."""
+    """z of how much alike the skews of one token's occurrences are: other weights favour some tokens, chance favours
+    none.
+    """
     scaled = Sizes.of(rows, skew).scaled
     uncertain = np.exp(np.minimum(rows.engine, rows.trainer)) < 0.9
     token, values = rows.token[uncertain], scaled[uncertain]

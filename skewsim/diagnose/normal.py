@@ -1,7 +1,7 @@
 """Is it normal? The skew's size beside what is published for a dtype and a kind of model.
 
-Figures are those of `skewsim.skew.published` for dense models. Mixtures of experts: Qwen3-30B-A3B 1.5e-3 nats of k3 (arXiv
-2510.11370), 1e-3 to 1e-1 in training (Miles); an rms is the square root of twice a k3.
+Figures are those of `skewsim.skew.published` for dense models. Mixtures of experts: Qwen3-30B-A3B 1.5e-3 nats of k3
+(arXiv 2510.11370), 1e-3 to 1e-1 in training (Miles); an rms is the square root of twice a k3.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""Three numbers for one token, and which of them is the odd one out: the engine's, the trainer's, a model's in float32."""
+"""Three numbers for one token, and which of them is the odd one out: the engine's, the trainer's, a model's in
+float32.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Causes that show in where the skew lives: sequences, turns, places in a pack, positions, steps, tokens seen before.
 
-A contrast of `where` says that a place differs; a rule here says which fault leaves that place. What lies inside is then
-taken out, and the rest is judged as before.
+A contrast of `where` says that a place differs; a rule here says which fault leaves that place. What lies inside is
+then taken out, and the rest is judged as before.
 """
 
 from __future__ import annotations
@@ -317,7 +317,9 @@ def _parts(view: View, group: Contrast) -> bool:
 
 
 def _regular_group(view: View, loud: Bools) -> Named | None:
-    """Groups that are exactly a remainder of the sequence's number, or all but one: too few sequences for a z, but no chance."""
+    """Groups that are exactly a remainder of the sequence's number, or all but one: too few sequences for a z, but
+    no chance.
+    """
     number = np.arange(len(loud))
     for modulo in where.MODULO:
         if len(loud) < 3 * modulo:

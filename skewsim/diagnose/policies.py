@@ -1,4 +1,5 @@
-"""Scoring sequences with the simulator's own policy: what `models.ModelScorer` does with a folder, without transformers.
+"""Scoring sequences with the simulator's own policy: what `models.ModelScorer` does with a folder, without
+transformers.
 
 The terminal UI holds the weights of the run that it shows, and of the versions before them, so it can name causes that
 the logprobs alone do not tell apart.

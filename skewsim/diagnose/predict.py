@@ -191,7 +191,9 @@ def _support(scaled: Floats, top_p: float, top_k: int, min_p: float) -> Bools:
 
 
 def prepare(scorers: Sequence[Scorer], records: Sequence[SequenceRecord]) -> tuple[Models, int]:
-    """(models, sequences used): as many sequences as the memory for logits allows. UserError if they cannot be scored."""
+    """(models, sequences used): as many sequences as the memory for logits allows. UserError if they cannot be
+    scored.
+    """
     vocab = scorers[0].vocab_size
     used, tokens = 0, 0
     for record in records:

@@ -110,7 +110,9 @@ def _explain(findings: Findings, models: Models, step: Step, trainer: Config, en
 def _explain_temperature(
     findings: Findings, models: Models, config: Config, trainer: Config, change: str, share: float
 ) -> None:
-    """Raw if the engine reports at temperature 1 and nothing says that the tokens were drawn there; else another one."""
+    """Raw if the engine reports at temperature 1 and nothing says that the tokens were drawn there; else another
+    one.
+    """
     rows = findings.rows
     assumed = trainer.temperature if trainer.temperature is not None else float(temperatures(rows).mean())
     reported = config.temperature if config.temperature is not None else float(temperatures(rows).mean())

@@ -174,7 +174,9 @@ def within(values: Floats, group: Ints) -> tuple[Bools, Floats]:
 
 
 def _contexts(sequence: Ints, position: Ints, token: Ints, prompt: Ints) -> Ints:
-    """Ids of equal (prompt, tokens so far); -1 where unknown or seen once only. Position by position, repeated ones only."""
+    """Ids of equal (prompt, tokens so far); -1 where unknown or seen once only. Position by position, repeated ones
+    only.
+    """
     context = np.full(len(sequence), -1, dtype=np.int64)
     starts = np.flatnonzero(np.diff(sequence, prepend=-1))
     ends = np.append(starts[1:], len(sequence))

@@ -100,7 +100,9 @@ def predicted_by(models: Models, rows: Rows, target: Floats, steps: list[Step], 
 def _guess(
     models: Models, rows: Rows, target: Floats, predicted: Floats, rival: Config, held: list[Prefix], *, kind: str
 ) -> Floats:
-    """What a rival predicts; under which weights a prompt was cached, if under any, is not logged, so that fits best."""
+    """What a rival predicts; under which weights a prompt was cached, if under any, is not logged, so that fits
+    best.
+    """
     if "prefix" in kind:
         if "weights" in kind:  # the same weights without a cached prompt, where that fits better
             predicted = models.predict(replace(rival, prefix=None), rows)
@@ -221,7 +223,9 @@ def _logged_moves(
 
 
 def _prefix_moves(at: Config, older: Sequence[int], *, kind: str) -> Iterator[tuple[str, Config]]:
-    """Prompts cached under older weights, in vLLM's blocks or whole. They bend a fitted temperature: is it 1 and no other?"""
+    """Prompts cached under older weights, in vLLM's blocks or whole. They bend a fitted temperature: is it 1 and no
+    other?
+    """
     held = at.prefix[0] if at.prefix is not None else None
     starts = {at, at if at.temperature is None else replace(at, temperature=1.0)}
     for k in (k for k in older if k != held):

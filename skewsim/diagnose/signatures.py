@@ -204,7 +204,9 @@ class Slope:
 
     k: Mean
     back: float
-    """The slope the other way round, trainer on engine: 1 / k for a temperature, less where the two hardly go together."""
+    """The slope the other way round, trainer on engine: 1 / k for a temperature, less where the two hardly go
+    together.
+    """
     explained: float
     """Share of the skew's variance within contexts that k != 1 explains."""
     tokens: int

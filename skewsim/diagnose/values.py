@@ -99,7 +99,9 @@ def _sentinels(here: Floats) -> Bools:
 
 
 def _partly_known(rows: Rows, here: Floats) -> Bools:
-    """Rows of sequences that have some number: a sequence without any was not scored, which is no fault of its values."""
+    """Rows of sequences that have some number: a sequence without any was not scored, which is no fault of its
+    values.
+    """
     known = np.bincount(rows.sequence, weights=np.isfinite(here)) > 0
     return known[rows.sequence]
 

@@ -1,7 +1,7 @@
 """Where the skew lives: contrasts of its size and bias over every column that a log has or that can be derived.
 
-The tokens of a sequence are not independent, so the unit of every error is the sequence; and many columns are looked at,
-so a significance counts only as far as it survives that many looks (Šidák). Sizes are compared as d / h with
+The tokens of a sequence are not independent, so the unit of every error is the sequence; and many columns are looked
+at, so a significance counts only as far as it survives that many looks (Šidák). Sizes are compared as d / h with
 ``h = sqrt((1 - p)^2 + ...)``, the logit-noise law, so that a place is not found for having the improbable tokens;
 what is reported of a place (rms, bias, share of the square) is of d itself.
 """

@@ -16,7 +16,8 @@ In verl that is ``rollout_rs``; its IcePop (``rollout_is_threshold`` with two bo
 bypass, so that MIS here is verl's ``rollout_rs=token_k1`` or ``seq_sum_k1`` there.
 
 Default bounds are in `skewsim.catalogue`. ``masking="remove"`` takes a rejected token out of numerator and denominator:
-verl's decoupled mode, which rejects before the batch's tokens are counted. ``"zero"`` only zeroes its weight: TRL, slime
+verl's decoupled mode, which rejects before the batch's tokens are counted. ``"zero"`` only zeroes its weight: TRL,
+slime
 (its denominators are the masks as they were before rejection), Miles, NeMo-RL, OpenRLHF, SkyRL, and verl's bypass mode.
 ``keep_sampling_mask`` acts on the trainer's softmax, before there are logprobs: not here.
 """

@@ -1,6 +1,7 @@
 """What every framework's default threshold does to perfectly healthy data, and the setting that does the least harm.
 
-Healthy data is described in `skewsim.skew.healthy`, the thresholds in `skewsim.skew.rules`. Four figures say what a rule
+Healthy data is described in `skewsim.skew.healthy`, the thresholds in `skewsim.skew.rules`. Four figures say what a
+rule
 does to it: the share of tokens or sequences that it touches; the mean weight, which is 1 for exact weights and says how
 much of the gradient is left; the bias, E |w - exact|, the most by which that shifts the expected gradient as a share of
 it; and the effective sample size (E w)^2 / E w^2. A rule's harm is its bias, or the share lost to variance (1 - ESS),

@@ -91,8 +91,8 @@ def gate(
 ) -> GateReport:
     """Check a table against limits like ``"kl_k3=1e-3"``.
 
-    `placeholder` are the rows whose values are finite and no log-probabilities (`skewsim.diagnose.count_values`); without
-    it those above 0 alone. UserError: no limit, an unknown metric, an empty table.
+    `placeholder` are the rows whose values are finite and no log-probabilities (`skewsim.diagnose.count_values`);
+    without it those above 0 alone. UserError: no limit, an unknown metric, an empty table.
     """
     limits = [(*_parse(text), "max") for text in maximum] + [(*_parse(text), "min") for text in minimum]
     if not limits:

@@ -5,8 +5,8 @@ mismatch ratio exp(d) has mean one under the engine. Noise on the logits falls o
 tokens together is no Gaussian but a mixture: most tokens hardly differ, a few differ much. `SHARES` and `SCALES` are
 that mixture as measured on 771,300 tokens of Qwen3-1.7B, bfloat16 vLLM against bfloat16 transformers, in five bins of
 the token's probability (AknA13/train-infer-mismatch, docs/RESULTS_MEASURE_Qwen3-1p7B.md). Within a bin the scales still
-differ; two of them, equally frequent, are what the measured rms and the measured mean together ask for. At another noise
-level every scale moves alike. In a component of scale s the skew is N(-s^2/2, s^2).
+differ; two of them, equally frequent, are what the measured rms and the measured mean together ask for. At another
+noise level every scale moves alike. In a component of scale s the skew is N(-s^2/2, s^2).
 
 Means and sums over a sequence of T independent tokens: of the skew itself a normal distribution; of what cannot be
 negative (k2, k3, exp of the size) a gamma distribution with the right mean, variance and skewness. Where a sequence is
@@ -227,7 +227,7 @@ class ClosedForm:
     def _skewness(self, of: Of) -> float:
         """Of the mean over a sequence."""
         _, variance, third = self._cumulants(of)
-        return third / (variance**1.5 * math.sqrt(self.length))
+        return float(third / (variance**1.5 * math.sqrt(self.length)))
 
     def _is_drawn(self, of: Of) -> bool:
         """Whether a mean over a sequence is too far from its limiting law, for it is short or one token rules it."""
@@ -370,7 +370,9 @@ def profile_draw(profile: SkewProfile) -> Draw:
 
 
 def table_draw(table: TokenTable) -> Draw:
-    """A log's own tokens, drawn one by one: its distribution without what a sequence shares, moved to a mean ratio of 1."""
+    """A log's own tokens, drawn one by one: its distribution without what a sequence shares, moved to a mean ratio
+    of 1.
+    """
     skew = table.skew[np.isfinite(table.skew)]
     if len(skew) < 2:
         raise UserError(f"the log's {len(table)} rows hold fewer than 2 tokens with both log-probabilities")

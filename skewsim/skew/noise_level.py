@@ -1,4 +1,6 @@
-"""The noise level that a person has at hand, in whatever words: a figure, another framework's metric, a profile, a log."""
+"""The noise level that a person has at hand, in whatever words: a figure, another framework's metric, a profile, a
+log.
+"""
 
 from __future__ import annotations
 

@@ -102,7 +102,9 @@ def _off_policy(framework: str, setting: str, remark: str = "") -> Rule:
 
 
 def _clip(framework: str, name: str, setting: str, form: str) -> Rule:
-    """The rule of an objective's own clip; of a probability's, whose change is at most the ratio's distance from one."""
+    """The rule of an objective's own clip; of a probability's, whose change is at most the ratio's distance from
+    one.
+    """
     objective = OBJECTIVES[form]
     high = objective.epsilon_high
     if objective.clip == "cap":

@@ -1,4 +1,5 @@
-"""The frameworks' rules once more, in float64 numpy, each in the order of its own code, from the setting as it is typed.
+"""The frameworks' rules once more, in float64 numpy, each in the order of its own code, from the setting as it is
+typed.
 
 ``touched(framework, setting, old, engine, advantages)`` says which tokens ``(N, T)`` or sequences ``(N,)`` a setting
 clips, masks or rejects, and which weights it leaves; every token is sampled. Nothing here is shared with the package.

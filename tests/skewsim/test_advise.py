@@ -71,7 +71,7 @@ def test_the_published_row_is_reproduced() -> None:
     assert row(report, "any", "sequence weight").ess == pytest.approx(0.048, abs=0.0005)
 
 
-@pytest.mark.parametrize("low, high, published", [(0.8, 1.25, 8.233e-3), (1e-9, 2.0, 1.167e-5)])
+@pytest.mark.parametrize(("low", "high", "published"), [(0.8, 1.25, 8.233e-3), (1e-9, 2.0, 1.167e-5)])
 def test_the_share_of_tokens_outside_a_band_is_within_a_factor_of_two_of_the_published(
     low: float, high: float, published: float
 ) -> None:
@@ -359,7 +359,9 @@ def test_a_value_out_of_range_is_one_line(sigma: float, length: int, tolerance: 
 
 
 def test_a_profile_of_the_mixture_gives_the_closed_forms() -> None:
-    """Monte Carlo from a profile's quantiles against the formula of the same sigma; token rules within a factor of two."""
+    """Monte Carlo from a profile's quantiles against the formula of the same sigma; token rules within a factor of
+    two.
+    """
     d = mixture_draw(0.1)(np.random.default_rng(0), 1000, 100)
     profile = fit_profile(table(d), name="mixture", provenance={}, bootstrap=0, kind="invented")
     drawn, closed = advise(profile, 100), advise(0.1, 100)

@@ -1,7 +1,7 @@
 """Faults that people report: each is named from its mechanism, its place is found, and values come before laws.
 
-The oracle is the way in which a log was made; the logs are those of a small language model in numpy, which shares no code
-with the diagnosis.
+The oracle is the way in which a log was made; the logs are those of a small language model in numpy, which shares no
+code with the diagnosis.
 """
 
 from __future__ import annotations
