@@ -7,7 +7,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from skewsim.cli.display import print_json, print_table, say
+from skewsim.cli.display import print_json, print_table, say, show_lines
 from skewsim.cli.options import Flag
 from skewsim.errors import UserError
 
@@ -39,13 +39,13 @@ def diagnose(
         print_json(found.to_json())
         return
     layer = f" ({found.layer} layer)" if found.layer else ""
-    print(
+    show_lines(
         f"verdict: {found.verdict}{layer}; rms skew {found.rms:.3g} nats, {found.tokens} tokens in {found.sequences} sequences"
     )
     for cause in found.causes:
-        print(f"\n{cause.name}: explains {cause.explained:.0%}\n  {cause.evidence}")
+        show_lines(f"\n{cause.name}: explains {cause.explained:.0%}\n  {cause.evidence}")
         if cause.fix:
-            print(f"  fix: {cause.fix}")
+            show_lines(f"  fix: {cause.fix}")
     for note in found.notes:
         say(f"note: {note}")
 
@@ -114,5 +114,5 @@ def gate(table: Path, /, *, max: Limits = None, min: Limits = None, json: Flag =
     if json:
         print_json(report.to_json())
     else:
-        print("\n".join(map(str, report.checks)))
+        show_lines(*report.checks)
     return report.exit_code

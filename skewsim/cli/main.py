@@ -3,13 +3,14 @@
 A command is a line in ``COMMANDS``: its name, where its code is (an import string, resolved when it runs) and a
 sentence of help. So ``skewsim --help`` loads neither torch nor pydantic nor the parser, and this package never
 imports the rooms next door. Results go to stdout, words to stderr. Exit codes: 0 done, 1 the engine or the
-machine failed, 2 the user's mistake (one line; so is a package that is not installed), 130 interrupted,
-143 terminated, 141 nobody reads any more.
+machine failed, 2 the user's mistake (one line; so is a package that is not installed), 70 a fault in skewsim (one
+line, and a report: `skewsim.cli.fault`), 130 interrupted, 143 terminated, 141 nobody reads any more.
 """
 
 from __future__ import annotations
 
 import difflib
+import errno
 import importlib
 import os
 import sys
@@ -17,7 +18,8 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from skewsim import __version__
-from skewsim.errors import SkewsimError, Terminated, UserError
+from skewsim.cli.process import discard_output, heed_interrupts, ignore_interrupts, open_streams
+from skewsim.errors import SkewsimError, Terminated, UserError, shown
 from skewsim.extras import explain
 
 if TYPE_CHECKING:
@@ -48,15 +50,36 @@ SWITCHES = {
 """What stands in a command's place and looks like an option; the same two things about each."""
 TERMINAL_UI = "tui.launch:main"
 """What ``skewsim`` with no command opens; it gets the options."""
+_MISTAKEN_PATHS = (
+    errno.ENAMETOOLONG,
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EACCES,
+    errno.ELOOP,
+    errno.EROFS,
+)
+"""Of an error of the system: the path that was given is to blame, and so the user's mistake."""
 CHOOSE_ENGINE = "harness.engines:choose"
 """The function that makes an `EngineChoice` (`skewsim.engine.choice`) of a real engine's name."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code."""
+    """Run one command and return its exit code. Without `arguments`, the command line of this process."""
+    if arguments is None:
+        open_streams()
+        heed_interrupts()
+    try:
+        return _guarded(list(sys.argv[1:] if arguments is None else arguments))
+    finally:
+        if arguments is None:
+            ignore_interrupts()
+
+
+def _guarded(words: list[str]) -> int:
+    """The exit code of a command, however it ends; this is the one place where exceptions become words."""
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(variable, "1")  # a step is so small that a second thread only waits
-    words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         status = _dispatch(words)
         sys.stdout.flush()
@@ -65,18 +88,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _complain(2, str(error))
     except ModuleNotFoundError as error:
         user = words[0] if words and words[0] in COMMANDS else "the terminal UI"
-        if (missing := explain(error, user)) is None:
-            raise
-        return _complain(2, str(missing))
+        missing = explain(error, user)
+        return _fault(error, words) if missing is None else _complain(2, str(missing))
     except KeyboardInterrupt as interrupt:
         return _complain(143 if isinstance(interrupt, Terminated) else 130, str(interrupt) or "interrupted")
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered has no reader
+        discard_output()
         return 141
     except SkewsimError as error:
         return _complain(1, str(error))
     except OSError as error:
-        return _complain(1, f"{error.filename}: {error.strerror}" if error.filename else str(error))
+        if error.errno == errno.ENOSPC and error.filename is None:
+            discard_output()
+        status = 2 if error.filename is not None and error.errno in _MISTAKEN_PATHS else 1
+        return _complain(status, f"{error.filename}: {error.strerror}" if error.filename else str(error))
+    except Exception as error:
+        return _fault(error, words)
 
 
 def help_text() -> str:
@@ -127,7 +154,8 @@ def _dispatch(arguments: list[str]) -> int:
     if first not in COMMANDS:
         near = difflib.get_close_matches(first, COMMANDS, n=1)
         raise UserError(
-            f"unknown command {first}; allowed: {', '.join(COMMANDS)}" + (f" (did you mean {near[0]}?)" if near else "")
+            f"unknown command {shown(first, 80)}; allowed: {', '.join(COMMANDS)}"
+            + (f" (did you mean {near[0]}?)" if near else "")
         )
     return _call(first, arguments[1:])
 
@@ -161,5 +189,11 @@ def parser(names: Iterable[str]) -> App:
 
 
 def _complain(status: int, message: str) -> int:
-    print(f"skewsim: {' '.join(message.split())}", file=sys.stderr)
+    print(f"skewsim: {shown(message)}", file=sys.stderr)
     return status
+
+
+def _fault(error: Exception, words: list[str]) -> int:
+    from skewsim.cli import fault
+
+    return _complain(fault.EXIT_CODE, fault.fault(error, words))
