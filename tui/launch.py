@@ -44,7 +44,7 @@ def run(
     out
         Folder for run folders, pictures and exports.
     """
-    if not (sys.stdout.isatty() or "TEXTUAL_DRIVER" in os.environ):
+    if not (sys.stdin.isatty() and sys.stdout.isatty()) and "TEXTUAL_DRIVER" not in os.environ:
         build(target, _process(), lesson=lesson, hide=hide, preset=preset)  # other mistakes come first
         raise UserError("the terminal UI needs a terminal; `skewsim run --plain` prints the numbers")
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # to look for some takes a twentieth of a second
@@ -90,6 +90,8 @@ def _run(app: SkewsimApp, process: TrainingProcess | None) -> int:
         process.stop()
     app.lab.driver.stop()  # by now it is waiting for nothing
     remember(app.lab.yours)
+    if app.fault is not None:
+        raise app.fault
     if "TEXTUAL_DRIVER" not in os.environ:
         print(farewell(app.lab, app.score), flush=True)
     return app.return_code or 0
