@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import os
-import time
 import zlib
 from pathlib import Path
 
@@ -21,6 +20,8 @@ from tests.tui.terminal import TUI, Terminal
 from tui.files import any_scenario, last_state
 from tui.launch import build
 from tui.screens.prompt import Prompt
+
+pytestmark = pytest.mark.anyio
 
 EVIL = "\x1b]52;c;cHduZWQ=\x07\x1b[2J\x9b31m\u202e[bold]x"
 
@@ -112,11 +113,11 @@ def test_a_keymap_that_is_none_is_one_line(
 
 def test_bytes_that_are_no_text_are_left_out_and_the_app_goes_on(tmp_path: Path) -> None:
     with Terminal(TUI, home=tmp_path) as terminal:
-        terminal.wait_for("Explore")
+        terminal.wait_for("computed: engine", seconds=90)
         os.write(terminal._fd, b"\xff\xfe\xc3(\x80")
         terminal.pump(1.0)
         terminal.type("q")
-        assert terminal.wait() == 0
+        assert terminal.end(seconds=60) == 0
         assert b"Traceback" not in terminal.output
 
 
@@ -132,9 +133,9 @@ sys.argv = ["skewsim", "tui"]
 sys.exit(main())
 """
     with Terminal((TUI[0], "-c", code), home=tmp_path) as terminal:
-        terminal.wait_for("Explore")
+        terminal.wait_for("computed: engine", seconds=90)
         terminal.type("m")
-        status = terminal.wait()
+        status = terminal.end(seconds=60)
         assert status == 70
         text = terminal.output.decode(errors="replace")
         assert "Traceback" not in text
@@ -142,4 +143,3 @@ sys.exit(main())
     (report,) = (tmp_path / "state" / "skewsim").glob("fault-*.txt")
     assert "nobody foresaw this" in report.read_text()
     assert "command: skewsim tui" in report.read_text()
-    assert time  # noqa: B018
