@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import tomli_w
@@ -102,16 +102,38 @@ def settings() -> tuple[str, ...]:
     return tuple(".".join(way) for way in ways)
 
 
+def allowed(path: str, rng: random.Random) -> Any:
+    """A value that the setting's field takes, with luck: a choice, or a number at the end of what is allowed."""
+    model: Any = Scenario
+    *parents, last = path.split(".")
+    for name in parents:
+        model = getattr(model.model_fields.get(name), "annotation", Scenario)
+    field = model.model_fields.get(last)
+    if field is None:
+        return leaf(rng)
+    words = [each for part in (field.annotation, *get_args(field.annotation)) for each in get_args(part)]
+    choices = [each for each in words if isinstance(each, str | int | float)]
+    ends = [value for rule in field.metadata for value in vars_of(rule)]
+    near = [each for end in ends for each in (end, end * (1 - 1e-9), end + 1e-9, end - 1, end + 1, -end)]
+    return rng.choice([*choices, *near, True, field.default, 1, 2, 0.5, 1e-30])
+
+
+def vars_of(rule: Any) -> list[float]:
+    """The numbers of a field's bound."""
+    found = (getattr(rule, name, None) for name in ("ge", "gt", "le", "lt"))
+    return [each for each in found if isinstance(each, int | float)]
+
+
 def assignments(rng: random.Random, folder: Path) -> list[str]:
     words = ["run", "v0_reference"]
     chosen = dict(SMALL)
     for _ in range(rng.randint(1, 2)):
         path = rng.choice(settings()) if rng.random() < 0.95 else rng.choice(TEXTS)
-        chosen[path] = leaf(rng)
+        chosen[path] = allowed(path, rng) if rng.random() < 0.7 else leaf(rng)
     if chosen.get("steps") != 1 and rng.random() < 0.9:
         chosen["steps"] = 1
     for path, value in chosen.items():
-        words += ["--set", argument(f"{path}={value if isinstance(value, str) else json.dumps(value)}")]
+        words += ["--set", argument(f"{path}={value if isinstance(value, str) else json.dumps(value, default=str)}")]
     return [*words, "--json"]
 
 
@@ -147,7 +169,7 @@ def options(rng: random.Random, folder: Path) -> list[str]:
 
 def shares(rng: random.Random, folder: Path) -> list[str]:
     data = altered(Scenario().with_values(SMALL).model_dump(mode="json"), rng)
-    text = json.dumps(data) if rng.random() < 0.8 else rng.choice(TEXTS + ("[" * 3000, '{"a":' * 2000, "9" * 5000))
+    text = json.dumps(data) if rng.random() < 0.8 else rng.choice((*TEXTS, "[" * 3000, '{"a":' * 2000, "9" * 5000))
     packed = zlib.compress(text.encode(errors="surrogatepass"), 9)
     word = "skew1-" + base64.urlsafe_b64encode(packed).rstrip(b"=").decode()
     if rng.random() < 0.4:
