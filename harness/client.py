@@ -30,7 +30,7 @@ from dataclasses import dataclass, field
 from typing import IO, Any
 
 from harness.idleness import Idleness
-from skewsim.errors import EngineError, UserError
+from skewsim.errors import EngineError, UserError, shown
 
 EVENTS = ("hello", "alive", "row", "done", "error")
 TURN_S = 0.2
@@ -122,7 +122,7 @@ class WorkerClient:
                     self._ready = True
                     return message.get("result") or {}
                 elif message["event"] == "error":
-                    raise EngineError(f"engine worker refused {command}: {message.get('message')}")
+                    raise EngineError(f"engine worker refused {command}: {shown(message.get('message'), 800)}")
         except (EngineError, GeneratorExit):  # GeneratorExit: the caller stopped listening while rows still come
             self.close()
             raise
@@ -198,7 +198,7 @@ class WorkerClient:
     def _failure(self, what: str) -> EngineError:
         self._threads[1].join(timeout=0.5)
         words = [line.strip() for line in self._last_words if line.strip()]
-        said = f"; its last words: {' | '.join(words[-3:])[:400]}" if words else ""
+        said = f"; its last words: {shown(' | '.join(words[-3:]), 400)}" if words else ""
         return EngineError(f"engine worker {what} during {self._doing}{said}")
 
 

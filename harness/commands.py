@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 
-from skewsim.cli.display import counter, print_json, print_table, say
+from skewsim.cli.display import counter, print_json, print_table, say, show_lines
 from skewsim.cli.options import (
     METRIC_COLUMNS,
     Assignments,
@@ -321,7 +321,7 @@ def replay(
         print_json(found.to_json())
         return
     for number, label in enumerate(found.labels, start=1):
-        print(f"{number}  {label}")
+        show_lines(f"{number}  {label}")
     figures = ["setting\nand path", "against", "mean", "rms", "max", "k3", "same\nto the bit"]
     print_table(f"{found.tokens} tokens, nats", figures, [row.cells() for row in found.rows])
     by = ["setting\nand path", "against", *found.bins]
@@ -346,10 +346,10 @@ def _report(found: Measurement, split: Legs | None, *, json: bool) -> None:
         legs = {} if split is None else {"legs": split.to_json()["legs"]}
         print_json(profile.model_dump(mode="json") | {"verdict": profile.verdict.to_json()} | legs)
     else:
-        print("\n".join(profile.describe()))
+        show_lines(*profile.describe())
         print_table("Metrics, nats", METRIC_COLUMNS, metric_rows(profile))
         if split is not None:
-            print("\n".join(split.describe()))
+            show_lines(*split.describe())
             rows = [row for leg in split.legs for row in leg.rows()]
             print_table("Three legs of the skew, the same tokens at temperature 1, nats", split.columns, rows)
     if found.dropped:
@@ -396,10 +396,10 @@ def import_log(
     report = Report()
     if out.suffix == ".jsonl":
         count = write_sequences(import_sequences(log, format=format, columns=columns, report=report), out)
-        print(f"{out}: {count} sequences")
+        show_lines(f"{out}: {count} sequences")
     else:
         table = import_rollouts(log, format=format, columns=columns, report=report)
         table.save(out)
-        print(f"{out}: {len(table)} tokens")
+        show_lines(f"{out}: {len(table)} tokens")
     for line in report.lines():
         say(line)

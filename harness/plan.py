@@ -29,6 +29,9 @@ from skewsim.task import Task
 Prompts = Sequence[Sequence[int]] | Path | str | None
 """Token ids, a file (see `harness.prompts`), or None for a built-in set."""
 
+MOST_TOKENS = 100_000_000
+"""Tokens of a measurement: a hundred times what a profile of the rarest bins takes."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -92,8 +95,10 @@ def make_plan(
 
     `chat_template`: see `harness.prompts`; it acts on texts, not on prompts that are token ids.
     """
-    if num_tokens < 1 or num_generations < 1:
-        raise UserError(f"tokens={num_tokens}, generations={num_generations}; allowed: at least 1")
+    if not (1 <= num_tokens <= MOST_TOKENS and 1 <= num_generations <= MOST_TOKENS):
+        raise UserError(
+            f"tokens={num_tokens}, generations={num_generations}; allowed: at least 1, at most {MOST_TOKENS}"
+        )
     task = Task(TaskSettings()) if str(model) == "base" else None
     folder = shipped_folder(TaskSettings()) if task else Path(model)
     config = read_model_config(folder)

@@ -63,7 +63,9 @@ class Answer:
         if self.finish is None:
             raise Incomplete(f"broke off after {number} tokens")
         if self.finish not in ("stop", "length", "abort"):
-            raise EngineError(f"ended an answer with finish_reason={self.finish!r}; known: stop, length, abort")
+            raise EngineError(
+                f"ended an answer with finish_reason={str(self.finish)[:80]!r}; known: stop, length, abort"
+            )
         if number > most or (self.finish == "length" and number != most):
             raise EngineError(f"sent {number} tokens where {most} were asked for")
         if self.finish == "stop" and (not self.tokens or self.tokens[-1] not in self._stop):
@@ -85,13 +87,13 @@ def parse(text: str | bytes) -> dict[str, Any]:
         found = None
     if not isinstance(found, dict):
         words = error_text(text.encode() if isinstance(text, str) else text)
-        raise EngineError(f"answered what is no JSON object: {words[:80]!r}")
+        raise EngineError(f"answered what is no JSON object: {words!r}")
     return found
 
 
 def error_text(content: bytes) -> str:
-    """What an error body says, as one short line."""
-    text = content[:4000].decode(errors="replace")
+    """What an error body says, as one line. It is cut later, when the key has been taken out of it."""
+    text = content.decode(errors="replace")
     try:
         found = json.loads(text)
         while isinstance(found, dict):
@@ -99,7 +101,7 @@ def error_text(content: bytes) -> str:
         text = found if isinstance(found, str) else json.dumps(found)
     except (ValueError, StopIteration, RecursionError):
         pass
-    return " ".join(text.split())[:200]
+    return " ".join(text.split())
 
 
 def _tokens(choice: dict[str, Any]) -> tuple[list[int], list[float]]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from skewsim.errors import EngineError, UserError
+from skewsim.errors import EngineError, UserError, shown
 from skewsim.settings import EngineSettings
 
 ARGUMENTS = {
@@ -36,8 +36,9 @@ def choose_model(models: dict[str, Any], wanted: str | None) -> dict[str, Any]:
     if wanted is None and len(names) == 1:
         return dict(found[0])
     if wanted not in names:
-        said = "needs a model" if wanted is None else f"has no model {wanted!r}"
-        raise UserError(f"engine: the server {said}, as in http://host:port/v1#MODEL; allowed: {', '.join(names)}")
+        said = "needs a model" if wanted is None else f"has no model {shown(repr(wanted), 80)}"
+        known = shown(", ".join(names), 400)
+        raise UserError(f"engine: the server {said}, as in http://host:port/v1#MODEL; allowed: {known}")
     return dict(found[names.index(wanted)])
 
 

@@ -18,7 +18,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
 import queue
 import threading
 import weakref
@@ -30,14 +29,16 @@ from typing import Any, Self, TypeVar
 
 import httpx2
 
-from harness.address import KEYS, Address
+from harness.address import KEYS, Address, find_key
 from harness.client import read_seconds
 from harness.requests import InFlightUpdate, Request, Row, Size
 from harness.server_answers import Answer, Incomplete, error_text, parse
 from harness.server_facts import choose_model, facts_of, known_settings, logprobs_mode
-from skewsim.errors import EngineError, UserError
+from skewsim.errors import EngineError, UserError, shown
 from skewsim.settings import EngineSettings
 
+_LONGEST = 600
+"""Characters of an error."""
 LOOK_S = 4.0
 """Seconds to wait for endpoints that a server need not have."""
 T = TypeVar("T")
@@ -82,7 +83,7 @@ class ServerSession:
     ) -> None:
         self.name, self._base, self._root = address.name, address.name, address.name.removesuffix("/v1")
         self._limits = limits or ServerLimits()
-        self._key = next((os.environ[name] for name in KEYS if os.environ.get(name)), None)
+        self._key, self._proxies = find_key(), not address.is_loopback
         self.version = 0
         self.stats: dict[str, Any] = {}
         self._moved = 0.0
@@ -94,6 +95,9 @@ class ServerSession:
             self._client, self._slots = self._run(self._open())
             self.info: dict[str, Any] = self._run(self._watched(self._look(address.model)))
             self.model: str = self.info["model"]
+            self.info = {
+                name: self._scrub(value) if isinstance(value, str) else value for name, value in self.info.items()
+            }
             self.takes_weights: bool = self.info["takes_weights"]
             found = known_settings(self.name, settings, self.info) if settings else ({}, [])
             self.overruled, self.info["not_known"] = found
@@ -347,23 +351,31 @@ class ServerSession:
                 await asyncio.wait([task], timeout=rest)
             return task.result()
         except httpx2.TransportError as error:
-            raise EngineError(f"server {self.name} {_said(error, attempts=1)}") from None
+            said = EngineError(_said(error, attempts=1))
+            raise EngineError(self._short(said, after=f"server {self.name} ")) from None
+        except UserError as error:
+            raise UserError(self._short(error)) from None
         except (EngineError, ExceptionGroup) as error:
             cause = _first(error)
+            if isinstance(cause, UserError):
+                raise UserError(self._short(cause)) from None
             if not isinstance(cause, EngineError):
                 raise cause from None
-            raise EngineError(self._scrub(f"server {self.name} {cause}")) from None
+            raise EngineError(self._short(cause, after=f"server {self.name} ")) from None
         finally:
             task.cancel()
 
     def _scrub(self, text: str) -> str:
-        """The text without the key, which a server may repeat in an error."""
-        return text.replace(self._key, "***") if self._key else text
+        """The text without the key. Only then may it be cut: half a key is found by no search for the whole."""
+        return self._key.scrub(text) if self._key else text
+
+    def _short(self, error: Exception, *, after: str = "") -> str:
+        return shown(self._scrub(f"{after}{error}"), _LONGEST)
 
     async def _open(self) -> tuple[httpx2.AsyncClient, asyncio.Semaphore]:
-        headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
         client = httpx2.AsyncClient(
-            headers=headers,
+            headers=self._key.headers() if self._key else {},
+            trust_env=self._proxies,
             timeout=httpx2.Timeout(None, connect=self._limits.connect_s),
             limits=httpx2.Limits(max_connections=None, max_keepalive_connections=self._limits.concurrency),
         )

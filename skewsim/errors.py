@@ -1,7 +1,26 @@
-"""All exceptions that skewsim raises on purpose.
+"""All exceptions that skewsim raises on purpose, and how text from outside is shown.
 
 A user's mistake is a ``UserError`` (one line, exit code 2); any other error is a fault of the program or the machine.
 """
+
+LONGEST_LINE = 2000
+"""Characters of a message; more is cut out of its middle."""
+
+
+def printable(text: str) -> str:
+    """The text with every character that a terminal would act on as an escape such as ``\\x1b``; line ends stay."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+
+
+def shown(text: object, limit: int = LONGEST_LINE) -> str:
+    """Text from outside as one printable line of about `limit` characters: what is longer loses its middle."""
+    line = " ".join(str(text).split())
+    if len(line) > limit:
+        head = limit * 2 // 3
+        line = f"{line[:head]} ... {line[head - limit :]}"
+    return printable(line)
 
 
 class SkewsimError(Exception):

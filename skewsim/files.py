@@ -16,6 +16,14 @@ from typing import BinaryIO
 from skewsim.errors import FileFormatError, UserError
 
 
+def state_folder() -> Path:
+    """Where the last session's settings and the reports of faults lie; SKEWSIM_STATE sets it."""
+    import platformdirs
+
+    chosen = os.environ.get("SKEWSIM_STATE")
+    return Path(chosen) if chosen else platformdirs.user_state_path("skewsim")
+
+
 @contextmanager
 def atomic_writer(path: Path | str) -> Iterator[BinaryIO]:
     """A binary handle whose content becomes the file `path` when the block ends, and is deleted if it raises."""

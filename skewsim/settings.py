@@ -18,10 +18,14 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from skewsim import catalogue
 from skewsim.catalogue import CORRECTIONS, default_clip, short
-from skewsim.errors import UserError
+from skewsim.errors import UserError, shown
 
 DType = Literal["float32", "bfloat16", "float16"]
 SCHEMA_VERSION = 1
+MOST = 1e9
+"""Largest bound of a ratio or a norm: far from where float32 ends, and no bound at all long before."""
+_ON_ONE_LINE = r"^[^\x00-\x1f\x7f]+$"
+"""Of a path: something, without control characters."""
 
 if TYPE_CHECKING:  # a type checker cannot read the table; pydantic refuses what is not in it
     ObjectiveName = str
@@ -34,8 +38,8 @@ else:
 
 
 def _top_k(value: int) -> int:
-    if value < -1:
-        raise ValueError("must be -1 or 0 (off), or at least 1")
+    if not -1 <= value < 2**31:
+        raise ValueError("must be -1 or 0 (off), or at least 1, and below 2**31")
     return max(value, 0)
 
 
@@ -59,7 +63,7 @@ class TaskSettings(Settings):
     """Digits in the prompt, and most tokens in the response (reverse_until_zero: one more for EOS)."""
     pool_size: int = Field(64, ge=1, le=1_000_000)
     """Distinct prompts; the smaller, the more often a prefix is reused."""
-    pool_seed: int = Field(0, ge=0)
+    pool_seed: int = Field(0, ge=0, lt=2**63)
     """Seed of the prompt pool."""
     reward: Literal["exact", "partial"] = "exact"
     """What the trainer is rewarded for: the exact answer (0 or 1), or the share of right positions."""
@@ -128,7 +132,7 @@ class SkewSettings(Settings):
     """A constant added to every reported logprob (target reported only: a distribution has no constant bias)."""
     drift: float = Field(0.0, ge=-1, le=10)
     """Relative growth of all of the above with each training step."""
-    profile: str | None = None
+    profile: str | None = Field(None, max_length=4096, pattern=_ON_ONE_LINE)
     """A shipped profile's name or a path to one."""
     multiplier: float = Field(1.0, ge=0, le=1000)
     """Factor on the profile's noise."""
@@ -167,12 +171,14 @@ class CorrectionSettings(Settings):
     weight_low: float | None = Field(
         None,
         ge=0,
+        le=MOST,
         description=f"Lower bound of the ratio ({_default_bounds('low', 'token_mis', 'token_tis')}, "
         f"OpenRLHF {short(CORRECTIONS['token_tis'].defaults['OpenRLHF'].low)}).",
     )
     weight_high: float | None = Field(
         None,
         gt=0,
+        le=MOST,
         description="Upper bound C of the ratio "
         f"({_default_bounds('high', 'token_tis', 'token_mis', 'sequence_tis', 'sequence_mis')}; "
         f"TRL {short(CORRECTIONS['sequence_mis'].defaults['TRL'].high)}) (verl `rollout_is_threshold`).",
@@ -182,11 +188,13 @@ class CorrectionSettings(Settings):
     reject_low: float | None = Field(
         None,
         ge=0,
+        le=MOST,
         description=f"Lower bound of the geometric mean ratio (verl {short(CORRECTIONS['geometric'].bounds.low)}).",
     )
     reject_high: float | None = Field(
         None,
         ge=0,
+        le=MOST,
         description=f"Upper bound of the geometric mean ratio (verl {short(CORRECTIONS['geometric'].bounds.high)}), "
         f"or of the mean k3 ({short(CORRECTIONS['k3'].bounds.high)}).",
     )
@@ -200,6 +208,7 @@ class CorrectionSettings(Settings):
     off_policy_mask: float | None = Field(
         None,
         ge=0,
+        le=MOST,
         description="Drop a sequence with negative advantage whose mean(engine - trainer) logprob exceeds this "
         f"(slime {short(CORRECTIONS['off_policy_mask'].defaults['slime'].high)}; DeepSeek-V3.2).",
     )
@@ -222,11 +231,11 @@ class TrainerSettings(Settings):
 
     objective: ObjectiveName = "grpo"
     """The loss."""
-    epsilon: float | None = Field(None, gt=0)
+    epsilon: float | None = Field(None, gt=0, le=MOST)
     """Lower clip bound (TRL `epsilon`); none: the objective's own default."""
-    epsilon_high: float | None = Field(None, gt=0)
+    epsilon_high: float | None = Field(None, gt=0, le=MOST)
     """Upper clip bound (TRL `epsilon_high`); none: the objective's own default."""
-    delta: float | None = Field(None, gt=1)
+    delta: float | None = Field(None, gt=1, le=MOST)
     """Dual clip: upper bound of the ratio where the advantage is negative (TRL `delta`; verl `clip_ratio_c`, 3 unless set)."""  # noqa: W505
     gspo_form: Literal["paper", "pipelinerl"] = Field(
         "pipelinerl",
@@ -257,11 +266,11 @@ class TrainerSettings(Settings):
     """Adam's first decay rate."""
     adam_beta2: float = Field(0.999, ge=0, lt=1)
     """Adam's second decay rate."""
-    adam_epsilon: float = Field(1e-8, gt=0)
+    adam_epsilon: float = Field(1e-8, gt=0, le=1)
     """Adam's denominator offset."""
     weight_decay: float = Field(0.0, ge=0, lt=1)
     """AdamW's decoupled weight decay."""
-    max_grad_norm: float = Field(1.0, gt=0)
+    max_grad_norm: float = Field(1.0, gt=0, le=MOST)
     """Gradient clipping, by the norm over all parameters of a member."""
     num_prompts: int = Field(8, ge=1, le=4096)
     """Prompts per rollout (B)."""
@@ -294,7 +303,7 @@ class Scenario(Settings):
     """Rollouts to train on."""
     seed: int = Field(0, ge=0, lt=2**31)
     """Seed of prompts, sampling and noise."""
-    policy: str = "base"
+    policy: str = Field("base", max_length=4096, pattern=_ON_ONE_LINE)
     """Where training starts: base (shipped for the task), random, a Hugging Face folder, or an installed model."""
     device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?)$")
     """cpu or cuda."""
@@ -322,7 +331,7 @@ class Scenario(Settings):
             for key in parents:
                 node = node.get(key) if isinstance(node, dict) else None  # type: ignore[assignment]
             if not isinstance(node, dict) or leaf not in node:
-                raise UserError(f"unknown setting {path}; see `skewsim scenarios --settings`")
+                raise UserError(f"unknown setting {shown(path, 80)}; see `skewsim scenarios --settings`")
             node[leaf] = value
         return parse_scenario(data)
 
@@ -357,10 +366,18 @@ def parse_scenario(data: dict[str, Any]) -> Scenario:
 def one_line(error: ValidationError) -> str:
     """The first mistake of a pydantic error as one line."""
     first = error.errors(include_url=False)[0]
-    where = ".".join(str(part) for part in first["loc"]) or "settings"
-    message = first["msg"].removeprefix("Value error, ")
+    where = shown(".".join(str(part) for part in first["loc"]) or "settings", 80)
+    message = shown(first["msg"].removeprefix("Value error, "), 400)
     if first["type"] == "extra_forbidden":
         return f"unknown setting {where}"
     if isinstance(first["input"], dict):
         return f"{where}: {message}"
-    return f"{where}={first['input']!r}: {message}"
+    return f"{where}={_value(first['input'])}: {message}"
+
+
+def _value(given: Any) -> str:
+    """A value that was given, as one short line."""
+    try:
+        return shown(repr(given), 80)
+    except (ValueError, RecursionError):  # a number of thousands of digits; lists within lists
+        return f"({type(given).__name__})"

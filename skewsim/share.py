@@ -21,12 +21,15 @@ from typing import Any, get_args
 import tomli_w
 from pydantic import BaseModel
 
-from skewsim.errors import FileFormatError, UserError
+from skewsim.border import load_toml_data, parse_json, parse_toml
+from skewsim.errors import FileFormatError, UserError, shown
 from skewsim.settings import SCHEMA_VERSION, Scenario, parse_scenario
 
 SHARE_PREFIX = "skew1-"
 _SHARE_LIMIT = 65_536
 """Largest size in bytes that a share string may inflate to; a scenario with every setting changed takes under 2,000."""
+LONGEST_VALUE = 4096
+"""Characters of a setting's value, at most; the longest is a path."""
 
 
 def to_toml(scenario: Scenario) -> str:
@@ -36,22 +39,12 @@ def to_toml(scenario: Scenario) -> str:
 
 def from_toml(text: str, *, source: str = "scenario") -> Scenario:
     """A scenario from TOML text; settings left out have their defaults. ``source`` names the text in errors."""
-    try:
-        data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise FileFormatError(f"{source} is not a TOML file: {error}") from None
-    return _parse_foreign(data, source)
+    return _parse_foreign(parse_toml(text, source), source)
 
 
 def load_toml(path: Path) -> Scenario:
     """A scenario from a TOML file."""
-    try:
-        text = path.read_bytes().decode()
-    except UnicodeDecodeError:
-        raise FileFormatError(f"{path} is not a TOML file: it is not UTF-8 text") from None
-    except OSError as error:
-        raise FileFormatError(f"{path}: {error.strerror}") from None
-    return from_toml(text, source=str(path))
+    return _parse_foreign(load_toml_data(path), str(path))
 
 
 def to_share(scenario: Scenario) -> str:
@@ -69,9 +62,9 @@ def from_share(text: str) -> Scenario:
     try:
         packed = base64.b64decode(body + "=" * (-len(body) % 4), altchars=b"-_", validate=True)
         inflate = zlib.decompressobj()
-        data = json.loads(inflate.decompress(packed, _SHARE_LIMIT))
+        data = parse_json(inflate.decompress(packed, _SHARE_LIMIT), "share string")
         complete = inflate.eof and isinstance(data, dict)
-    except (binascii.Error, zlib.error, ValueError, RecursionError):
+    except (binascii.Error, zlib.error, ValueError, FileFormatError):
         complete = False
     if not complete:
         raise FileFormatError(f"share string {text[:12]!r}... is cut off or mistyped")
@@ -94,9 +87,13 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
         path, equals, text = assignment.partition("=")
         path = path.strip()
         if not equals or not path:
-            raise UserError(f"--set {assignment}: allowed is path=value, as in engine.temperature=1.0")
+            raise UserError(f"--set {shown(assignment, 80)}: allowed is path=value, as in engine.temperature=1.0")
         if path in values:
-            raise UserError(f"--set {path} is given twice")
+            raise UserError(f"--set {shown(path, 80)} is given twice")
+        if len(text) > LONGEST_VALUE:
+            raise UserError(
+                f"{shown(path, 80)}={shown(text, 40)}: has {len(text)} characters; allowed are {LONGEST_VALUE}"
+            )
         values[path] = _scalar(path, text.strip())
     return values
 
@@ -118,7 +115,7 @@ def _scalar(path: str, text: str) -> Any:
         return None if is_optional(path) else text.lower()
     try:
         parsed = tomllib.loads(f"value = {text}")
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return text
     return parsed["value"] if len(parsed) == 1 else text
 

@@ -8,9 +8,13 @@ given to any process.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+from skewsim.cli import fault
 
 for _variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_variable, "1")
@@ -33,3 +37,34 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def _shares_a_fixture(item: pytest.Item) -> bool:
     fixtures = getattr(item, "_fixtureinfo").name2fixturedefs.values()  # noqa: B009
     return any(each.scope == "module" for definitions in fixtures for each in definitions)
+
+
+class Faults:
+    """The reports that the last net of the command line has written in this test."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def reports(self) -> list[Path]:
+        return sorted(self.folder.glob("fault-*.txt"))
+
+
+@pytest.fixture(autouse=True)
+def _no_fault(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[None]:
+    """A fault of the program is never a pass, whatever exit code the test expects; see the fixture `faults`."""
+    if "faults" in request.fixturenames:
+        yield
+        return
+    seen: list[BaseException] = []
+    monkeypatch.setattr(fault, "_written", lambda text, words: seen.append(RuntimeError(text)) or "none in a test")
+    yield
+    if seen:
+        raise seen[0]
+
+
+@pytest.fixture
+def faults(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Faults:
+    """For a test that breaks the program on purpose: where its reports are."""
+    found = Faults(tmp_path_factory.mktemp("state"))
+    monkeypatch.setenv("SKEWSIM_STATE", str(found.folder))
+    return found

@@ -9,14 +9,14 @@ file `keymap.toml` in the user's configuration folder gives an action other keys
 
 from __future__ import annotations
 
-import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
 from platformdirs import user_config_path
 from textual.binding import Binding, BindingType
 
-from skewsim.errors import UserError
+from skewsim.border import load_toml_data
+from skewsim.errors import UserError, shown
 from tui.controls import FIXES
 
 
@@ -159,18 +159,17 @@ def key_text(keys: str) -> str:
 def load_keymap(path: Path | None = None) -> dict[str, str]:
     """Other keys for some actions, from the user's keymap file. Raises UserError for an unknown action or a clash."""
     path = path or user_config_path("skewsim") / "keymap.toml"
-    if not path.is_file():
+    if not path.exists():
         return {}
-    try:
-        keys = tomllib.loads(path.read_text(encoding="utf-8")).get("keys", {})
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
-        raise UserError(f"{path}: not a keymap: {error}") from None
+    keys = load_toml_data(path).get("keys", {})
+    if not isinstance(keys, dict):
+        raise UserError(f"{path}: keys={shown(repr(keys), 40)}: allowed is a table [keys] of actions and their keys")
     known = {action.id for action in ACTIONS}
     for id, text in keys.items():
         if id not in known:
-            raise UserError(f"{path}: unknown action {id}; allowed: {', '.join(sorted(known))}")
+            raise UserError(f"{path}: unknown action {shown(id, 40)}; allowed: {', '.join(sorted(known))}")
         if not isinstance(text, str) or not text:
-            raise UserError(f'{path}: {id}={text!r}: must be keys as text, as in pause = "p,space"')
+            raise UserError(f'{path}: {id}={shown(repr(text), 40)}: must be keys as text, as in pause = "p,space"')
     for screen in SCREENS:
         taken: dict[str, str] = {}
         for action in valid_on(screen):

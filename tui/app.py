@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import gc
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 from typing import Any, ClassVar
 
-from rich.console import RenderableType
+from rich.console import Console, RenderableType
 from textual import events
 from textual.app import App
 from textual.binding import Binding, BindingType
 from textual.screen import Screen
 from textual.widgets import Footer
 
-from skewsim.errors import UserError
+from skewsim.errors import UserError, shown
 from skewsim.share import to_share
 from tui.actions import ACTIONS, REVERSING, Action, bindings, by_id, key_text, valid_on
 from tui.files import any_scenario, curves_csv, last_state, stamp, write
@@ -30,6 +31,7 @@ from tui.plot import Plot
 from tui.process import Watch
 from tui.screens.explore import Explore
 from tui.shell import Options
+from tui.terminal import make_safe
 from tui.views import Look, ascii_wanted
 
 _FRAME = 0.1
@@ -82,6 +84,9 @@ class SkewsimApp(App[None]):
         self.signal = 0
         """The number of a signal that asked the app to end, or 0; the next tick acts on it."""
         self._keys = keymap or {}
+        self.fault: Exception | None = None
+        """What ended the app though nobody foresaw it; whoever runs the app reports it."""
+        make_safe()
 
     def on_mount(self) -> None:
         self.set_keymap(self._keys)
@@ -131,6 +136,21 @@ class SkewsimApp(App[None]):
             self.lesson_changed()
         elif news:
             self.redraw()
+
+    def _handle_exception(self, error: Exception) -> None:
+        """Textual's way out of an exception in the app, without its pages of traceback (with every local variable)."""
+        self.fault = self.fault or error
+        super()._handle_exception(error)
+        self._exit_renderables.clear()
+
+    def panic(self, *renderables: RenderableType) -> None:
+        """Textual's way out of an exception in the thread that reads the terminal."""
+        console = Console(file=StringIO(), width=120)
+        console.print(*renderables)
+        error = RuntimeError("reading the terminal failed")
+        error.add_note(console.file.getvalue())  # type: ignore[attr-defined]
+        self.fault = self.fault or error
+        super().panic()
 
     def exit(self, result: None = None, return_code: int = 0, message: RenderableType | None = None) -> None:
         self.leaving = True
@@ -194,7 +214,7 @@ class SkewsimApp(App[None]):
 
     def say(self, text: str) -> None:
         """A line that any screen shows: what was heard."""
-        self.lab.heard = text
+        text = self.lab.heard = shown(text)
         if self.screen is not self.explore:
             self.notify(text, markup=False)
         self.redraw()

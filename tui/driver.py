@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 
-from skewsim.errors import SkewsimError
+from skewsim.errors import SkewsimError, shown
 from skewsim.records import StepRecord
 from skewsim.settings import Scenario
 
@@ -290,7 +290,7 @@ class Driver:
         except Exception as error:  # the screen shows it as this curve's end; the other curves go on
             track.over = track.failed = True
             reason = str(error) if isinstance(error, SkewsimError) else f"{type(error).__name__}: {error}"
-            news.append(TrackUpdate(epoch, name, (), failed=reason.splitlines()[0]))
+            news.append(TrackUpdate(epoch, name, (), failed=shown(reason.partition("\n")[0], 400) or "failed"))
             return False
         news.append(TrackUpdate(epoch, name, records, toggled=track.toggled))
         return True

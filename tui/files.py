@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 import tempfile
 from datetime import datetime
 from pathlib import Path
 
-from platformdirs import user_state_path
-
-from skewsim.errors import UserError
-from skewsim.files import atomic_writer
+from skewsim.border import read_small
+from skewsim.errors import FileFormatError, UserError
+from skewsim.files import atomic_writer, state_folder
 from skewsim.scenarios import find_scenario as named_scenario
 from skewsim.settings import Scenario
 from skewsim.share import is_share, load_toml, to_share
@@ -40,21 +40,25 @@ def any_scenario(text: str) -> Scenario:
         return last_state()
     if is_share(text) or not text:
         return parse_share(text)
-    if text.endswith(".toml") or Path(text).is_file():
+    if text.endswith(".toml") or os.path.isfile(text):
         return load_toml(Path(text))
     return named_scenario(text)
 
 
 def _state_file() -> Path:
-    return user_state_path("skewsim") / "last"
+    return state_folder() / "last"
 
 
 def last_state() -> Scenario:
     """The settings that the last session ended with. Raises UserError when there was none."""
+    path = _state_file()
+    if not os.path.exists(path):
+        raise UserError("no last state: no session has ended here yet")
     try:
-        return parse_share(_state_file().read_text(encoding="utf-8"))
-    except OSError:
-        raise UserError("no last state: no session has ended here yet") from None
+        return parse_share(read_small(path).decode())
+    except (UserError, UnicodeDecodeError) as error:
+        reason = "not UTF-8 text" if isinstance(error, UnicodeDecodeError) else error
+        raise FileFormatError(f"the last state ({path}) cannot be taken up: {reason}") from None
 
 
 def stamp() -> str:

@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from skewsim.errors import UserError
+from skewsim.errors import FileFormatError, UserError
 from tui.process import TrainingProcess
 
 if TYPE_CHECKING:
+    from skewsim.settings import Scenario
     from tui.app import SkewsimApp
     from tui.lab import Lab
 
@@ -43,7 +44,7 @@ def run(
     out
         Folder for run folders, pictures and exports.
     """
-    if not (sys.stdout.isatty() or "TEXTUAL_DRIVER" in os.environ):
+    if not (sys.stdin.isatty() and sys.stdout.isatty()) and "TEXTUAL_DRIVER" not in os.environ:
         build(target, _process(), lesson=lesson, hide=hide, preset=preset)  # other mistakes come first
         raise UserError("the terminal UI needs a terminal; `skewsim run --plain` prints the numbers")
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # to look for some takes a twentieth of a second
@@ -89,6 +90,8 @@ def _run(app: SkewsimApp, process: TrainingProcess | None) -> int:
         process.stop()
     app.lab.driver.stop()  # by now it is waiting for nothing
     remember(app.lab.yours)
+    if app.fault is not None:
+        raise app.fault
     if "TEXTUAL_DRIVER" not in os.environ:
         print(farewell(app.lab, app.score), flush=True)
     return app.return_code or 0
@@ -107,8 +110,8 @@ def build(
     from tui.actions import load_keymap
     from tui.app import SkewsimApp
     from tui.driver import Driver
-    from tui.files import any_scenario, writable_folder
-    from tui.lab import YOURS, Lab, opening
+    from tui.files import writable_folder
+    from tui.lab import Lab
     from tui.lesson import load_lesson
     from tui.presets import check_hidden, find_preset
     from tui.recordings import shipped
@@ -123,7 +126,7 @@ def build(
         lesson = found.name
     if out is not None:
         writable_folder(out)
-    yours = any_scenario(target).with_values({"name": YOURS}) if target else opening()
+    yours, heard = _opening(target)
     if chosen is not None:
         yours = yours.with_values(chosen.set)
     archive = shipped() if process is None else None
@@ -132,8 +135,23 @@ def build(
     train = process.train if process is not None else shipped().train
     driver = Driver(train, speed=chosen.speed if chosen else 10)
     options = Options(hidden=hidden, lesson=lesson or None, out=out, view=chosen.view if chosen else None)
-    lab = Lab(driver, yours=yours, archive=archive, pause_at=chosen.pause_at if chosen else None)
+    lab = Lab(driver, yours=yours, archive=archive, pause_at=chosen.pause_at if chosen else None, heard=heard)
     return SkewsimApp(lab, options, lens=process.watch if process is not None else None, keymap=keymap)
+
+
+def _opening(target: str) -> tuple[Scenario, str]:
+    """What yours starts with, and a word on it: a last state that cannot be read is the app's own, and is left
+    alone.
+    """
+    from tui.files import any_scenario
+    from tui.lab import YOURS, opening
+
+    try:
+        return (any_scenario(target).with_values({"name": YOURS}) if target else opening()), ""
+    except FileFormatError as error:
+        if target.strip() != "last":
+            raise
+        return opening(), str(error)
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from skewsim.errors import UserError
+from skewsim.errors import UserError, shown
 from tui.process import environment
 
 
@@ -61,7 +61,7 @@ class Measuring:
             tail = (tail + chunk.decode(errors="replace").replace("\r", "\n"))[-4000:]
             lines = [line.strip() for line in tail.splitlines() if line.strip()]
             if lines:
-                self.line = f"measuring: {lines[-1]}"
+                self.line = f"measuring: {shown(lines[-1], 400)}"
                 changed()
         code = await process.wait()
         made = self._out / "profile.json"

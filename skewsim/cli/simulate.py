@@ -6,6 +6,7 @@ run folder.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -23,9 +24,10 @@ from skewsim.cli.display import (
     print_summary,
     print_table,
     say,
+    show_lines,
 )
 from skewsim.cli.options import METRIC_COLUMNS, Assignments, Flag, fresh_folder, metric_rows, resumable
-from skewsim.errors import UserError
+from skewsim.errors import UserError, shown
 from skewsim.runs.recording import RunFolder, read_records, record, summarise, write_json
 from skewsim.settings import Scenario, Settings
 
@@ -40,6 +42,8 @@ COUNTER_LESSONS = {
     "gspo": ("heads_fp32", "heads_bf16", "heads_one_sided"),
 }
 """Objective -> the scenarios that show what does not help; the first is the one to compare the others with."""
+MOST_SEEDS = 4096
+"""Members of one ensemble, at most."""
 
 
 def run(
@@ -156,7 +160,7 @@ def ladder(
     plain
         Plain text without a table.
     """
-    at_least_one("--seeds", seeds)
+    at_least_one("--seeds", seeds, most=MOST_SEEDS)
     at_least_one("--checkpoint-every", checkpoint_every)
     if resume and out is None:
         raise UserError("--resume needs --out: the run folder to go on with")
@@ -311,7 +315,7 @@ def show_profile(name: str, /, *, json: Flag = False, plain: Flag = False) -> No
     if json:
         print_json(found.model_dump(mode="json") | {"verdict": found.verdict.to_json()})
         return
-    print("\n".join(found.describe()))
+    show_lines(*found.describe())
     print_table("Metrics, nats", METRIC_COLUMNS, metric_rows(found), plain=plain)
     by = [
         [f"{b.low:g} to {b.high:g}", str(b.tokens), f"{b.mean:.4g}", str(b.mean_abs), str(b.rms)] for b in found.table
@@ -351,7 +355,7 @@ def pretrain(
         say(f"step {found.step}: loss {found.loss:.3f}, solved {found.solved:.2f}")
     assert found is not None
     found.policy.save(folder)
-    print(folder)
+    show_lines(folder)
 
 
 def choose_scenario(
@@ -360,7 +364,7 @@ def choose_scenario(
     """The scenario of a share string, a TOML file or a name, with the command line's values set."""
     if share.is_share(text):
         scenario = share.from_share(text)
-    elif text.endswith(".toml") or "/" in text or Path(text).is_file():
+    elif text.endswith(".toml") or "/" in text or os.path.isfile(text):
         scenario = share.load_toml(Path(text))
     else:
         from skewsim.scenarios import find_scenario
@@ -381,7 +385,7 @@ def find_policy(policy: str) -> str:
 
 def choose_seeds(scenario: Scenario, count: int | None) -> tuple[int, ...]:
     """The members' seeds: ``count`` of them, upward from the scenario's."""
-    at_least_one("--seeds", count if count is not None else 1)
+    at_least_one("--seeds", count if count is not None else 1, most=MOST_SEEDS)
     return tuple(range(scenario.seed, scenario.seed + (count or 1)))
 
 
@@ -392,9 +396,9 @@ def choose_style(*, json: bool, plain: bool) -> Style:
     return "json" if json else "plain" if plain else "shown"
 
 
-def at_least_one(option: str, value: int) -> None:
-    if value < 1:
-        raise UserError(f"{option} {value}: allowed is at least 1")
+def at_least_one(option: str, value: int, *, most: int = 10_000_000) -> None:
+    if not 1 <= value <= most:
+        raise UserError(f"{option} {shown(value, 40)}: allowed is at least 1, and at most {most}")
 
 
 def choose_engine(name: str) -> EngineChoice:

@@ -37,7 +37,11 @@ HELD_OUT = 256
 
 
 def starting_policy(scenario: Scenario) -> Policy:
-    """The one-member policy that a scenario starts from. Raises UserError if it is missing or does not fit the task."""
+    """The one-member policy that a scenario starts from.
+
+    Raises UserError if it is missing or does not fit the task, or if the scenario's device is not there.
+    """
+    check_device(scenario.device)
     if scenario.policy == "random":
         stream = generator(0, step=0, purpose=Purpose.POLICY)
         return Policy.random(PolicyConfig(), generator=stream)
@@ -45,6 +49,15 @@ def starting_policy(scenario: Scenario) -> Policy:
     if policy.config.vocab_size < VOCAB:
         raise UserError(f"policy={scenario.policy!r}: vocab_size={policy.config.vocab_size}; the tasks need {VOCAB}")
     return policy
+
+
+def check_device(name: str) -> None:
+    """UserError unless this machine has the device (cpu, cuda or cuda:N)."""
+    kind, _, number = name.partition(":")
+    count = torch.cuda.device_count() if kind == "cuda" and torch.cuda.is_available() else 0
+    if kind == "cuda" and int(number or 0) >= count:
+        there = f"{count} CUDA devices" if count else "no CUDA device"
+        raise UserError(f"device={name}: torch {torch.__version__} finds {there} here; allowed: cpu")
 
 
 def shipped_folder(task: TaskSettings) -> Path:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -24,7 +25,8 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from skewsim import __version__
-from skewsim.errors import FileFormatError, UserError
+from skewsim.border import parse_json, read_small
+from skewsim.errors import FileFormatError, UserError, shown
 from skewsim.files import atomic_writer, check_schema_version
 from skewsim.html import bar, heading, paragraph, table
 from skewsim.settings import one_line
@@ -221,18 +223,13 @@ def save_profile(profile: SkewProfile, path: Path | str) -> None:
 def load_profile(name_or_path: str | Path) -> SkewProfile:
     """A shipped profile by its name, or one from a file. Raises FileFormatError."""
     path = Path(name_or_path)
-    if path.suffix != ".json" and not path.exists():
+    if path.suffix != ".json" and not os.path.exists(path):
         path = SHIPPED / f"{name_or_path}.json"
-        if not path.is_file() or path.parent != SHIPPED:
+        if not os.path.isfile(path) or path.parent != SHIPPED:
             shipped = ", ".join(shipped_profiles()) or "none"
-            raise FileFormatError(f"profile {name_or_path}: no such profile; shipped: {shipped}; or give a path")
-    try:
-        document = json.loads(path.read_bytes())
-    except OSError as error:
-        raise FileFormatError(f"profile {path}: {(error.strerror or str(error)).lower()}") from None
-    except (ValueError, RecursionError):
-        raise FileFormatError(f"profile {path}: truncated or no JSON") from None
-    return _parsed(path, document)
+            name = shown(name_or_path, 80)
+            raise FileFormatError(f"profile {name}: no such profile; shipped: {shipped}; or give a path")
+    return _parsed(path, parse_json(read_small(path, what="profile"), f"profile {path}"))
 
 
 def shipped_profiles() -> list[str]:

@@ -11,6 +11,7 @@ programs can write the format easily.
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from collections.abc import Hashable, Iterable, Iterator, Mapping
@@ -21,7 +22,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from skewsim.errors import FileFormatError
+from skewsim.border import open_regular
+from skewsim.errors import FileFormatError, shown
 from skewsim.files import atomic_writer, check_schema_version
 from skewsim.skew.tokens import PLACES, TokenTable
 
@@ -188,10 +190,7 @@ def parse_record(row: Mapping[str, Any]) -> SequenceRecord:
 
 def read_sequences(path: Path | str) -> Iterator[SequenceRecord]:
     """The sequences of a JSON-lines file, one by one. FileFormatError names file and line."""
-    path = Path(path)
-    if not path.is_file():
-        raise FileFormatError(f"sequences {path}: no such file")
-    with open(path, encoding="utf-8", errors="replace") as lines:
+    with io.TextIOWrapper(open_regular(path, what="sequences"), encoding="utf-8", errors="replace") as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
@@ -204,7 +203,7 @@ def read_sequences(path: Path | str) -> Iterator[SequenceRecord]:
                 )
                 record = parse_record(row)
             except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
-                reason = str(error).strip("'\"").splitlines()[0][:160]
+                reason = shown(str(error).strip("'\""), 160)
                 raise FileFormatError(f"sequences {path}, line {number}: {reason}") from None
             yield record
 

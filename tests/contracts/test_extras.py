@@ -123,9 +123,12 @@ def test_a_missing_module_that_no_extra_would_bring_stays_a_traceback(missing: s
 
 
 def test_a_mistake_of_ours_is_not_hidden_by_the_command_line() -> None:
-    code = "from skewsim.cli import main as m; m.COMMANDS['run'] = ('skewsim.nowhere:run', ''); m.main(['run'])"
+    code = (
+        "from skewsim.cli import main as m; m.COMMANDS['run'] = ('skewsim.nowhere:run', ''); sys.exit(m.main(['run']))"
+    )
     done = run_without([], code)
-    assert "Traceback" in done.stderr
+    assert done.returncode == 70
+    assert "a fault in skewsim" in done.stderr
     assert "skewsim.nowhere" in done.stderr
 
 

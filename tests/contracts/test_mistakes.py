@@ -63,6 +63,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, profile_document: di
     for name in ("pickle.toml", "pickle.json", "pickle.npz", "pickle.safetensors"):
         Path(name).write_bytes(pickle.dumps({"a": 1}))
     Path("empty").mkdir()
+    os.mkfifo("pipe")
+    Path("quadratic.toml").write_text("a.b" * 100_000 + "=1")
+    Path("deep.toml").write_text("a" + ".b" * 200 + " = 1\n")
+    Path("lists.toml").write_text("name = " + "[" * 1000)
     Path("pickled_model").mkdir()
     Path("pickled_model/config.json").write_text('{"architectures": ["LlamaForCausalLM"], "model_type": "llama"}')
     Path("pickled_model/pytorch_model.bin").write_bytes(pickle.dumps({"a": 1}))
@@ -160,6 +164,29 @@ MISTAKES = {
     "to import a log that is not there": (["import", "nosuch.jsonl", "--out", "new"], "nosuch.jsonl"),
     "to import over a file": (["import", "tiny.toml", "--out", "tiny.toml"], "is there already"),
     "to import with half a column": (["import", "tiny.toml", "--out", "new", "--column", "a"], "--column a"),
+    "a device for a file": (["run", "/dev/zero", "--out", "new"], "no regular file"),
+    "a pipe for a file": (["scenarios", "./pipe"], "no regular file"),
+    "a folder for a file": (["scenarios", "./empty"], "no regular file"),
+    "a pipe for a profile": (["profile", "show", "pipe"], "no regular file"),
+    "a pipe for sequences": (["gate", "pipe", "--max", "kl_k3=1"], "pipe"),
+    "a name too long for a file": (["run", "a" * 300, "--out", "new"], "aaa"),
+    "a path too long for a file": (["scenarios", "./" + "a" * 300], "too long"),
+    "a profile's name too long": (["profile", "show", "a" * 300], "no such profile"),
+    "seeds beyond 64 bits": ([*RUN, "--seeds", str(2**63)], "--seeds 9223372036854775808"),
+    "seeds of a ladder beyond 64 bits": (["ladder", "--seeds", str(2**63), "--out", "new"], "--seeds"),
+    "tokens beyond 64 bits": ([*MEASURE, "--tokens", str(2**63)], "tokens=9223372036854775808"),
+    "a number of too many digits": ([*RUN, "--set", "steps=" + "9" * 4301], "has 4301 characters"),
+    "an option of too many digits": ([*RUN, "--steps", "9" * 4301], "--steps"),
+    "a whole number that is none": ([*RUN, "--set", "engine.top_k=" + "9" * 4000], "engine.top_k"),
+    "brackets within brackets": ([*RUN, "--set", "name=" + "[" * 1000], "name='[[["),
+    "tables within tables": ([*RUN, "--set", "name=" + "{a=" * 600], "name='{a="),
+    "a device that is not there": ([*RUN, "--set", "device=cuda:97"], "device=cuda:97"),
+    "a bound beyond float32": ([*RUN, "--set", "trainer.epsilon_high=1e39"], "trainer.epsilon_high=1e+39"),
+    "a ratio beyond float32": ([*RUN, "--set", "trainer.delta=1e39"], "trainer.delta=1e+39"),
+    "a dotted key without end": (["scenarios", "quadratic.toml"], "too long"),
+    "tables within tables in a file": (["scenarios", "deep.toml"], "nested more than 32 deep"),
+    "lists within lists in a file": (["scenarios", "lists.toml"], "lists.toml"),
+    "an address that is none": (["run", "tiny.toml", "--engine", "http://[::1/v1", "--out", "new"], "http://[::1"),
     "to pretrain into a used folder": (["pretrain", "--out", "used"], "used"),
 }
 

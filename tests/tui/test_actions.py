@@ -53,7 +53,7 @@ def test_the_keymap_file_moves_an_action_to_other_keys(tmp_path: Path) -> None:
         ('[keys]\nfly = "p"\n', "unknown action fly"),
         ('[keys]\npause = "q"\n', "key q means both"),
         ("[keys]\npause = 3\n", "pause=3"),
-        ("[keys\n", "not a keymap"),
+        ("[keys\n", "not a TOML file"),
     ],
 )
 def test_a_mistake_in_the_keymap_is_one_line(tmp_path: Path, text: str, what: str) -> None:

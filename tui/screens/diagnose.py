@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 from rich.text import Text
 from textual.binding import BindingType
 
-from skewsim.errors import SkewsimError
+from skewsim.errors import SkewsimError, shown
 from tui.actions import bindings
 from tui.controls import FIXES
 from tui.screens.page import LensPage
@@ -144,9 +144,9 @@ class DiagnoseScreen(LensPage):
             try:
                 name, found = examine()
             except SkewsimError as error:
-                problem = str(error)
+                problem = shown(error)
             except Exception as error:  # whatever it is, the page says it
-                problem = f"{type(error).__name__}: {error}"
+                problem = shown(f"{type(error).__name__}: {error}")
             self._answers.put((source, name, found, problem))
 
         threading.Thread(target=work, name="skewsim-diagnose", daemon=True).start()

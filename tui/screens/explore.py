@@ -14,7 +14,7 @@ from textual.app import ComposeResult
 from textual.binding import BindingType
 from textual.containers import Container, Grid, Vertical
 
-from skewsim.errors import UserError
+from skewsim.errors import UserError, shown
 from tui.actions import bindings, by_id, is_hidden
 from tui.controls import FIXES, Control, explore_controls
 from tui.lab import SMOOTH, TWIN, Lab
@@ -212,7 +212,7 @@ class Explore(ShellScreen):
         try:
             self.lab.move(control, by)
         except UserError as error:
-            self.lab.heard = str(error)
+            self.lab.heard = shown(error)
         self.redraw()
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:

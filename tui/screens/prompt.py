@@ -10,7 +10,7 @@ from textual.binding import BindingType
 from textual.containers import Vertical
 from textual.widgets import Input, Label
 
-from skewsim.errors import UserError
+from skewsim.errors import UserError, shown
 from tui.screens.dialog import Dialog
 
 
@@ -35,6 +35,6 @@ class Prompt(Dialog):
         try:
             self._accept(event.value)
         except UserError as error:
-            self.query_one("#prompt-answer", Label).update(str(error))
+            self.query_one("#prompt-answer", Label).update(shown(error))
             return
         self.dismiss()

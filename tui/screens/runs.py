@@ -11,7 +11,7 @@ from textual.containers import Vertical
 from textual.widgets import Input, Label, OptionList
 from textual.widgets.option_list import Option
 
-from skewsim.errors import UserError
+from skewsim.errors import UserError, shown
 from tui.driver import TrackSpec
 from tui.folders import find_runs, open_run, summary_line
 from tui.lab import Lab
@@ -49,7 +49,7 @@ class RunsScreen(Dialog):
         try:
             self._lab.replay(*_replay(entry))
         except UserError as error:
-            self.query_one("#runs-answer", Label).update(str(error))
+            self.query_one("#runs-answer", Label).update(shown(error))
             return
         self._lab.driver.play(True)
         self._lab.heard = ""

@@ -12,7 +12,7 @@ from textual.containers import Vertical
 from textual.widgets import OptionList, Static
 from textual.widgets.option_list import Option
 
-from skewsim.errors import UserError
+from skewsim.errors import UserError, shown
 from skewsim.settings import Scenario
 from skewsim.share import parse_assignments
 from tui.controls import Control, all_controls, number, value_at
@@ -65,7 +65,7 @@ class SettingsScreen(Dialog):
         try:
             self._set(control, control.moved(self._lab.yours, by) if control.choices else self._lab.yours)
         except UserError as error:
-            self.query_one("#settings-help", Static).update(str(error))
+            self.query_one("#settings-help", Static).update(shown(error))
 
     def _set(self, control: Control, scenario: Scenario) -> None:
         self._lab.set_yours(scenario, text=f"{control.id} {number(value_at(scenario, control.id))}")

