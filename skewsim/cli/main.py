@@ -60,6 +60,8 @@ _MISTAKEN_PATHS = (
     errno.EROFS,
 )
 """Of an error of the system: the path that was given is to blame, and so the user's mistake."""
+LAST_NET = "skewsim.cli.fault:fault"
+"""What becomes of an exception that nobody foresaw: the function that writes its report and returns a line."""
 CHOOSE_ENGINE = "harness.engines:choose"
 """The function that makes an `EngineChoice` (`skewsim.engine.choice`) of a real engine's name."""
 
@@ -194,6 +196,4 @@ def _complain(status: int, message: str) -> int:
 
 
 def _fault(error: Exception, words: list[str]) -> int:
-    from skewsim.cli import fault
-
-    return _complain(fault.EXIT_CODE, fault.fault(error, words))
+    return _complain(70, resolve(LAST_NET)(error, words))
