@@ -19,7 +19,6 @@ from pathlib import Path
 from skewsim.errors import printable, shown
 from skewsim.files import atomic_writer, state_folder
 
-EXIT_CODE = 70
 _KEPT = 20
 _SECRET_NAME = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)$", re.IGNORECASE)
 _IN_ADDRESS = re.compile(r"(?<=://)[^/@\s]+(?=@)")

@@ -61,6 +61,8 @@ _MISTAKEN_PATHS = (
     errno.EROFS,
 )
 """Errors of the system for which the path that the user gave is to blame."""
+LAST_NET = "skewsim.cli.fault:fault"
+"""The function that writes the report of an exception that nobody foresaw, and returns the line to print."""
 CHOOSE_ENGINE = "harness.engines:choose"
 """The function that turns a real engine's name into an `EngineChoice` (`skewsim.engine.choice`)."""
 FIND_MODEL = "harness.models:find_model"
@@ -197,6 +199,4 @@ def _complain(status: int, message: str) -> int:
 
 
 def _fault(error: Exception, words: list[str]) -> int:
-    from skewsim.cli import fault
-
-    return _complain(fault.EXIT_CODE, fault.fault(error, words))
+    return _complain(70, resolve(LAST_NET)(error, words))
