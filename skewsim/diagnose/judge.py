@@ -461,7 +461,7 @@ def _precision(findings: Findings) -> None:
 
 
 MOST_ROUTING = 0.6  # nats; 0.45 is the most that was published for a mixture of experts in training
-HEAVY, HEAVY_ROUNDING = 2.2, 3.0
+HEAVY = 2.2
 """rms over what the median says; a Student-t of 3 degrees has 1.5, of 2.2 about 2.5."""
 
 
@@ -496,8 +496,13 @@ def _unplaced(findings: Findings, law: sign.Noise, rms: float, share: float, tex
     again = marks.repeats(rows)
     rounding = law.lawful and (is_rounding(law) or low_precision(rows))
     heavy, bulk = marks.tail(rows, rest)
-    least = HEAVY_ROUNDING if rounding else HEAVY
-    if heavy > least and bulk < LARGEST_SIGMA and 0.05 < rms < MOST_ROUTING and not _old_on_record(rows):
+    if (
+        not rounding
+        and heavy > HEAVY
+        and bulk < LARGEST_SIGMA
+        and 0.05 < rms < MOST_ROUTING
+        and not _old_on_record(rows)
+    ):
         findings.add(
             "moe_routing",
             share,

@@ -422,7 +422,9 @@ def _other_context(view: View, loud: Bools, beginning: Bools) -> Named:
     )
 
 
-def _by_prompt(view: View, inside: Bools, prompts: int, loud: Bools) -> Named:
+def _by_prompt(view: View, inside: Bools, prompts: int, loud: Bools) -> Named | None:
+    if view.rms(inside) < LARGEST_ROUNDING:
+        return None  # prompts differ a little in any dtype
     return view.named(
         "moe_routing",
         inside,
@@ -524,8 +526,11 @@ def along_the_sequence(view: View) -> Named | None:
 def _beyond_chance(view: View, each: Contrast) -> bool:
     """Rounding differs a little along a sequence by itself, and tokens after an update in mid-sequence differ too."""
     same = np.diff(view.rows.sequence) == 0
-    if (np.diff(view.rows.version)[same] != 0).any() or int(view.rows.position[each.inside].min()) < EARLIEST:
+    at, place = int(view.rows.position[each.inside].min()), each.place
+    if (np.diff(view.rows.version)[same] != 0).any() or at < EARLIEST:
         return False
+    if at >= 3 * EARLIEST and place.z > 6 and place.explained > 0.6 and place.rms_inside > 1.8 * place.rms_outside:
+        return True
     return each.place.rms_inside > 3 * each.place.rms_outside or each.place.rms_inside > LARGEST_ROUNDING
 
 

@@ -142,8 +142,9 @@ def _truncated(rows: Rows, there: Floats, zero: Bools, usual: Bools) -> bool:
     top_p = rows.setting("top_p")
     if top_p is not None and top_p >= 1 and rows.setting("top_k") in (None, 0.0, -1.0):
         return False
-    least = np.log(top_p) if top_p is not None and top_p < 1 else np.log(0.5)
-    return bool((there >= least - 0.3).all()) and float(zero[usual].mean()) > 0.05
+    if top_p is not None and top_p < 1:
+        return bool(np.quantile(there, 0.1) > np.log(top_p) - 0.5)
+    return bool((there >= np.log(0.5) - 0.3).all()) and float(zero[usual].mean()) > 0.05
 
 
 def _runs(mask: Bools, sequence: Ints) -> Ints:
