@@ -9,7 +9,6 @@ from cyclopts import Parameter
 
 from skewsim.cli.display import print_json, print_table, say
 from skewsim.cli.options import Flag
-from skewsim.errors import UserError
 
 Limits = Annotated[list[str] | None, Parameter(negative="")]
 
