@@ -8,7 +8,8 @@ the token's probability (AknA13/train-infer-mismatch, docs/RESULTS_MEASURE_Qwen3
 differ; two of them, equally frequent, are what the measured rms and the measured mean together ask for. At another
 noise level every scale moves alike. In a component of scale s the skew is N(-s^2/2, s^2).
 
-Means and sums over a sequence of T independent tokens: of the skew itself a normal distribution; of what cannot be
+Means and sums over a sequence of T independent tokens: of the skew itself a normal distribution, corrected for the
+skewness and the tails of its tokens (Edgeworth); of what cannot be
 negative (k2, k3, exp of the size) a gamma distribution with the right mean, variance and skewness. Where a sequence is
 short, or so noisy that a single token rules its mean, sequences are drawn from the mixture instead.
 """
@@ -202,14 +203,14 @@ class ClosedForm:
         return Drawn.of(mixture_draw(self.rms), sequences, self.length, seed=0)
 
     @lru_cache(maxsize=8)  # noqa: B019  (a report's own object, gone with it)
-    def _cumulants(self, of: Of) -> tuple[float, float, float]:
-        """Mean, variance and third central moment of a token's number."""
+    def _moments(self, of: Of) -> tuple[float, float, float, float]:
+        """Mean, variance, skewness and excess kurtosis of a token's number."""
         mean = expected(self.rms, lambda d: token_number(of, d))
-        return (
-            mean,
-            expected(self.rms, lambda d: (token_number(of, d) - mean) ** 2),
-            expected(self.rms, lambda d: (token_number(of, d) - mean) ** 3),
+        second, third, fourth = (
+            expected(self.rms, lambda d, power=power: (token_number(of, d) - mean) ** power)  # type: ignore[misc]
+            for power in (2, 3, 4)
         )
+        return mean, second, third / second**1.5, fourth / second**2 - 3
 
     def inside(self, fold: Fold, of: Of, low: float, high: float) -> float:
         if fold in ("mean", "sum"):
@@ -226,8 +227,7 @@ class ClosedForm:
 
     def _skewness(self, of: Of) -> float:
         """Of the mean over a sequence."""
-        _, variance, third = self._cumulants(of)
-        return float(third / (variance**1.5 * math.sqrt(self.length)))
+        return self._moments(of)[2] / math.sqrt(self.length)
 
     def _is_drawn(self, of: Of) -> bool:
         """Whether a mean over a sequence is too far from its limiting law, for it is short or one token rules it."""
@@ -243,13 +243,12 @@ class ClosedForm:
         mean = bound if fold == "mean" else bound / self.length
         if self._is_drawn(of):
             return self._drawn.inside("mean", of, -math.inf, mean)
-        centre, variance, _ = self._cumulants(of)
-        spread = math.sqrt(variance / self.length)
+        centre, variance, _, kurtosis = self._moments(of)
+        z, skewness = (mean - centre) / math.sqrt(variance / self.length), self._skewness(of)
         if of == "d":
-            return float(special.ndtr((mean - centre) / spread))
-        skewness = self._skewness(of)
+            return _edgeworth(z, skewness, kurtosis / self.length)
         shape = 4 / skewness**2
-        return float(special.gammainc(shape, max(shape + 2 / skewness * (mean - centre) / spread, 0.0)))
+        return float(special.gammainc(shape, max(shape + 2 / skewness * z, 0.0)))
 
     def quantile(self, fold: Fold, of: Of, level: float) -> float:
         if fold in ("mean", "sum") and self.length > 1 and self._is_drawn(of):
@@ -279,6 +278,8 @@ class ClosedForm:
         if of != "d" or action == "reject" or fold in ("max", "min", "any"):
             kept = self.inside(fold, of, low, high)
             return Effect(kept, kept, 1 - kept)
+        if fold != "token" and 1 < self.length < SHORT and math.isfinite(high):
+            return self._drawn.effect(fold, of, low, high, action)
         return _lognormal_effect(*self._components(fold), low, high, action)
 
     def _components(self, fold: Fold) -> tuple[Array, Array, Array]:
@@ -288,6 +289,14 @@ class ClosedForm:
         times = self.length if fold == "sum" else 1
         scale = self.rms * math.sqrt(self.length) if fold == "sum" else self.rms / math.sqrt(self.length)
         return np.ones(1), np.array([-(self.rms**2) / 2 * times]), np.array([scale])
+
+
+def _edgeworth(z: float, skewness: float, kurtosis: float) -> float:
+    """P(Z <= z) of a nearly normal number with mean 0 and variance 1, by the Edgeworth series to the fourth moment."""
+    third, fourth = z**2 - 1, z**3 - 3 * z
+    sixth = z**5 - 10 * z**3 + 15 * z
+    change = skewness / 6 * third + kurtosis / 24 * fourth + skewness**2 / 72 * sixth
+    return min(max(float(special.ndtr(z)) - math.exp(-(z**2) / 2) / math.sqrt(2 * math.pi) * change, 0.0), 1.0)
 
 
 def _lognormal_effect(share: Array, mean: Array, scale: Array, low: float, high: float, action: Action) -> Effect:
@@ -330,9 +339,10 @@ def _log_between(a: Array, b: Array) -> Array:
 
 def mixture_draw(sigma: float) -> Draw:
     """Independent tokens of the mixture at rms sigma."""
+    edges = np.cumsum(SHARES)[:-1]
 
     def draw(rng: np.random.Generator, rows: int, tokens: int) -> Array:
-        scale = SCALES[rng.choice(len(SHARES), size=(rows, tokens), p=SHARES)] * sigma
+        scale = SCALES[np.searchsorted(edges, rng.random((rows, tokens)))] * sigma
         drawn: Array = scale * rng.standard_normal((rows, tokens)) - scale**2 / 2
         return drawn
 
