@@ -7,9 +7,11 @@ given to any process.
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -24,19 +26,22 @@ settings.register_profile("skewsim", deadline=None, derandomize=True, database=N
 settings.load_profile("skewsim")
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if not config.pluginmanager.hasplugin("xdist"):
-        return
-    together = {item.path for item in items if _shares_a_fixture(item)}
-    for item in items:
-        if item.path in together:
-            item.add_marker(pytest.mark.xdist_group(item.path.name))
+@pytest.hookimpl(optionalhook=True, tryfirst=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """pytest-xdist's scheduling by scope, with scopes of our own; files with many tests that stay together go first."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            path = nodeid.partition("::")[0]
+            return path if _shares_a_fixture(config.rootpath / path) else nodeid
+
+    return Scheduling(config, log)
 
 
-def _shares_a_fixture(item: pytest.Item) -> bool:
-    fixtures = getattr(item, "_fixtureinfo").name2fixturedefs.values()  # noqa: B009
-    return any(each.scope == "module" for definitions in fixtures for each in definitions)
+@functools.cache
+def _shares_a_fixture(path: Path) -> bool:
+    return 'scope="module"' in path.read_text(encoding="utf-8")
 
 
 class Faults:

@@ -260,7 +260,9 @@ def _lower(rule: Rule, data: Healthy, level: float) -> float:
 
 
 def _between(rule: Rule, default: Bounds, wide: Bounds) -> list[Bounds]:
-    """The default, and the bounds to try: for a weight of sequences also some on the way to those that are not reached."""
+    """The default, and the bounds to try: for a weight of sequences also some on the way to those that are not
+    reached.
+    """
     steps = STEPS if rule.fold == "sum" and rule.action in ("truncate", "mask") else 1
     return [default, *(_mix(default, wide, float(part)) for part in np.linspace(0, 1, steps + 1)[1:])]
 

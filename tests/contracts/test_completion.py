@@ -68,7 +68,7 @@ def test_bash_completes_every_option_that_the_help_of_a_command_lists(
     name: str, bash_script: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([name, "--help"]) == 0
-    listed = set(re.findall(r"^[│|]? *\*? *(?:[A-Z-]+ )?(--[a-z-]+)", capsys.readouterr().out, flags=re.MULTILINE))
+    listed = set(re.findall(r"^[│|]? *\*? *(?:[A-Z-]+ )?(--[a-z0-9-]+)", capsys.readouterr().out, flags=re.MULTILINE))
     assert listed <= set(complete(bash_script, name, "--"))
 
 
