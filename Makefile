@@ -20,7 +20,7 @@ SIDE_BY_SIDE ?= --numprocesses logical --maxprocesses 8
 export OMP_NUM_THREADS ?= 1
 export MKL_NUM_THREADS ?= 1
 
-.PHONY: install demo test test-slow test-engines test-all check engines clean
+.PHONY: install demo test fuzz test-slow test-engines test-all check engines clean
 install: $(STAMP)
 
 # torch first and by itself, so that its index is asked for nothing else.
@@ -38,6 +38,10 @@ test: $(STAMP)
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "(slow or wheel) and not engine"
+
+# Random input for every reader, more of it than the daily tests have: make fuzz N=50000
+fuzz: $(STAMP)
+	SKEWSIM_FUZZ=$$(( $(or $(N),2000) / 7 )) $(BIN)/python -m pytest $(SIDE_BY_SIDE) --timeout 0 tests/fuzz
 
 # One after another: an engine takes all cores and gigabytes of memory.
 test-engines: $(STAMP)
