@@ -32,6 +32,8 @@ from skewsim.share import parse_assignments
 if TYPE_CHECKING:
     from harness.legs import Legs
     from harness.measure import Measurement
+    from skewsim.skew.sequences import SequenceLog
+    from skewsim.skew.tokens import TokenTable
 
 engines = App(help="Install, list and check real engines, each in an environment of its own.")
 models = App(help="Install, list and show real language models, each a Hugging Face folder.")
@@ -403,3 +405,17 @@ def import_log(
         show_lines(f"{out}: {len(table)} tokens")
     for line in report.lines():
         say(line)
+
+
+def read_source(path: Path) -> TokenTable | SequenceLog:
+    """Any log that somebody has: ours, or another program's, of which what was noticed is said on stderr."""
+    from harness.logs import Report, read_log
+    from harness.metric_logs import identify
+
+    if path.is_file() and (found := identify(path)).kind in ("metrics", "config"):
+        raise UserError(f"{path}: {found.kind}, no log of tokens; allowed: what `skewsim import` reads (docs/logs.md)")
+    report = Report()
+    source = read_log(path, report=report)
+    for line in report.lines() if report.format else []:
+        say(line)
+    return source

@@ -21,9 +21,10 @@ from harness.logs.rows import Context, Format, Notes, fields, turns
 from harness.logs.table import LONG, is_long, long_table, wide_reader
 from harness.logs.text_only import refusal
 from harness.logs.values import ValueCounts, count_values, without_tools
+from skewsim.diagnose import load_source
 from skewsim.errors import FileFormatError, UserError
 from skewsim.skew.curves import find_name
-from skewsim.skew.sequences import SequenceRecord, build_table, parse_record
+from skewsim.skew.sequences import SequenceLog, SequenceRecord, build_table, parse_record
 from skewsim.skew.tokens import TokenTable
 
 
@@ -122,6 +123,23 @@ def import_sequences(
     except _WRONG as error:
         reason = f"no field {error}" if isinstance(error, KeyError) else (str(error) or type(error).__name__)
         raise FileFormatError(f"{report.format} log {at[0]}, row {at[1]}: {reason.splitlines()[0][:160]}") from None
+
+
+def read_log(path: Path | str, *, report: Report | None = None) -> TokenTable | SequenceLog:
+    """Whatever somebody has, for `skewsim.diagnose`: a token table, whole sequences, or another program's log.
+
+    `report` is filled where the log was another program's. Raises FileFormatError.
+    """
+    path = Path(path)
+    if path.suffix == ".npz" or not path.exists():
+        return load_source(path)
+    row = first_row(path) if path.is_file() else None
+    keys = set(map(str, row)) if isinstance(row, Mapping) else set()
+    if keys >= {"token_ids", "engine_logprobs"} or keys >= {"sequence", "position", "engine_logprob"}:
+        return load_source(path)
+    report = report or Report()
+    records = tuple(import_sequences(path, report=report))
+    return SequenceLog(records, {"source": path.name, "imported_from": report.format.partition(" ")[0]})
 
 
 def formats() -> list[str]:

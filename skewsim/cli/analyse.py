@@ -13,6 +13,7 @@ from skewsim.cli.options import Flag
 
 if TYPE_CHECKING:
     from skewsim.diagnose.causes import Diagnosis
+    from skewsim.skew.tokens import TokenTable
 
 Limits = Annotated[list[str] | None, Parameter(negative="")]
 
@@ -32,7 +33,7 @@ def diagnose(
     Parameters
     ----------
     table
-        A token table (.npz, .parquet), or JSON lines with one sequence per line.
+        A token table, whole sequences, or another program's log (as `skewsim import` reads it): a file or a folder.
     model
         A Hugging Face folder to score the tokens with, or the name of an installed model; may be given more than once,
         newest first.
@@ -45,11 +46,12 @@ def diagnose(
     json
         One JSON object.
     """
-    from skewsim.cli.main import FIND_MODEL, resolve
-    from skewsim.diagnose import diagnose_path
+    from skewsim.cli.main import FIND_MODEL, READ_LOG, resolve
+    from skewsim.diagnose import diagnose, load_models
 
-    models = [resolve(FIND_MODEL)(each) for each in model or []]
-    found = diagnose_path(table, models=models, dtype=dtype, model_kind=model_kind, framework=framework)
+    models = load_models([resolve(FIND_MODEL)(each) for each in model or []])
+    source = resolve(READ_LOG)(table)
+    found = diagnose(source, models=models, dtype=dtype, model_kind=model_kind, framework=framework)
     if json:
         print_json(found.to_json())
         return
@@ -122,7 +124,7 @@ def advise(
     profile
         A measured profile, as a name or a path.
     log
-        A log of both log-probabilities: its own tokens are drawn from. A token table (.npz, .parquet) or JSON lines.
+        A log of both log-probabilities, as `skewsim diagnose` takes it: its own tokens are drawn from.
     json
         One JSON object.
     plain
@@ -131,7 +133,8 @@ def advise(
     from skewsim.skew.advise import advise
     from skewsim.skew.noise_level import noise_of
 
-    level = noise_of(length, sigma=sigma, mean_abs=mean_abs, k3=k3, metric=metric, profile=profile, log=log)
+    tokens = None if log is None else _tokens(log)
+    level = noise_of(length, sigma=sigma, mean_abs=mean_abs, k3=k3, metric=metric, profile=profile, log=tokens)
     found = advise(level.noise, level.length)
     if json:
         print_json(found.to_json())
@@ -160,7 +163,7 @@ def gate(table: Path, /, *, max: Limits = None, min: Limits = None, json: Flag =
     Parameters
     ----------
     table
-        A token table (.npz, .parquet), or JSON lines with one sequence per line.
+        A token table, whole sequences, or another program's log (as `skewsim import` reads it): a file or a folder.
     max
         METRIC=VALUE, as in kl_k3=1e-3; may be given more than once. nonfinite=0 and placeholder=0 hold unless other
         values are given: tokens without a number, and values that are no log-probability.
@@ -169,13 +172,24 @@ def gate(table: Path, /, *, max: Limits = None, min: Limits = None, json: Flag =
     json
         One JSON object.
     """
-    from skewsim.diagnose import count_values, load_source
+    from skewsim.cli.main import READ_LOG, resolve
+    from skewsim.diagnose import count_values
     from skewsim.skew.gate import gate
 
-    rows, filled = count_values(load_source(table))
+    rows, filled = count_values(resolve(READ_LOG)(table))
     report = gate(rows, maximum=max or [], minimum=min or [], placeholder=filled)
     if json:
         print_json(report.to_json())
     else:
         show_lines(*report.checks)
     return report.exit_code
+
+
+def _tokens(log: Path) -> TokenTable:
+    """Any log as a table of tokens that says where it is from."""
+    from skewsim.cli.main import READ_LOG, resolve
+    from skewsim.skew.tokens import TokenTable
+
+    found = resolve(READ_LOG)(log)
+    table: TokenTable = found if isinstance(found, TokenTable) else found.table()
+    return table.with_meta(source=table.meta.get("source", log.name))

@@ -65,6 +65,8 @@ LAST_NET = "skewsim.cli.fault:fault"
 """The function that writes the report of an exception that nobody foresaw, and returns the line to print."""
 CHOOSE_ENGINE = "harness.engines:choose"
 """The function that turns a real engine's name into an `EngineChoice` (`skewsim.engine.choice`)."""
+READ_LOG = "harness.commands:read_source"
+"""The function that reads any log that somebody has, and says on stderr what it noticed."""
 FIND_MODEL = "harness.models:find_model"
 """The function that turns an installed model's name into its folder, and leaves other paths as they are."""
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,7 +16,6 @@ from skewsim.skew.gate import metric_names
 from skewsim.skew.healthy import sigma_of
 from skewsim.skew.metrics import METRICS
 from skewsim.skew.profile import SkewProfile, load_profile
-from skewsim.skew.sequences import load_sequences
 from skewsim.skew.tokens import TokenTable
 
 if TYPE_CHECKING:
@@ -42,7 +40,7 @@ def noise_of(
     k3: float | None = None,
     metric: str | None = None,
     profile: str | None = None,
-    log: Path | None = None,
+    log: TokenTable | None = None,
 ) -> NoiseLevel:
     """The noise level given in exactly one of the ways. UserError: none or several, or a value it cannot be."""
     given: Mapping[str, object] = dict(zip(WAYS, (sigma, mean_abs, k3, metric, profile, log), strict=True))
@@ -51,8 +49,7 @@ def noise_of(
         found = " and ".join(ways) or "none"
         raise UserError(f"advise needs one of --sigma or --profile, {', '.join(WAYS[1:4])}, --log; given: {found}")
     if log is not None:
-        table = load_log(log)
-        return NoiseLevel(table, length or mean_length(table))
+        return NoiseLevel(log, length or mean_length(log))
     if length is None:
         raise UserError("advise needs --length, in response tokens (a --log has its own)")
     if profile is not None:
@@ -87,15 +84,6 @@ def sigma_by_name(text: str) -> float:
     raise UserError(
         f"--metric {logged}: no name that is known; allowed: rms, {', '.join(short)}, or a framework's name"
     )
-
-
-def load_log(path: Path) -> TokenTable:
-    """A log's sampled tokens: a token table (.npz, .parquet), or JSON lines of sequences."""
-    if path.suffix in (".jsonl", ".json", ".ndjson"):
-        return load_sequences(path).table()
-    table = TokenTable.load(path)
-    table.meta.setdefault("source", path.name)
-    return table
 
 
 def mean_length(table: TokenTable) -> int:

@@ -12,10 +12,10 @@ import pyarrow.parquet
 import pytest
 import torch
 
-from harness.logs import formats, import_rollouts, import_sequences
+from harness.logs import formats, import_rollouts, import_sequences, read_log
 from skewsim.cli.main import main
 from skewsim.errors import FileFormatError, UserError
-from skewsim.skew.sequences import load_sequences, write_sequences
+from skewsim.skew.sequences import SequenceLog, load_sequences, write_sequences
 from skewsim.skew.tokens import TokenTable
 
 PROMPT = [5, 6, 7]
@@ -139,6 +139,34 @@ def nemo_rl(folder: Path) -> Path:
         for tokens, engine, trainer in zip(TOKENS, ENGINE, TRAINER, strict=True)
     ]
     return lines(folder / "train_data_step1.jsonl", rows)
+
+
+@pytest.mark.parametrize("write", [verl, trl, slime, nemo_rl])
+def test_diagnose_and_gate_read_a_frameworks_log_as_import_would(
+    write: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(tmp_path)
+    read = read_log(path)
+    assert isinstance(read, SequenceLog)
+    assert read.table().skew.tolist() == import_rollouts(path).skew.tolist()
+    assert main(["diagnose", str(path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["verdict"] == "unknown"  # five tokens are too few
+    assert main(["gate", str(path), "--max", "logprob_diff_max=0.11"]) == 0
+
+
+def test_read_log_takes_our_own_files_as_they_are(tmp_path: Path) -> None:
+    table = import_rollouts(nemo_rl(tmp_path))
+    for name in ("table.npz", "table.parquet"):
+        table.save(tmp_path / name)
+        assert isinstance(read_log(tmp_path / name), TokenTable)
+    write_sequences(import_sequences(nemo_rl(tmp_path)), tmp_path / "ours.jsonl")
+    assert isinstance(read_log(tmp_path / "ours.jsonl"), SequenceLog)
+
+
+def test_a_file_of_metrics_is_not_diagnosed_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "export.csv").write_text("Step,run - train/reward\n1,0.5\n2,0.6\n")
+    assert main(["diagnose", str(tmp_path / "export.csv")]) == 2
+    assert "metrics, no log of tokens" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
