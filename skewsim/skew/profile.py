@@ -176,7 +176,19 @@ class SkewProfile(_Part):
     @property
     def verdict(self) -> Verdict:
         """How the rms compares with the published rms of the same precision."""
-        return judge(self)
+        return judge(self.precision, self.fit.rms.value)
+
+    @property
+    def precision(self) -> str:
+        """Which of the engine's precisions dominates its noise, in the words of `skewsim.skew.published.FIGURES`."""
+        where = self.provenance
+        asked = where.settings.get("asked", {})
+        body, head = where.dtype or "an unknown dtype", where.head_dtype or where.dtype
+        if asked.get("quantization"):
+            return f"{asked['quantization']} weights"
+        if asked.get("kv_cache_dtype", "auto") != "auto":
+            return "fp8 keys and values"
+        return body if head in (body, None) else f"{body} with a {head} head"
 
     def describe(self) -> list[str]:
         """The profile in a few lines: its source, size and kind of skew, and how it compares with published figures."""

@@ -11,10 +11,7 @@ sides); ServiceNow/Fast-LLM pull request 525 (Qwen2.5-0.5B).
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal
-
-if TYPE_CHECKING:
-    from skewsim.skew.profile import SkewProfile
+from typing import Any, Literal
 
 USUAL = 2.0
 """A measured rms is usual if it is at most this factor above or below the published one."""
@@ -70,21 +67,8 @@ class Verdict:
         return asdict(self)
 
 
-def precision_of(profile: SkewProfile) -> str:
-    """The precision that dominates the engine's noise, by its name in `FIGURES`."""
-    where = profile.provenance
-    asked = where.settings.get("asked", {})
-    body, head = where.dtype or "an unknown dtype", where.head_dtype or where.dtype
-    if asked.get("quantization"):
-        return f"{asked['quantization']} weights"
-    if asked.get("kv_cache_dtype", "auto") != "auto":
-        return "fp8 keys and values"
-    return body if head in (body, None) else f"{body} with a {head} head"
-
-
-def judge(profile: SkewProfile) -> Verdict:
+def judge(precision: str, rms: float | None) -> Verdict:
     """Compare the profile's rms skew with the published one of the same precision."""
-    precision, rms = precision_of(profile), profile.fit.rms.value
     row = next((figure for figure in FIGURES if figure.precision == precision), None)
     if row is None or rms is None:
         return Verdict(precision, rms, None, "nothing published", "compare with another engine: skewsim replay")

@@ -418,11 +418,18 @@ def test_a_run_that_was_killed_is_not_said_to_be_running(tmp_path: Path) -> None
     assert summary_line(tmp_path).endswith("(no summary)")
 
 
-def test_causes_are_listed_in_the_order_to_mend_them_with_what_is_left() -> None:
-    causes = tuple(found(name, share, "seen") for name, share in (("stale_weights", 0.7), ("raw_logprobs", 0.1)))
+@pytest.mark.parametrize(
+    ("shares", "first"),
+    [((0.7, 0.1), "stale_weights"), ((0.45, 0.35), "raw_logprobs")],
+    ids=["what hurts most", "the same within the error: by layer"],
+)
+def test_causes_are_listed_in_the_order_to_mend_them_with_what_is_left(shares: tuple[float, float], first: str) -> None:
+    names = ("stale_weights", "raw_logprobs")
+    causes = tuple(found(name, share, "seen") for name, share in zip(names, shares, strict=True))
     text = report(Diagnosis(causes, 700, 64, 0.5), Look()).plain
-    assert text.index("raw_logprobs  ") < text.index("stale_weights  ")
-    assert "Verdict: raw_logprobs" in text
+    other = next(name for name in names if name != first)
+    assert text.index(f"{first}  ") < text.index(f"{other}  ")
+    assert f"Verdict: {first}" in text
     assert "in the order in which to mend them" in text
     assert "20% of the mean square skew is explained by none of this" in text
 
