@@ -18,7 +18,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from skewsim import __version__
-from skewsim.cli.process import discard_output, heed_interrupts, ignore_interrupts, open_streams
+from skewsim.cli.process import discard_output, heed_interrupts, ignore_interrupts, open_streams, was_interrupted
 from skewsim.errors import SkewsimError, Terminated, UserError, shown
 from skewsim.extras import explain
 
@@ -110,7 +110,7 @@ def _guarded(words: list[str]) -> int:
         status = 2 if error.filename is not None and error.errno in _MISTAKEN_PATHS else 1
         return _complain(status, f"{error.filename}: {error.strerror}" if error.filename else str(error))
     except Exception as error:
-        return _fault(error, words)
+        return _complain(130, "interrupted") if was_interrupted() else _fault(error, words)
 
 
 def help_text() -> str:

@@ -6,10 +6,8 @@ import os
 import signal
 import sys
 import threading
-import time
 
-_TOGETHER = 2.0
-"""Seconds after an interrupt in which further ones count as the same: a command ends in order, and once."""
+_interrupted = False
 
 
 def open_streams() -> None:
@@ -34,18 +32,22 @@ def discard_output() -> None:
 
 
 def heed_interrupts() -> None:
-    """Ctrl+C raises KeyboardInterrupt, and what is pressed in the two seconds after it does nothing."""
-    last = -_TOGETHER
+    """Ctrl+C raises KeyboardInterrupt, but not while an earlier one is being handled: a command ends in order, once."""
 
     def heed(number: int, frame: object) -> None:
-        nonlocal last
-        before, last = last, time.monotonic()
-        if last - before >= _TOGETHER:
+        global _interrupted
+        _interrupted = True
+        if not isinstance(sys.exc_info()[1], KeyboardInterrupt):
             raise KeyboardInterrupt
 
     first = threading.current_thread() is threading.main_thread()
     if first and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, heed)
+
+
+def was_interrupted() -> bool:
+    """Whether Ctrl+C was pressed. A library that is being imported may turn its exception into another one."""
+    return _interrupted
 
 
 def ignore_interrupts() -> None:

@@ -73,7 +73,7 @@ def log(tmp_path: Path) -> Path:
     rng = np.random.default_rng(0)
     rows = []
     for _ in range(12):
-        engine = np.log(rng.uniform(0.1, 1, 60))
+        engine = np.log(rng.uniform(0.1, 0.95, 60))
         row = {"prompt_ids": [1, 2, 3], "completion_ids": rng.integers(0, 50, 60).tolist(), "completion_mask": [1] * 60}
         row |= {"sampling_per_token_logps": engine.tolist()}
         rows.append(row | {"old_per_token_logps": (engine + rng.normal(0, 0.01, 60)).tolist()})
@@ -137,6 +137,7 @@ def test_a_frameworks_log_is_imported_diagnosed_and_gated(skewsim: Any, log: Pat
     assert skewsim("import", log.name, "--out", "table.parquet").stdout == "table.parquet: 720 tokens\n"
     found = json.loads(skewsim("diagnose", "table.npz", "--json").stdout)
     assert found["verdict"] == "healthy"
+    assert json.loads(skewsim("diagnose", log.name, "--json").stdout)["verdict"] == "healthy"  # without import
     assert skewsim("gate", "table.parquet", "--max", "logprob_diff_mean=0.02").returncode == 0
     assert skewsim("gate", "table.parquet", "--max", "logprob_diff_mean=0.002").returncode == 1
 

