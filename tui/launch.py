@@ -90,7 +90,7 @@ def _run(app: SkewsimApp, process: TrainingProcess | None) -> int:
         process.stop()
     app.lab.driver.stop()  # by now it is waiting for nothing
     remember(app.lab.yours)
-    if app.fault is not None:
+    if app.fault is not None and not app.signal:  # what breaks while a signal ends it is no news
         raise app.fault
     if "TEXTUAL_DRIVER" not in os.environ:
         print(farewell(app.lab, app.score), flush=True)

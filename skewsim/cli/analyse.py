@@ -49,8 +49,8 @@ def diagnose(
     from skewsim.cli.main import FIND_MODEL, READ_LOG, resolve
     from skewsim.diagnose import diagnose, load_models
 
-    models = load_models([resolve(FIND_MODEL)(each) for each in model or []])
     source = resolve(READ_LOG)(table)
+    models = load_models([resolve(FIND_MODEL)(each) for each in model or []])
     found = diagnose(source, models=models, dtype=dtype, model_kind=model_kind, framework=framework)
     if json:
         print_json(found.to_json())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -315,11 +314,9 @@ def test_any_frameworks_metric_name_gives_the_noise_level(text: str, sigma: floa
     assert sigma_by_name(text) == pytest.approx(sigma, rel=0.01)
 
 
-def test_a_log_is_its_own_noise_and_its_own_length(tmp_path: Path) -> None:
+def test_a_log_is_its_own_noise_and_its_own_length() -> None:
     d = mixture_draw(0.1)(np.random.default_rng(0), 300, 80)
-    path = tmp_path / "table.npz"
-    table(d).save(path)
-    level = noise_of(None, log=path)
+    level = noise_of(None, log=table(d).with_meta(source="table.npz"))
     assert level.length == 80
     report, closed = advise(level.noise, level.length), advise(0.1, 80)
     assert report.sigma == pytest.approx(0.1, rel=0.05)
@@ -339,7 +336,6 @@ def test_a_log_is_its_own_noise_and_its_own_length(tmp_path: Path) -> None:
         ({"metric": "pearson=0.9"}, "does not tell the noise level"),
         ({"mean_abs": 50.0}, "logprob_diff_mean=50"),
         ({"k3": -1.0}, "kl_k3=-1"),
-        ({"log": Path("nosuch.npz")}, "nosuch.npz"),
     ],
 )
 def test_a_noise_level_that_is_none_is_one_line(given: dict[str, object], word: str) -> None:
