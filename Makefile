@@ -20,7 +20,7 @@ SIDE_BY_SIDE ?= --numprocesses logical --maxprocesses 8
 export OMP_NUM_THREADS ?= 1
 export MKL_NUM_THREADS ?= 1
 
-.PHONY: install demo test fuzz test-slow test-engines test-all check engines clean
+.PHONY: install demo test fuzz test-slow test-engines test-real test-all check engines clean
 install: $(STAMP)
 
 # torch first and by itself, so that its index is asked for nothing else.
@@ -45,7 +45,12 @@ fuzz: $(STAMP)
 
 # One after another: an engine takes all cores and gigabytes of memory.
 test-engines: $(STAMP)
-	$(BIN)/python -m pytest -m engine
+	$(BIN)/python -m pytest -m "engine and not real"
+
+# A real language model on a real engine, minutes each: skewsim models install smollm2-135m
+test-real: $(STAMP)
+	$(BIN)/skewsim models install smollm2-135m
+	$(BIN)/python -m pytest -m real
 
 test-all: test test-slow test-engines
 

@@ -11,7 +11,7 @@ from harness.measure import measure
 from harness.models import MODELS, find_model, installed
 from skewsim.settings import EngineSettings
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.real]
 NAME = "smollm2-135m"
 
 
