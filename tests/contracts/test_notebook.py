@@ -12,6 +12,9 @@ PAGE = (ROOT / "docs" / "notebook.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
 
 
+pytestmark = pytest.mark.slow  # it trains, climbs a ladder and draws
+
+
 @pytest.fixture(scope="module")
 def shown(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
     """The page's names after all of its code."""

