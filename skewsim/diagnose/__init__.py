@@ -72,10 +72,7 @@ def diagnose(
             raise UserError(
                 "models can score sequences only: give JSON lines with prompt_token_ids instead of a token table"
             )
-        scored, used = prepare(models, source.records)
-        if used < len(source.records):
-            notes.append(f"scored the first {used} of {len(source.records)} sequences")
-            source = replace(source, records=source.records[:used])
+        scored = prepare(models, source)
     rows = Rows.from_log(source) if isinstance(source, SequenceLog) else Rows.from_table(source)
     declared: dict[str, Any] = {} if dtype is None else {"dtype": dtype, "trainer_dtype": dtype}
     declared |= {} if model_kind is None else {"model_kind": model_kind}

@@ -8,6 +8,7 @@ engine does whose cache outlived a weight update. Folders are read without pickl
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,20 @@ from skewsim.errors import FileFormatError
 from skewsim.skew.sequences import SequenceRecord
 
 BATCH_TOKENS = 8192
+STATES = 2**28  # bytes of hidden states that are kept
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """Last hidden states, so that another head or temperature needs no pass of the body."""
+
+    states: list[torch.Tensor]
+    belong_to: object
+    """What they were computed of: known by its identity, and held so that nothing else can get the same."""
+
+    @property
+    def size(self) -> int:
+        return sum(each.nbytes for each in self.states)
 
 
 @dataclass(eq=False)
@@ -30,6 +45,7 @@ class ModelScorer:
     name: str
     model: Any
     _casts: dict[str, Any] = field(default_factory=dict)
+    _kept: OrderedDict[tuple[object, ...], _Kept] = field(default_factory=OrderedDict)
 
     @classmethod
     def from_folder(cls, folder: Path | str) -> ModelScorer:
@@ -70,7 +86,34 @@ class ModelScorer:
 
         With `older`, the first ``old_tokens[i]`` tokens of prompt and response i keep its keys and values.
         """
-        parts: list[Floats | None] = [None] * len(records)
+        states = self._of(records, dtype, older, old_tokens)
+        return np.concatenate([self._head(each, head_dtype) for each in states])
+
+    def _of(
+        self,
+        records: Sequence[SequenceRecord],
+        dtype: str,
+        older: ModelScorer | None,
+        old_tokens: Sequence[int] | None,
+    ) -> list[torch.Tensor]:
+        """The last hidden states (sampled tokens, width) of each record; those computed last are kept."""
+        key = (tuple(map(id, records)), dtype, id(older), None if older is None else tuple(old_tokens or ()))
+        if key not in self._kept:
+            states = self._computed(records, dtype, older, old_tokens)
+            self._kept[key] = _Kept(states, (tuple(records), older))
+            while len(self._kept) > 1 and sum(each.size for each in self._kept.values()) > STATES:
+                self._kept.popitem(last=False)
+        self._kept.move_to_end(key)
+        return self._kept[key].states
+
+    def _computed(
+        self,
+        records: Sequence[SequenceRecord],
+        dtype: str,
+        older: ModelScorer | None,
+        old_tokens: Sequence[int] | None,
+    ) -> list[torch.Tensor]:
+        parts: list[torch.Tensor] = [torch.empty(0)] * len(records)
         for batch in _batches(records, old_tokens):
             tokens = [_whole(records[index]) for index in batch]
             ids = torch.zeros(len(batch), max(len(row) for row in tokens), dtype=torch.long)
@@ -83,8 +126,8 @@ class ModelScorer:
                 start = len(tokens[row]) - len(record.tokens)
                 rows = torch.from_numpy(np.flatnonzero(record.sampled)) + start - 1 - cut
                 rows = rows.clamp(min=0)  # logits before the cut are not this configuration's: nobody reads them
-                parts[index] = self._head(hidden[row, rows], head_dtype)
-        return np.concatenate([part for part in parts if part is not None])
+                parts[index] = hidden[row, rows]
+        return parts
 
     def _hidden(self, ids: torch.Tensor, dtype: str, older: ModelScorer | None, cut: int) -> torch.Tensor:
         """Last hidden states from position `cut` on; right padding needs no mask in a causal model."""
