@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from skewsim.diagnose.rows import Floats, Ints
-from skewsim.errors import FileFormatError
+from skewsim.errors import FileFormatError, UserError
 from skewsim.skew.sequences import SequenceRecord
 
 BATCH_TOKENS = 8192
@@ -44,12 +44,16 @@ class ModelScorer:
 
     name: str
     model: Any
+    batch_tokens: int = BATCH_TOKENS
+    """Padded tokens of prompts and responses that go through the body at once."""
     _casts: dict[str, Any] = field(default_factory=dict)
     _kept: OrderedDict[tuple[object, ...], _Kept] = field(default_factory=OrderedDict)
 
     @classmethod
-    def from_folder(cls, folder: Path | str) -> ModelScorer:
+    def from_folder(cls, folder: Path | str, *, batch_tokens: int | None = None) -> ModelScorer:
         """A local Hugging Face folder with safetensors. FileFormatError if it is none."""
+        if batch_tokens is not None and batch_tokens < 1:
+            raise UserError(f"batch_tokens={batch_tokens}; allowed: at least 1")
         folder = Path(folder)
         if not (folder / "config.json").is_file():
             raise FileFormatError(f"model {folder}: no Hugging Face folder (config.json is missing)")
@@ -66,7 +70,7 @@ class ModelScorer:
             reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
             raise FileFormatError(f"model {folder}: {reason}") from None
         model.train(False)
-        return cls(folder.name, model)
+        return cls(folder.name, model, batch_tokens or BATCH_TOKENS)
 
     @property
     def vocab_size(self) -> int:
@@ -114,7 +118,7 @@ class ModelScorer:
         old_tokens: Sequence[int] | None,
     ) -> list[torch.Tensor]:
         parts: list[torch.Tensor] = [torch.empty(0)] * len(records)
-        for batch in _batches(records, old_tokens):
+        for batch in _batches(records, old_tokens, self.batch_tokens):
             tokens = [_whole(records[index]) for index in batch]
             ids = torch.zeros(len(batch), max(len(row) for row in tokens), dtype=torch.long)
             for row, values in enumerate(tokens):
@@ -161,13 +165,13 @@ def _whole(record: SequenceRecord) -> Ints:
     return np.concatenate([prompt, record.tokens]).astype(np.int64)
 
 
-def _batches(records: Sequence[SequenceRecord], old_tokens: Sequence[int] | None) -> list[list[int]]:
-    """Indices of records of like length (and like cut), at most `BATCH_TOKENS` padded tokens a batch."""
+def _batches(records: Sequence[SequenceRecord], old_tokens: Sequence[int] | None, limit: int) -> list[list[int]]:
+    """Indices of records of like length (and like cut), at most `limit` padded tokens a batch."""
     cut = [0] * len(records) if old_tokens is None else [int(value) for value in old_tokens]
     length = [len(_whole(record)) for record in records]
     batches: list[list[int]] = []
     for index in sorted(range(len(records)), key=lambda i: (cut[i], length[i])):
-        if batches and cut[batches[-1][0]] == cut[index] and (len(batches[-1]) + 1) * length[index] <= BATCH_TOKENS:
+        if batches and cut[batches[-1][0]] == cut[index] and (len(batches[-1]) + 1) * length[index] <= limit:
             batches[-1].append(index)
         else:
             batches.append([index])

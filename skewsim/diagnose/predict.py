@@ -1,15 +1,15 @@
 """What an explanation would report: the logprobs of a configuration, computed with the models at hand.
 
 A configuration says which weights, whose keys and values, which precision, which temperature and truncation. Where all
-logits of a log fit into a fixed memory, those of the few configurations used last are kept. Where they do not (4,000 tokens
-tokens of a vocabulary of 49,152 are 800 MB), the logits are computed piece by piece, only the logprobs are kept, and
-the many configurations of a search are first compared on a sample of the sequences: the best is then computed on all.
+logits of a log fit into a fixed memory, those of the few configurations used last are kept. Where they do not (those of
+4,000 tokens over a vocabulary of 49,152 are 800 MB), the logits are computed piece by piece and only the logprobs kept;
+the many configurations of a search are first compared on a sample of the sequences, the best is then computed on all.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Protocol
@@ -27,6 +27,10 @@ KEPT = 4  # logit matrices
 REMEMBERED = 64  # configurations whose logprobs are kept
 BLOCK = 2**18  # logits whose softmax is taken at once: what a processor's cache holds
 LOGGED = -1  # each sequence's boundary is where its logged weight version first changes
+
+
+Progress = Callable[[int, int, str], None]
+"""Told (sequences scored, of how many, with what) during a pass that takes long."""
 
 
 class Scorer(Protocol):
@@ -75,6 +79,7 @@ class Models:
 
     scorers: Sequence[Scorer]
     log: SequenceLog
+    progress: Progress | None = None
     _logits: OrderedDict[tuple[object, ...], Floats] = field(default_factory=OrderedDict)
     _logprobs: OrderedDict[Config, Floats] = field(default_factory=OrderedDict)
 
@@ -117,7 +122,10 @@ class Models:
 
     def _in_pieces(self, config: Config) -> Iterator[Floats]:
         """The logprobs of every row, a few sequences at a time."""
+        what = f"scoring with {self.scorers[config.weights].name}, body {config.dtype}, head {config.head_dtype}"
         for chosen in self._pieces:
+            if self.progress is not None:
+                self.progress(int(chosen[0]), len(self.records), what)
             part = self._of(chosen)
             yield _logprobs(part._score(config), config, part._rows)
 
@@ -276,7 +284,7 @@ def _support(scaled: Floats, top_p: float, top_k: int, min_p: float) -> Bools:
     return kept
 
 
-def prepare(scorers: Sequence[Scorer], log: SequenceLog) -> Models:
+def prepare(scorers: Sequence[Scorer], log: SequenceLog, progress: Progress | None = None) -> Models:
     """The models with the sequences they score. UserError if these cannot be scored."""
     vocab = scorers[0].vocab_size
     for record in log.records:
@@ -287,4 +295,4 @@ def prepare(scorers: Sequence[Scorer], log: SequenceLog) -> Models:
         highest = max(int(record.tokens.max(initial=0)), int(record.prompt_tokens.max()))
         if highest >= vocab:
             raise UserError(f"token id {highest} is outside the vocabulary of {scorers[0].name} ({vocab})")
-    return Models(scorers, log)
+    return Models(scorers, log, progress)
