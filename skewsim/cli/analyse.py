@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from skewsim.cli.display import print_json, print_table, say, show_lines
+from skewsim.cli.display import counter, print_json, print_table, say, show_lines
 from skewsim.cli.options import Flag
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ def diagnose(
     dtype: str | None = None,
     model_kind: str | None = None,
     framework: str | None = None,
+    batch_tokens: int | None = None,
     json: Flag = False,
 ) -> None:
     """Name the causes of a token table's skew in the order to mend them, with the evidence and the setting to change.
@@ -43,6 +45,8 @@ def diagnose(
         dense or moe: a mixture of experts has more skew, and heavier tails.
     framework
         Only this one's settings in the fixes: vLLM, PipelineRL, verl, TRL, prime-rl, slime, Miles, NeMo-RL or SkyRL.
+    batch_tokens
+        Tokens of prompts and responses that a model scores at once (default 8192): fewer need less memory.
     json
         One JSON object.
     """
@@ -50,8 +54,11 @@ def diagnose(
     from skewsim.diagnose import diagnose, load_models
 
     source = resolve(READ_LOG)(table)
-    models = load_models([resolve(FIND_MODEL)(each) for each in model or []])
-    found = diagnose(source, models=models, dtype=dtype, model_kind=model_kind, framework=framework)
+    models = load_models([resolve(FIND_MODEL)(each) for each in model or []], batch_tokens=batch_tokens)
+    with counter(0) if models else nullcontext() as progress:
+        found = diagnose(
+            source, models=models, dtype=dtype, model_kind=model_kind, framework=framework, progress=progress
+        )
     if json:
         print_json(found.to_json())
         return

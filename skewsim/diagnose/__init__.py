@@ -20,7 +20,7 @@ from skewsim.diagnose.causes import FIX, LAYER_OF, LAYERS, Cause, Diagnosis, Pla
 from skewsim.diagnose.judge import Findings, clean, judge
 from skewsim.diagnose.kinds import kind_of
 from skewsim.diagnose.parties import compare_three
-from skewsim.diagnose.predict import Config, Models, Scorer, prepare
+from skewsim.diagnose.predict import Config, Models, Progress, Scorer, prepare
 from skewsim.diagnose.rivals import compare
 from skewsim.diagnose.rows import Bools, Rows
 from skewsim.errors import UserError
@@ -54,13 +54,14 @@ def diagnose(
     dtype: str | None = None,
     model_kind: str | None = None,
     framework: str | None = None,
+    progress: Progress | None = None,
 ) -> Diagnosis:
     """The causes of the skew in a table or in whole sequences, and where it lives.
 
     `models`, newest first, score the tokens themselves, the newest also in the trainer's place where its logprobs
     are missing; they need a SequenceLog (a table has no prompts). `dtype` and `model_kind` (dense, moe) say what the
     two sides compute in, so that what is usual for it is called healthy; `framework` shortens the fixes to its own
-    settings. UserError if there is nothing to compare.
+    settings. `progress` is told of passes of a model that take long. UserError if there is nothing to compare.
     """
     normal.check(dtype, model_kind)
     if isinstance(source, SequenceLog):
@@ -72,10 +73,7 @@ def diagnose(
             raise UserError(
                 "models can score sequences only: give JSON lines with prompt_token_ids instead of a token table"
             )
-        scored, used = prepare(models, source.records)
-        if used < len(source.records):
-            notes.append(f"scored the first {used} of {len(source.records)} sequences")
-            source = replace(source, records=source.records[:used])
+        scored = prepare(models, source, progress)
     rows = Rows.from_log(source) if isinstance(source, SequenceLog) else Rows.from_table(source)
     declared: dict[str, Any] = {} if dtype is None else {"dtype": dtype, "trainer_dtype": dtype}
     declared |= {} if model_kind is None else {"model_kind": model_kind}
@@ -223,13 +221,14 @@ def load_source(path: Path | str) -> TokenTable | SequenceLog:
     return TokenTable.load(path)
 
 
-def load_models(folders: Sequence[Path | str]) -> list[Scorer]:
-    """Hugging Face folders, newest first, as scorers."""
+def load_models(folders: Sequence[Path | str], *, batch_tokens: int | None = None) -> list[Scorer]:
+    """Hugging Face folders, newest first, as scorers; `batch_tokens` bounds the padded tokens of a batch."""
     if not folders:
         return []
     from skewsim.diagnose.models import ModelScorer
 
-    scorers: list[Scorer] = [ModelScorer.from_folder(folder) for folder in folders]  # type: ignore[misc]
+    loaded = [ModelScorer.from_folder(folder, batch_tokens=batch_tokens) for folder in folders]
+    scorers: list[Scorer] = loaded  # type: ignore[assignment]
     if len({scorer.vocab_size for scorer in scorers}) > 1:
         raise UserError("--model: the folders have different vocabularies")
     return scorers

@@ -8,6 +8,7 @@ engine does whose cache outlived a weight update. Folders are read without pickl
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,10 +18,24 @@ import numpy as np
 import torch
 
 from skewsim.diagnose.rows import Floats, Ints
-from skewsim.errors import FileFormatError
+from skewsim.errors import FileFormatError, UserError
 from skewsim.skew.sequences import SequenceRecord
 
 BATCH_TOKENS = 8192
+STATES = 2**28  # bytes of hidden states that are kept
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """Last hidden states, so that another head or temperature needs no pass of the body."""
+
+    states: list[torch.Tensor]
+    belong_to: object
+    """What they were computed of: known by its identity, and held so that nothing else can get the same."""
+
+    @property
+    def size(self) -> int:
+        return sum(each.nbytes for each in self.states)
 
 
 @dataclass(eq=False)
@@ -29,11 +44,16 @@ class ModelScorer:
 
     name: str
     model: Any
+    batch_tokens: int = BATCH_TOKENS
+    """Padded tokens of prompts and responses that go through the body at once."""
     _casts: dict[str, Any] = field(default_factory=dict)
+    _kept: OrderedDict[tuple[object, ...], _Kept] = field(default_factory=OrderedDict)
 
     @classmethod
-    def from_folder(cls, folder: Path | str) -> ModelScorer:
+    def from_folder(cls, folder: Path | str, *, batch_tokens: int | None = None) -> ModelScorer:
         """A local Hugging Face folder with safetensors. FileFormatError if it is none."""
+        if batch_tokens is not None and batch_tokens < 1:
+            raise UserError(f"batch_tokens={batch_tokens}; allowed: at least 1")
         folder = Path(folder)
         if not (folder / "config.json").is_file():
             raise FileFormatError(f"model {folder}: no Hugging Face folder (config.json is missing)")
@@ -50,7 +70,7 @@ class ModelScorer:
             reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
             raise FileFormatError(f"model {folder}: {reason}") from None
         model.train(False)
-        return cls(folder.name, model)
+        return cls(folder.name, model, batch_tokens or BATCH_TOKENS)
 
     @property
     def vocab_size(self) -> int:
@@ -70,8 +90,35 @@ class ModelScorer:
 
         With `older`, the first ``old_tokens[i]`` tokens of prompt and response i keep its keys and values.
         """
-        parts: list[Floats | None] = [None] * len(records)
-        for batch in _batches(records, old_tokens):
+        states = self._of(records, dtype, older, old_tokens)
+        return np.concatenate([self._head(each, head_dtype) for each in states])
+
+    def _of(
+        self,
+        records: Sequence[SequenceRecord],
+        dtype: str,
+        older: ModelScorer | None,
+        old_tokens: Sequence[int] | None,
+    ) -> list[torch.Tensor]:
+        """The last hidden states (sampled tokens, width) of each record; those computed last are kept."""
+        key = (tuple(map(id, records)), dtype, id(older), None if older is None else tuple(old_tokens or ()))
+        if key not in self._kept:
+            states = self._computed(records, dtype, older, old_tokens)
+            self._kept[key] = _Kept(states, (tuple(records), older))
+            while len(self._kept) > 1 and sum(each.size for each in self._kept.values()) > STATES:
+                self._kept.popitem(last=False)
+        self._kept.move_to_end(key)
+        return self._kept[key].states
+
+    def _computed(
+        self,
+        records: Sequence[SequenceRecord],
+        dtype: str,
+        older: ModelScorer | None,
+        old_tokens: Sequence[int] | None,
+    ) -> list[torch.Tensor]:
+        parts: list[torch.Tensor] = [torch.empty(0)] * len(records)
+        for batch in _batches(records, old_tokens, self.batch_tokens):
             tokens = [_whole(records[index]) for index in batch]
             ids = torch.zeros(len(batch), max(len(row) for row in tokens), dtype=torch.long)
             for row, values in enumerate(tokens):
@@ -83,8 +130,8 @@ class ModelScorer:
                 start = len(tokens[row]) - len(record.tokens)
                 rows = torch.from_numpy(np.flatnonzero(record.sampled)) + start - 1 - cut
                 rows = rows.clamp(min=0)  # logits before the cut are not this configuration's: nobody reads them
-                parts[index] = self._head(hidden[row, rows], head_dtype)
-        return np.concatenate([part for part in parts if part is not None])
+                parts[index] = hidden[row, rows]
+        return parts
 
     def _hidden(self, ids: torch.Tensor, dtype: str, older: ModelScorer | None, cut: int) -> torch.Tensor:
         """Last hidden states from position `cut` on; right padding needs no mask in a causal model."""
@@ -118,13 +165,13 @@ def _whole(record: SequenceRecord) -> Ints:
     return np.concatenate([prompt, record.tokens]).astype(np.int64)
 
 
-def _batches(records: Sequence[SequenceRecord], old_tokens: Sequence[int] | None) -> list[list[int]]:
-    """Indices of records of like length (and like cut), at most `BATCH_TOKENS` padded tokens a batch."""
+def _batches(records: Sequence[SequenceRecord], old_tokens: Sequence[int] | None, limit: int) -> list[list[int]]:
+    """Indices of records of like length (and like cut), at most `limit` padded tokens a batch."""
     cut = [0] * len(records) if old_tokens is None else [int(value) for value in old_tokens]
     length = [len(_whole(record)) for record in records]
     batches: list[list[int]] = []
     for index in sorted(range(len(records)), key=lambda i: (cut[i], length[i])):
-        if batches and cut[batches[-1][0]] == cut[index] and (len(batches[-1]) + 1) * length[index] <= BATCH_TOKENS:
+        if batches and cut[batches[-1][0]] == cut[index] and (len(batches[-1]) + 1) * length[index] <= limit:
             batches[-1].append(index)
         else:
             batches.append([index])

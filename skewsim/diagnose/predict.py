@@ -1,25 +1,36 @@
 """What an explanation would report: the logprobs of a configuration, computed with the models at hand.
 
-A configuration says which weights, whose keys and values, which precision, which temperature and truncation. Logits
-are kept for the few configurations used last, so a log is scored on as many sequences as a fixed memory allows.
+A configuration says which weights, whose keys and values, which precision, which temperature and truncation. Where all
+logits of a log fit into a fixed memory, those of the few configurations used last are kept. Where they do not (those of
+4,000 tokens over a vocabulary of 49,152 are 800 MB), the logits are computed piece by piece and only the logprobs kept;
+the many configurations of a search are first compared on a sample of the sequences, the best is then computed on all.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
 
-from skewsim.diagnose.rows import Bools, Floats, Rows
+from skewsim.diagnose.rows import Bools, Floats, Ints, Rows
 from skewsim.errors import UserError
-from skewsim.skew.sequences import SequenceRecord
+from skewsim.skew.sequences import SequenceLog, SequenceRecord
 
-BUDGET = 60_000_000  # logits held at a time; longer logs are diagnosed on their first sequences
+BUDGET = 60_000_000  # logits of a matrix that is kept whole: 240 MB
+PIECE = 2**24  # logits of a piece: 64 MB
+SAMPLE = 12_000_000  # logits of the sample on which a search compares its configurations
 KEPT = 4  # logit matrices
+REMEMBERED = 64  # configurations whose logprobs are kept
+BLOCK = 2**18  # logits whose softmax is taken at once: what a processor's cache holds
 LOGGED = -1  # each sequence's boundary is where its logged weight version first changes
+
+
+Progress = Callable[[int, int, str], None]
+"""Told (sequences scored, of how many, with what) during a pass that takes long."""
 
 
 class Scorer(Protocol):
@@ -64,16 +75,32 @@ class Config:
 
 @dataclass(eq=False)
 class Models:
-    """Scorers, newest first, and the sequences they score; logits are kept for a few configurations."""
+    """Scorers, newest first, and the sequences they score."""
 
     scorers: Sequence[Scorer]
-    records: Sequence[SequenceRecord]
+    log: SequenceLog
+    progress: Progress | None = None
     _logits: OrderedDict[tuple[object, ...], Floats] = field(default_factory=OrderedDict)
+    _logprobs: OrderedDict[Config, Floats] = field(default_factory=OrderedDict)
+
+    @property
+    def records(self) -> tuple[SequenceRecord, ...]:
+        return self.log.records
 
     @property
     def dated(self) -> bool:
         """Whether it is known which version of the weights each model is."""
         return all(hasattr(scorer, "version") for scorer in self.scorers)
+
+    @cached_property
+    def ends(self) -> Ints:
+        """(sequences + 1,) the first row of each sequence, and the end."""
+        return np.cumsum([0, *(int(record.sampled.sum()) for record in self.records)])
+
+    @property
+    def whole(self) -> bool:
+        """Whether the logits of all rows fit into memory."""
+        return int(self.ends[-1]) * self.scorers[0].vocab_size <= BUDGET
 
     def predict(self, config: Config, rows: Rows) -> Floats:
         """The configuration's logprob of each row's token."""
@@ -81,7 +108,70 @@ class Models:
             return self._each_version(config, rows)
         if config.boundary is not None:
             return self._across(config, rows)
-        return _logprobs(self._matrix(config)[rows.index], config, rows)
+        return self._under(config, rows)
+
+    def _under(self, config: Config, rows: Rows) -> Floats:
+        """The logprobs under the keys and values that `config` names."""
+        if self.whole:
+            return _logprobs(self._matrix(config)[rows.index], config, rows)
+        if config not in self._logprobs:
+            self._logprobs[config] = np.concatenate(list(self._in_pieces(config)))
+            while len(self._logprobs) > REMEMBERED:
+                self._logprobs.popitem(last=False)
+        return self._logprobs[config][rows.index]
+
+    def _in_pieces(self, config: Config) -> Iterator[Floats]:
+        """The logprobs of every row, a few sequences at a time."""
+        what = f"scoring with {self.scorers[config.weights].name}, body {config.dtype}, head {config.head_dtype}"
+        for chosen in self._pieces:
+            if self.progress is not None:
+                self.progress(int(chosen[0]), len(self.records), what)
+            part = self._of(chosen)
+            yield _logprobs(part._score(config), config, part._rows)
+
+    @cached_property
+    def _pieces(self) -> list[Ints]:
+        """Consecutive sequences whose logits fit into a piece (at least one sequence each)."""
+        limit = max(PIECE // self.scorers[0].vocab_size, 1)
+        pieces: list[list[int]] = []
+        for number, end in enumerate(self.ends[1:]):
+            if pieces and end - self.ends[pieces[-1][0]] <= limit:
+                pieces[-1].append(number)
+            else:
+                pieces.append([number])
+        return [np.array(piece) for piece in pieces]
+
+    @cached_property
+    def _rows(self) -> Rows:
+        return Rows.from_log(self.log)
+
+    def _of(self, chosen: Ints) -> Models:
+        """The same models with some of the sequences."""
+        return Models(self.scorers, replace(self.log, records=tuple(self.records[i] for i in chosen)))
+
+    @cached_property
+    def _sample(self) -> tuple[Models, Ints]:
+        """Sequences from all over the log, whose logits fit into `SAMPLE`, and their numbers."""
+        share = SAMPLE / (int(self.ends[-1]) * self.scorers[0].vocab_size)
+        count = min(max(round(share * len(self.records)), 8), len(self.records))
+        chosen = np.unique(np.linspace(0, len(self.records) - 1, count).round().astype(np.int64))
+        return self._of(chosen), chosen
+
+    def sample(self, rows: Rows) -> tuple[Models, Bools]:
+        """(models that keep their logits, which of these rows are theirs): all of them where memory allows."""
+        if self.whole:
+            return self, np.ones(len(rows), dtype=bool)
+        models, chosen = self._sample
+        return models, np.isin(rows.sequence, chosen)
+
+    def sampled(self, rows: Rows, mask: Bools) -> Rows:
+        """The sampled rows, numbered as their models number them."""
+        if self.whole:
+            return rows
+        models, chosen = self._sample
+        few = rows.select(mask)
+        number = np.searchsorted(chosen, few.sequence)
+        return replace(few, sequence=number, index=few.index - self.ends[few.sequence] + models.ends[number])
 
     def _matrix(self, config: Config) -> Floats:
         key = (config.weights, config.prefix, config.dtype, config.head_dtype, config.boundary)
@@ -135,10 +225,7 @@ class Models:
         old, _, kept = config.boundary
         takeover = np.array(self._takeover(config))[rows.sequence]
         before = self.predict(replace(config, boundary=None, weights=old), rows)
-        if kept:
-            after = _logprobs(self._matrix(config)[rows.index], config, rows)
-        else:
-            after = self.predict(replace(config, boundary=None), rows)
+        after = self._under(config, rows) if kept else self.predict(replace(config, boundary=None), rows)
         return np.where(rows.position < takeover, before, after)
 
 
@@ -157,10 +244,17 @@ def model_of_version(rows: Rows, scorers: Sequence[Scorer]) -> dict[int, int]:
 
 def _logprobs(logits: Floats, config: Config, rows: Rows) -> Floats:
     temperature = temperatures(rows) if config.temperature is None else np.full(len(rows), config.temperature)
-    scaled = logits / temperature[:, None]
-    picked: Floats = np.take_along_axis(scaled, rows.token[:, None], axis=1)[:, 0].astype(np.float64)
-    if config.truncation is not None:
-        scaled = np.where(_support(scaled, *config.truncation), scaled, -np.inf)
+    result = np.empty(len(rows))
+    step = max(BLOCK // logits.shape[1], 1)
+    for block in (slice(start, start + step) for start in range(0, len(rows), step)):
+        result[block] = _block(logits[block] / temperature[block, None], rows.token[block], config.truncation)
+    return result
+
+
+def _block(scaled: Floats, token: Ints, truncation: tuple[float, int, float] | None) -> Floats:
+    picked: Floats = np.take_along_axis(scaled, token[:, None], axis=1)[:, 0].astype(np.float64)
+    if truncation is not None:
+        scaled = np.where(_support(scaled, *truncation), scaled, -np.inf)
     top = scaled.max(axis=1)
     result: Floats = picked - top - np.log(np.exp(scaled - top[:, None]).sum(axis=1))
     return result
@@ -190,13 +284,10 @@ def _support(scaled: Floats, top_p: float, top_k: int, min_p: float) -> Bools:
     return kept
 
 
-def prepare(scorers: Sequence[Scorer], records: Sequence[SequenceRecord]) -> tuple[Models, int]:
-    """(models, sequences used): as many sequences as the memory for logits allows. UserError if they cannot be
-    scored.
-    """
+def prepare(scorers: Sequence[Scorer], log: SequenceLog, progress: Progress | None = None) -> Models:
+    """The models with the sequences they score. UserError if these cannot be scored."""
     vocab = scorers[0].vocab_size
-    used, tokens = 0, 0
-    for record in records:
+    for record in log.records:
         if record.prompt_tokens is None or len(record.prompt_tokens) == 0:
             raise UserError(
                 "--model needs prompt_token_ids in every line: the first token's logprob depends on the prompt"
@@ -204,8 +295,4 @@ def prepare(scorers: Sequence[Scorer], records: Sequence[SequenceRecord]) -> tup
         highest = max(int(record.tokens.max(initial=0)), int(record.prompt_tokens.max()))
         if highest >= vocab:
             raise UserError(f"token id {highest} is outside the vocabulary of {scorers[0].name} ({vocab})")
-        tokens += int(record.sampled.sum())
-        if tokens * vocab > BUDGET and used >= 8:
-            break
-        used += 1
-    return Models(scorers, records[:used]), used
+    return Models(scorers, log, progress)

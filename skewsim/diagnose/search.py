@@ -1,7 +1,8 @@
 """The search for a side's configuration: of all single changes the best, if it is good enough; then again.
 
 A change is accepted if it takes at least a quarter of the remaining mean square away, and does so in sequence after
-sequence rather than by a few sequences' luck. A temperature found early is fitted again at the end.
+sequence rather than by a few sequences' luck. A temperature found early is fitted again at the end. Where the logits
+are too many to be kept, a sample of the sequences says which change is best, and all of them whether it is good enough.
 """
 
 from __future__ import annotations
@@ -41,25 +42,47 @@ def search(models: Models, rows: Rows, target: Floats, start: Config, *, trainer
     config, predicted = start, models.predict(start, rows)
     done: set[str] = set()
     held: list[Prefix] = []
+    few, chosen = models.sample(rows)
+    sampled = models.sampled(rows, chosen)
     while len(steps) < 6:
         loss = _losses(target, predicted)
         if np.sqrt(loss.mean()) < EXACT / 2:
             break
-        best: tuple[float, str, Config, Floats] | None = None
-        for kind, rival in _moves(models, rows, target, config, trainer=trainer):
-            if done & set(kind.split("+")):
-                continue
-            guess = _guess(models, rows, target, predicted, rival, held, kind=kind)
-            gain = float(_losses(target, guess).mean())
-            if best is None or gain < best[0] * (1 - 1e-9):
-                best = (gain, kind, rival, guess)
-        if best is None or not _better(loss, _losses(target, best[3]), rows.sequence):
+        best = _best(few, sampled, target[chosen], predicted[chosen], config, held, done, trainer=trainer)
+        if best is None:
             break
-        steps += _split(best[1], best[2], _square(target, predicted), _square(target, best[3]))
-        config, predicted = best[2], best[3]
-        held += [config.prefix] if "prefix" in best[1] and config.prefix else []
-        done |= set(best[1].split("+")) - {"prefix"}  # prompts may have been cached under several weights
+        kind, rival = best
+        guess = _guess(models, rows, target, predicted, rival, held, kind=kind)
+        if not _better(loss, _losses(target, guess), rows.sequence):
+            break
+        steps += _split(kind, rival, _square(target, predicted), _square(target, guess))
+        config, predicted = rival, guess
+        held += [config.prefix] if "prefix" in kind and config.prefix else []
+        done |= set(kind.split("+")) - {"prefix"}  # prompts may have been cached under several weights
     return _polish(models, rows, target, steps)
+
+
+def _best(
+    models: Models,
+    rows: Rows,
+    target: Floats,
+    predicted: Floats,
+    at: Config,
+    held: list[Prefix],
+    done: set[str],
+    *,
+    trainer: bool,
+) -> tuple[str, Config] | None:
+    """The single change after which least is left, of the kinds that are not `done`."""
+    best: tuple[str, Config] | None = None
+    least = np.inf
+    for kind, rival in _moves(models, rows, target, at, trainer=trainer):
+        if done & set(kind.split("+")):
+            continue
+        left = float(_losses(target, _guess(models, rows, target, predicted, rival, held, kind=kind)).mean())
+        if left < least * (1 - 1e-9):
+            best, least = (kind, rival), left
+    return best
 
 
 def _split(kind: str, config: Config, before: float, after: float) -> list[Step]:
@@ -79,8 +102,10 @@ def _polish(models: Models, rows: Rows, target: Floats, steps: list[Step]) -> li
             s if s.config.temperature is None else replace(s, config=replace(s.config, temperature=final.temperature))
             for s in steps
         ]
-    moves = [config for _, config in _temperature_moves(models, rows, target, final)]
-    losses = [float(_losses(target, models.predict(config, rows)).mean()) for config in [final, *moves]]
+    few, chosen = models.sample(rows)
+    sampled = models.sampled(rows, chosen)
+    moves = [config for _, config in _temperature_moves(few, sampled, target[chosen], final)]
+    losses = [float(_losses(target[chosen], few.predict(config, sampled)).mean()) for config in [final, *moves]]
     best = [final, *moves][int(np.argmin(losses))]
     at = next(number for number, step in enumerate(steps) if step.kind == "temperature")
     changed = [replace(step, config=replace(step.config, temperature=best.temperature)) for step in steps[at:]]
