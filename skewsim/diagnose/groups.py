@@ -24,6 +24,11 @@ from skewsim.diagnose.view import (
 )
 from skewsim.diagnose.where import Contrast
 
+LARGEST_QUIET = 0.15
+"""rms, nats: what the other prompts may have where a few are off."""
+MOST_PROMPTS = 0.75
+MOST_STALE = 0.7
+"""Largest share of the sequences that can be the group that is off: a few that are quieter than the rest are none."""
 GROUPS = ("replica", "rank", "sequence modulo", "sequence", "prompt", "pack_index")
 
 
@@ -102,7 +107,7 @@ def _regular_group(view: View, loud: Bools) -> Named | None:
     """
     number = np.arange(len(loud))
     for modulo in where.MODULO:
-        if len(loud) < 3 * modulo:
+        if len(loud) < 2 * modulo:
             break
         for side, quiet_one in ((loud, False), (~loud, True)):
             remainder = np.unique(number[side] % modulo)
@@ -111,7 +116,7 @@ def _regular_group(view: View, loud: Bools) -> Named | None:
                 packed = quiet_one and remainder[0] == 0
                 if packed and beginning is not None:
                     return _packed(view, f"sequence modulo not 0 mod {modulo}", beginning)
-                if not quiet_one and beginning is None:
+                if not quiet_one and beginning is None and len(loud) >= 3 * modulo:
                     return _stale(view, loud, f"sequence modulo {remainder[0]} mod {modulo}")
     return None
 
@@ -167,6 +172,8 @@ def _loose_group(view: View, loud: Bools) -> Named | None:
     early = view.strong.get("position")
     if beginning is not None and (early is None or view.share(beginning) > 0.5 * early.place.explained):
         return other_context(view, loud, beginning)
+    if loud.mean() > MOST_STALE or (view.rms(inside) < LARGEST_ROUNDING and view.rms(inside) < 5 * view.rms(~inside)):
+        return None  # a few quiet sequences are no group, nor are two sizes that rounding has
     if view.rms(inside) < max(LEAST_RMS, 1.5 * view.rms(~inside)) or view.share(inside) < LEAST_EXPLAINED:
         return None
     prompts = _whole_prompts(view, loud)
@@ -192,8 +199,10 @@ def _packed(view: View, which: str, inside: Bools) -> Named:
 
 
 def _by_prompt(view: View, inside: Bools, prompts: int, loud: Bools) -> Named | None:
-    if view.rms(inside) < LARGEST_ROUNDING:
-        return None  # prompts differ a little in any dtype
+    if view.rms(inside) < LARGEST_ROUNDING or view.rms(~inside) > LARGEST_QUIET or loud.mean() > MOST_PROMPTS:
+        return None  # prompts differ a little in any dtype, and by their factor where everything is off
+    if view.varies:
+        return None  # routing and states say the same of the same tokens
     return view.named(
         "moe_routing",
         inside,
@@ -220,7 +229,7 @@ def _whole_prompts(view: View, loud: Bools) -> int:
 
 
 def _contiguous(loud: Bools) -> bool:
-    """One run of sequences that is an even part of the log, as a replica's share is."""
-    starts = np.flatnonzero(np.diff(loud.astype(int), prepend=0) > 0)
-    size = int(loud.sum())
-    return len(starts) == 1 and len(loud) % size == 0 and int(starts[0]) % size == 0
+    """One even part of the log, as a replica's share is; one sequence more or less may be on the wrong side."""
+    parts = max(round(len(loud) / max(int(loud.sum()), 1)), 1)
+    number = np.arange(len(loud)) * parts // len(loud)
+    return parts > 1 and any((loud != (number == part)).sum() <= (parts < 8) for part in range(parts))

@@ -17,6 +17,8 @@ from skewsim.diagnose.where import Contrast
 
 EARLIEST = 8
 """First position at which an onset is one; before that a response only gets going."""
+SHIFTED = 0.5
+"""A difference at equal probability, in units of the skew's size, that no difference of probability makes."""
 LEAST_NAMED = 0.1
 """Least share of the whole log's square that a cause is named for."""
 
@@ -102,7 +104,7 @@ def seen_before(view: View) -> Named | None:
     inside, outside = float(view.skew[again].mean()), float(view.skew[~again].mean())
     if (inside * outside > 0 and abs(outside) > 0.5 * abs(inside)) or abs(best.shift) < LEAST_SHIFT:
         return None
-    if abs(_shift_at_equal_probability(view, again)) < 0.5 * abs(best.shift):
+    if abs(_shift_at_equal_probability(view, again)) < min(0.5 * abs(best.shift), SHIFTED):
         return None  # repeated tokens are likelier ones, and it is the probability that decides
     side = "engine" if inside > 0 else "trainer"
     scope = best.place.column.removeprefix("seen before ")

@@ -9,8 +9,7 @@ import numpy as np
 from skewsim.diagnose import marks, normal
 from skewsim.diagnose import signatures as sign
 from skewsim.diagnose.findings import FLOOR, PLACED, Findings
-from skewsim.diagnose.rows import Rows
-from skewsim.diagnose.truth import TOGETHER
+from skewsim.diagnose.rows import Floats, Rows
 from skewsim.diagnose.view import OF_TOKENS, strong
 
 LARGEST_SIGMA = 0.3  # noise per logit: 0.155 for bfloat16 (Qwen3), so twice that is no rounding of a 16-bit type
@@ -49,6 +48,8 @@ def name_precision(findings: Findings) -> None:
         return
     if law.lawful and (is_rounding(law) or low_precision(rows)):
         findings.add("compute_dtype", share, text)
+    elif not findings.causes and is_rounding(law) and _like_noise(rows, rest):
+        findings.add("compute_dtype", share, f"{text}; the size is a 16-bit type's, though not its law")
     elif not findings.causes and _old_on_record(rows) and sign.truth(rows).lean < -0.3:
         findings.add(
             "stale_weights",
@@ -61,6 +62,8 @@ def name_precision(findings: Findings) -> None:
 
 
 MOST_ROUTING = 0.6  # nats; 0.45 is the most that was published for a mixture of experts in training
+HEAVY_REPEATED = 1.45
+"""The same where both sides repeat themselves, so that no dropout is behind it."""
 HEAVY = 2.2
 """rms over what the median says; a Student-t of 3 degrees has 1.5, of 2.2 about 2.5."""
 
@@ -98,7 +101,7 @@ def _unplaced(findings: Findings, law: sign.Noise, rms: float, share: float, tex
     heavy, bulk = marks.tail(rows, rest)
     if (
         not rounding
-        and heavy > HEAVY
+        and heavy > (HEAVY_REPEATED if again.enough and again.the_same else HEAVY)
         and bulk < LARGEST_SIGMA
         and 0.05 < rms < MOST_ROUTING
         and not _old_on_record(rows)
@@ -111,9 +114,9 @@ def _unplaced(findings: Findings, law: sign.Noise, rms: float, share: float, tex
             + ("" if rows.meta.get("model_kind") != "dense" else ", but this model was declared dense"),
         )
         return True
-    if not rounding and not findings.causes and marks.agreement(rows.engine, rows.trainer) ** 2 > TOGETHER:
-        bend = max(sign.curve_slope(rows, given=given)[0] for given in (rows.trainer, rows.engine))
-        if bend > 0.5:
+    if not rounding and not findings.causes:
+        bend = _bend(rows)
+        if bend is not None:
             findings.add(
                 "one_sided_processor",
                 bend,
@@ -121,7 +124,7 @@ def _unplaced(findings: Findings, law: sign.Noise, rms: float, share: float, tex
                 "of a softcap or a processor of logits on one side",
             )
             return True
-    unrelated = abs(marks.by_token(rows, rest)) < 3 and not (again.enough and not again.trainer_varies)
+    unrelated = marks.by_token(rows, rest).unrelated and not (again.enough and not again.trainer_varies)
     if not rounding and not findings.causes and unrelated and rms > 0.15 and sign.truth(rows).bias.value < 0:
         findings.add(
             "stochastic_trainer",
@@ -131,6 +134,17 @@ def _unplaced(findings: Findings, law: sign.Noise, rms: float, share: float, tex
         )
         return True
     return False
+
+
+def _bend(rows: Rows) -> float | None:
+    """Share of the square that a function of the probability explains, from either side alike; None if it is none.
+
+    Where two sides differ by chance or by their weights, the sampled token is less likely on the other side: then the
+    other side's value explains much, and the sampler's own hardly anything.
+    """
+    one, other = (max(sign.curve_slope(rows, given=given)[0], 0.0) for given in (rows.trainer, rows.engine))
+    least, most = min(one, other), max(one, other)
+    return most if least > 0.2 and (least > 0.6 * most or least > 0.35) else None
 
 
 def _old_on_record(rows: Rows) -> bool:
@@ -172,6 +186,13 @@ def dtype_floor(rows: Rows) -> float:
 def is_rounding(law: sign.Noise) -> bool:
     """Whether a 16-bit type makes noise of this size."""
     return law.sigma_z < LARGEST_SIGMA and law.square < normal.most("bfloat16", None) ** 2
+
+
+def _like_noise(rows: Rows, rest: Floats) -> bool:
+    """Truthful, and for no token more than for another."""
+    facts = sign.truth(rows)
+    truthful = abs(facts.ratio.z) < 5 or abs(facts.ratio.value) < 0.01
+    return truthful and facts.bias.value < 0.1 * np.sqrt(facts.square) and marks.by_token(rows, rest).unrelated
 
 
 def low_precision(rows: Rows) -> bool:

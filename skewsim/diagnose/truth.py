@@ -11,6 +11,7 @@ from skewsim.diagnose import marks
 from skewsim.diagnose import signatures as sign
 from skewsim.diagnose.findings import FLOOR, PLACED, Findings
 from skewsim.diagnose.rows import Floats, Rows, within
+from skewsim.diagnose.view import LARGEST_ROUNDING
 from skewsim.settings import truncates
 
 
@@ -29,6 +30,10 @@ def name_report(findings: Findings, *, sure: bool) -> None:
 
 _SEMANTIC = ("raw_logprobs", "wrong_temperature", "truncation_mass")
 LEAST_K, MOST_K = 0.2, 5.0
+LEAST_SHARE = 0.72
+"""Least share that a temperature explains in equal contexts."""
+SAME_SLOPE = 0.16
+"""By how much the slopes inside and outside equal contexts may differ, of the slope."""
 TOGETHER = 0.8
 """Least product of the slopes both ways round; a temperature only stretches, and the product is 1."""
 
@@ -47,7 +52,7 @@ def _temperature(findings: Findings, facts: sign.Truth) -> bool:
     total = max(float((rows.skew**2).sum()), 1e-30)
     if slope is not None:
         k, share = slope.k.value, slope.explained
-        if abs(k - 1) < max(0.02, 5 * slope.k.error) or share < 0.8:
+        if abs(k - 1) < max(0.02, 5 * slope.k.error) or share < LEAST_SHARE:
             findings.notes.append(f"no temperature: slope within contexts {slope.k} over {slope.tokens} tokens")
             return False
         if not LEAST_K < k < MOST_K or k * slope.back < TOGETHER:
@@ -56,7 +61,7 @@ def _temperature(findings: Findings, facts: sign.Truth) -> bool:
             )
             return False
         alone = rows.context < 0
-        if alone.sum() >= 50 and not _stretched(rows.select(alone), k):
+        if alone.sum() >= 50 and not _stretched(rows.select(alone), k, slope.k.error):
             findings.notes.append(f"no temperature: slope {slope.k} does not hold outside equal contexts")
             return False
         how = f"within {slope.tokens} tokens of equal context, engine = {slope.k} x trainer + const, explaining {share:.0%}"
@@ -68,7 +73,13 @@ def _temperature(findings: Findings, facts: sign.Truth) -> bool:
     else:
         share, k = max(sign.curve_slope(rows, given=given) for given in (rows.trainer, rows.engine))
         one_signed = float((rows.skew > FLOOR).mean()) < 0.05 and facts.ratio.z < -4
-        if share < 0.6 or abs(k - 1) < 0.03 or one_signed or not _stretched(rows, k):
+        left = np.sqrt((1 - share) * facts.square)
+        if (
+            share < (0.6 if left < LARGEST_ROUNDING else 0.66)
+            or abs(k - 1) < 0.03
+            or one_signed
+            or not _stretched(rows, k)
+        ):
             return False
         how = f"a function of the token's probability explains {share:.0%} of the skew, with slope {k:.3g}"
     raw = _sampled_by_trainer(facts, k, rows)
@@ -91,14 +102,11 @@ def _temperature(findings: Findings, facts: sign.Truth) -> bool:
     return True
 
 
-def _stretched(rows: Rows, k: float) -> bool:
-    """Whether engine and trainer are one line with a plausible slope also where each context has a normaliser of its
-    own.
-    """
-    if not LEAST_K < k < MOST_K:
+def _stretched(rows: Rows, k: float, error: float = np.inf) -> bool:
+    """Whether engine and trainer are one line with this slope also where each context has a normaliser of its own."""
+    if not LEAST_K < k < MOST_K or marks.agreement(rows.engine, rows.trainer) ** 2 < TOGETHER:
         return False
-    together = marks.agreement(rows.engine, rows.trainer)
-    return together**2 > TOGETHER
+    return abs(k - sign.curve_slope(rows, given=(rows.engine + rows.trainer) / 2)[1]) < max(SAME_SLOPE * k, 3 * error)
 
 
 def _sampled_by_trainer(facts: sign.Truth, k: float, rows: Rows) -> bool:

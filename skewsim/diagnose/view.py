@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
-from skewsim.diagnose import where
+from skewsim.diagnose import marks, where
 from skewsim.diagnose.causes import Cause, found
 from skewsim.diagnose.rows import Bools, Floats, Ints, Rows
 from skewsim.diagnose.where import Contrast, Sizes
@@ -15,6 +16,8 @@ LEAST_Z = 2.5
 LEAST_RATIO = 1.5
 LEAST_SHIFT = 0.2
 LEAST_EXPLAINED = 0.15
+LEAST_ROUGH = 16
+"""Uncertain tokens without which nothing is said of a place."""
 LEAST_RMS = 0.015
 """nats; less than this is a float16's rounding wherever it stands."""
 LARGEST_ROUNDING = 0.12  # rms, nats: bfloat16 (`normal.MOST`)
@@ -41,7 +44,7 @@ class View:
         self.rows, self.skew, self.total = rows, skew, total
         self.sizes = Sizes.of(rows, skew)
         contrasts = where.scan(rows, skew) if contrasts is None else contrasts
-        self.strong = {each.place.column: each for each in contrasts if strong(each)}
+        self.strong = {each.place.column: each for each in contrasts if strong(each) and self._seen(each.inside)}
         self.strongest = max(
             (each.gain for column, each in self.strong.items() if column not in OF_TOKENS), default=0.0
         )
@@ -61,6 +64,17 @@ class View:
         if loud is not None and (best is None or separation > 0.8 * best[0]):
             best = (separation, loud, False)
         return (None, False, whole) if best is None else (best[1], best[2], whole)
+
+    def _seen(self, inside: Bools) -> bool:
+        """Whether both sides have uncertain tokens: of a nearly certain one both sides say 0, whatever is wrong."""
+        rough = self.sizes.rough
+        return min(int((rough & inside).sum()), int((rough & ~inside).sum())) >= LEAST_ROUGH
+
+    @cached_property
+    def varies(self) -> bool:
+        """Whether the trainer gives one token in one context several values, and the engine does not."""
+        again = marks.repeats(self.rows)
+        return again.enough and again.trainer_varies
 
     def share(self, inside: Bools) -> float:
         """Share of the whole log's square that these rows have above the level of the others."""
@@ -92,6 +106,9 @@ class View:
         chosen = np.zeros(len(self.skew), dtype=bool)
         chosen[np.flatnonzero(inside)[early]] = True
         rest = inside & ~chosen
+        uncertain, later = chosen & self.sizes.rough, rest & self.sizes.rough
+        if later.sum() < LEAST_ROUGH or self.rms(uncertain) < 1.5 * self.rms(later):
+            return None
         number, count = self.sizes.sequence, self.sizes.count
         n, m = (np.bincount(number, weights=side, minlength=count) for side in (chosen, rest))
         both = (n > 0) & (m > 0)
