@@ -16,8 +16,10 @@ from typing import Any
 import numpy as np
 
 from skewsim.diagnose import normal, values, where
-from skewsim.diagnose.causes import FIX, LAYER_OF, LAYERS, Cause, Diagnosis, Place, fix_for, found, ranked
-from skewsim.diagnose.judge import Findings, clean, judge
+from skewsim.diagnose.causes import LAYER_OF, LAYERS, Cause, Diagnosis, Place, fix_for, found, ranked
+from skewsim.diagnose.findings import Findings, clean
+from skewsim.diagnose.fixes import FIX
+from skewsim.diagnose.judge import judge
 from skewsim.diagnose.kinds import kind_of
 from skewsim.diagnose.parties import compare_three
 from skewsim.diagnose.predict import Config, Models, Progress, Scorer, prepare

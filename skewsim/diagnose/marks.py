@@ -17,6 +17,8 @@ MOST_ALONG = 0.25
 """Correlation of the two columns at improbable tokens: lost mass or a temperature keeps some, another token's value
 none.
 """
+LEAST_Z_TOKEN = 3.0
+LEAST_ALIKE = 0.1
 APART = 0.1  # nats from which on two values are not the same one with noise
 
 
@@ -104,24 +106,37 @@ def tail(rows: Rows, skew: Floats) -> tuple[float, float]:
     return _rms(scaled) / max(1.4826 * median, 1e-12), 1.4826 * median
 
 
-def by_token(rows: Rows, skew: Floats) -> float:
-    """z of how much alike the skews of one token's occurrences are: other weights favour some tokens, chance favours
-    none.
-    """
+@dataclass(frozen=True)
+class ByToken:
+    """How much alike the skews of one token's occurrences are: other weights favour some tokens, chance none."""
+
+    z: float
+    alike: float
+    """Correlation of two occurrences of one token: .1 and more where weights differ, less where chance decides."""
+
+    @property
+    def unrelated(self) -> bool:
+        return abs(self.z) < LEAST_Z_TOKEN or self.alike < LEAST_ALIKE
+
+
+def by_token(rows: Rows, skew: Floats) -> ByToken:
+    """`ByToken` of the uncertain tokens, with what their probability explains taken off."""
     scaled = Sizes.of(rows, skew).scaled
     uncertain = np.exp(np.minimum(rows.engine, rows.trainer)) < 0.9
     token, values = rows.token[uncertain], scaled[uncertain]
     if len(values) < 50:
-        return 0.0
+        return ByToken(0.0, 0.0)
     _, index, count = np.unique(token, return_inverse=True, return_counts=True)
-    order = np.argsort(rows.engine[uncertain], kind="stable")
+    order = np.argsort((rows.engine + rows.trainer)[uncertain], kind="stable")
     for part in np.array_split(order, max(4, min(20, len(order) // 50))):  # what the probability alone explains
         values[part] = (values[part] - values[part].mean()) / max(float(values[part].std()), 1e-12)
     total, square = np.bincount(index, weights=values), np.bincount(index, weights=values**2)
     pairs = total**2 - square  # sum over pairs of different occurrences; 0 on average if they are unrelated
     several = count > 1
     variance = 2 * (count[several] * (count[several] - 1)) * float((values**2).mean()) ** 2
-    return float(pairs[several].sum() / np.sqrt(max(float(variance.sum()), 1e-30)))
+    together = float(pairs[several].sum())
+    number = float((count * (count - 1.0)).sum())
+    return ByToken(together / np.sqrt(max(float(variance.sum()), 1e-30)), together / max(number, 1.0))
 
 
 def agreement(engine: Floats, trainer: Floats) -> float:

@@ -15,21 +15,13 @@ import numpy as np
 
 from skewsim.diagnose import marks
 from skewsim.diagnose import signatures as sign
-from skewsim.diagnose.judge import (
-    FLOOR,
-    Findings,
-    dtype_floor,
-    is_rounding,
-    low_precision,
-    name_places,
-    name_wrong_entry,
-    stale_by_contrast,
-    take_out_outliers,
-    what_next,
-)
+from skewsim.diagnose.findings import FLOOR, Findings, take_out_outliers
+from skewsim.diagnose.judge import name_places, name_wrong_entry
+from skewsim.diagnose.precision import dtype_floor, is_rounding, low_precision, what_next
 from skewsim.diagnose.predict import LOGGED, Config, Models, model_of_version, temperatures
 from skewsim.diagnose.rows import Rows, mean
 from skewsim.diagnose.search import EXACT, Step, predicted_by, search
+from skewsim.diagnose.staleness import stale_by_contrast
 
 COMPUTED_FLOOR = 0.006  # rms that a float16 engine leaves of float32 predictions (published: 0.0057)
 

@@ -24,17 +24,10 @@ import numpy as np
 from skewsim.catalogue import SEQUENCE_EXPONENT
 from skewsim.errors import UserError
 from skewsim.html import bar, heading, table
-from skewsim.skew.healthy import (
-    LARGEST_SIGMA,
-    ClosedForm,
-    Draw,
-    Drawn,
-    Effect,
-    Healthy,
-    mixture_draw,
-    profile_draw,
-    table_draw,
-)
+from skewsim.skew.drawn import Draw, Drawn, mixture_draw, profile_draw, table_draw
+from skewsim.skew.effect import Effect, Healthy
+from skewsim.skew.healthy import ClosedForm
+from skewsim.skew.mixture import LARGEST_SIGMA
 from skewsim.skew.rules import RULES, Rule
 from skewsim.skew.tokens import TokenTable
 

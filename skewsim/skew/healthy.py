@@ -1,186 +1,34 @@
 """What healthy skew of a given size looks like, token by token and summed over sequences: what `advise` puts rules to.
 
 Healthy means: the engine samples from its own, slightly different distribution and reports that truthfully, so the
-mismatch ratio exp(d) has mean one under the engine. Noise on the logits falls on improbable tokens, so the skew of all
-tokens together is no Gaussian but a mixture: most tokens hardly differ, a few differ much. `SHARES` and `SCALES` are
-that mixture as measured on 771,300 tokens of Qwen3-1.7B, bfloat16 vLLM against bfloat16 transformers, in five bins of
-the token's probability (AknA13/train-infer-mismatch, docs/RESULTS_MEASURE_Qwen3-1p7B.md). Within a bin the scales still
-differ; two of them, equally frequent, are what the measured rms and the measured mean together ask for. At another
-noise level every scale moves alike. In a component of scale s the skew is N(-s^2/2, s^2).
+mismatch ratio exp(d) has mean one under the engine. One token is a mixture of normals (`mixture`).
 
 Means and sums over a sequence of T independent tokens: of the skew itself a normal distribution, corrected for the
-skewness and the tails of its tokens (Edgeworth); of what cannot be
-negative (k2, k3, exp of the size) a gamma distribution with the right mean, variance and skewness. Where a sequence is
-short, or so noisy that a single token rules its mean, sequences are drawn from the mixture instead.
+skewness and the tails of its tokens (Edgeworth); of what cannot be negative (k2, k3, exp of the size) a gamma
+distribution with the right mean, variance and skewness. Where a sequence is short, or so noisy that a single token
+rules its mean, sequences are drawn from the mixture instead (`drawn`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
-import numpy.typing as npt
 from scipy import optimize, special
 
 from skewsim.catalogue import SEQUENCE_EXPONENT
-from skewsim.errors import UserError
-from skewsim.skew.published import FIGURES, MEAN_ABS_BY_PROBABILITY
+from skewsim.skew.drawn import Drawn, mixture_draw
+from skewsim.skew.effect import Action, Effect, Fold, Of
+from skewsim.skew.mixture import LARGEST_EXPONENT, SCALES, SHARES, Array, d_interval, expected, token_number
 
-if TYPE_CHECKING:
-    from skewsim.skew.profile import SkewProfile
-    from skewsim.skew.tokens import TokenTable
-
-Array = npt.NDArray[np.float64]
-Draw = Callable[[np.random.Generator, int, int], Array]
-"""(generator, sequences, tokens) -> skew of that shape, nats."""
-
-Of = Literal["d", "k2", "k3", "mult"]
-"""A token's number: its skew d = log rho; k2 = d^2/2; k3 = exp(d) - 1 - d; mult = exp(|d|)."""
-Fold = Literal["token", "mean", "sum", "max", "min", "any"]
-"""Over what it is taken: each token; a sequence's mean, sum, greatest or least; any: no token may leave the bounds."""
-Action = Literal["truncate", "mask", "reject", "clip"]
-"""truncate: the weight is clamped. mask: the weight is zero outside. reject, clip: the token or sequence is lost."""
-
-TOKENS_BY_PROBABILITY = (2099, 13645, 61666, 116287, 577603)
-"""How many of the 771,300 tokens have a probability below .01, .1, .5, .9 and above; as `MEAN_ABS_BY_PROBABILITY`."""
 SHORT = 64
 """Tokens below which sequences are drawn."""
 LONG = 4096
 """Tokens above which no sequences are drawn: there would be too few of them."""
 MOST_SKEWED = 1.0
 """Skewness of a sequence's mean above which sequences are drawn."""
-LARGEST_SIGMA = 2.0
-_LARGEST_EXPONENT = 200.0
-
-
-def _mixture() -> tuple[Array, Array]:
-    """Shares (2K,) and scales (2K,) relative to an rms of one."""
-    share = np.array(TOKENS_BY_PROBABILITY) / sum(TOKENS_BY_PROBABILITY)
-    scale = np.array(MEAN_ABS_BY_PROBABILITY) * math.sqrt(math.pi / 2)  # a Gaussian's, from its mean size
-    excess = FIGURES[0].rms ** 2 / float((share * scale**2).sum())  # what one scale a bin leaves unexplained
-    spread = math.sqrt(max(excess - 1, 0.0))
-    both = np.concatenate([scale * (1 - spread), scale * (1 + spread)])
-    return np.tile(share / 2, 2), both / FIGURES[0].rms
-
-
-SHARES, SCALES = _mixture()
-
-
-@dataclass(frozen=True)
-class Effect:
-    """What a rule makes of healthy data: moments of the weights it leaves."""
-
-    mean: float
-    """E w; 1 for exact weights."""
-    square: float
-    """E w^2."""
-    bias: float
-    """E |w - exact|: how far the expected gradient can be off, as a share of it. Exact is rho, or 1 for a rejection."""
-
-    @property
-    def ess(self) -> float:
-        """(E w)^2 / E w^2: the share of the data that counts."""
-        return min(self.mean**2 / self.square, 1.0) if self.square > 0 else 0.0
-
-    @property
-    def harm(self) -> float:
-        """The share of the data lost to bias or to variance, whichever is more."""
-        return max(min(self.bias, 1.0), 1 - self.ess)
-
-
-class Healthy(Protocol):
-    """Healthy data of one noise level and length. Bounds are in the number's own units; those of d are logarithms."""
-
-    @property
-    def rms(self) -> float: ...
-    @property
-    def length(self) -> int: ...
-    def inside(self, fold: Fold, of: Of, low: float, high: float) -> float: ...
-    def quantile(self, fold: Fold, of: Of, level: float) -> float: ...
-    def effect(self, fold: Fold, of: Of, low: float, high: float, action: Action) -> Effect: ...
-
-
-# ------------------------------------------------------------------------------------------------ one token
-
-
-def d_interval(of: Of, bound: float) -> tuple[float, float]:
-    """The skews at which a token's number is at most ``bound``: (-inf, bound] for d itself."""
-    if of == "d":
-        return -math.inf, bound
-    if of == "mult":
-        return -math.log(bound), math.log(bound)
-    if of == "k2":
-        return -math.sqrt(2 * bound), math.sqrt(2 * bound)
-    return _k3_root(bound, upper=False), _k3_root(bound, upper=True)
-
-
-def _k3_root(bound: float, *, upper: bool) -> float:
-    """The root of exp(d) - 1 - d = bound on one side of 0."""
-    far = math.log1p(bound)
-    edge = min(math.sqrt(2 * bound), far + math.log1p(far) + 2) * (1 + 1e-9) if upper else -1 - bound
-    return float(optimize.brentq(lambda d: _k3(d) - bound, 0.0, edge))
-
-
-def _k3(d: float) -> float:
-    """exp(d) - 1 - d, by its series where the terms would cancel."""
-    return d**2 / 2 * (1 + d / 3 * (1 + d / 4)) if abs(d) < 1e-4 else math.expm1(d) - d
-
-
-def token_number(of: Of, d: Array) -> Array:
-    """A token's number, from its skew."""
-    if of == "d":
-        return d
-    if of == "k2":
-        return np.asarray(d**2 / 2)
-    d = np.clip(d, -_LARGEST_EXPONENT, _LARGEST_EXPONENT)
-    return np.asarray(np.exp(np.abs(d)) if of == "mult" else np.expm1(d) - d)
-
-
-_NODES = np.linspace(-9, 9, 3601)
-_NODE_WEIGHTS = np.exp(-(_NODES**2) / 2) / np.exp(-(_NODES**2) / 2).sum()
-
-
-def expected(sigma: float, value: Callable[[Array], Array]) -> float:
-    """The mean of ``value(d)`` over the tokens of the mixture."""
-    scale = SCALES[:, None] * sigma
-    return float(SHARES @ (value(_NODES * scale - scale**2 / 2) @ _NODE_WEIGHTS))
-
-
-def sigma_of(metric: str, value: float) -> float:
-    """The noise level at which a metric (a key of `skew_metrics`, or rms) of healthy data has this value.
-
-    UserError where the metric says nothing of the noise level, or no level up to 2 nats gives the value.
-    """
-    if metric == "rms":
-        return value
-    law = _LAWS.get(metric)
-    if law is None:
-        raise UserError(f"metric {metric} does not tell the noise level; allowed: rms, {', '.join(_LAWS)}")
-    least, most = (law(s) for s in (1e-6, LARGEST_SIGMA))
-    if not min(least, most) < value < max(least, most):
-        raise UserError(
-            f"{metric}={value:g}: healthy data has between {min(least, most):.3g} and {max(least, most):.3g}"
-        )
-    return float(optimize.brentq(lambda s: law(s) - value, 1e-6, LARGEST_SIGMA, xtol=1e-12))
-
-
-_LAWS: dict[str, Callable[[float], float]] = {
-    "logprob_diff_mean": lambda s: expected(s, np.abs),
-    "logprob_diff_std": lambda s: math.sqrt(expected(s, np.square) - expected(s, np.abs) ** 2),
-    "kl_k1": lambda s: expected(s, np.negative),
-    "kl_k3": lambda s: expected(s, lambda d: token_number("k3", d)),
-    "mult_prob_error": lambda s: expected(s, lambda d: token_number("mult", d)),
-    "chi2_token": lambda s: float(SHARES @ np.expm1((SCALES * s) ** 2)),
-    "ess": lambda s: 1 / float(SHARES @ np.exp((SCALES * s) ** 2)),
-}
-"""Metric -> its value in healthy data of rms sigma; each of them rises, or falls, throughout."""
-
-
-# --------------------------------------------------------------------------------------------- closed forms
 
 
 @dataclass(frozen=True)
@@ -272,7 +120,7 @@ class ClosedForm:
         if of == "d":
             return -reach, reach
         lowest = 0.0 if of == "mult" and fold != "sum" else math.log(1e-30)
-        return lowest, math.log(max(self.length, 1)) + min(2 * reach + 14 * widest + 1, 2 * _LARGEST_EXPONENT)
+        return lowest, math.log(max(self.length, 1)) + min(2 * reach + 14 * widest + 1, 2 * LARGEST_EXPONENT)
 
     def effect(self, fold: Fold, of: Of, low: float, high: float, action: Action) -> Effect:
         if of != "d" or action == "reject" or fold in ("max", "min", "any"):
@@ -321,7 +169,7 @@ def _partial_moment(power: int, mean: Array, scale: Array, start: float, end: fl
     """E[exp(power x); start < x < end] for x ~ N(mean, scale^2)."""
     moved = mean + power * scale**2
     log = power * mean + power**2 * scale**2 / 2 + _log_between((start - moved) / scale, (end - moved) / scale)
-    return np.exp(np.minimum(log, _LARGEST_EXPONENT))
+    return np.exp(np.minimum(log, LARGEST_EXPONENT))
 
 
 def _log_between(a: Array, b: Array) -> Array:
@@ -332,129 +180,3 @@ def _log_between(a: Array, b: Array) -> Array:
     with np.errstate(divide="ignore", invalid="ignore"):
         inside = upper + np.log1p(-np.exp(np.minimum(lower - upper, 0.0)))
     return np.where(np.isneginf(upper), -np.inf, inside)
-
-
-# -------------------------------------------------------------------------------------------------- by drawing
-
-
-def mixture_draw(sigma: float) -> Draw:
-    """Independent tokens of the mixture at rms sigma."""
-    edges = np.cumsum(SHARES)[:-1]
-
-    def draw(rng: np.random.Generator, rows: int, tokens: int) -> Array:
-        scale = SCALES[np.searchsorted(edges, rng.random((rows, tokens)))] * sigma
-        drawn: Array = scale * rng.standard_normal((rows, tokens)) - scale**2 / 2
-        return drawn
-
-    return draw
-
-
-def profile_draw(profile: SkewProfile) -> Draw:
-    """Skew of healthy tokens as measured: a probability bin by its share, then its quantiles, inverted.
-
-    The latent normal of a token is partly its sequence's, by the measured correlation. A constant is taken off so
-    that the ratio has mean one: what it was measured with, a few thousand tokens, does not fix the mean well enough
-    for bounds of 1e-4, and in healthy data the ratio's mean is one by definition.
-    """
-    bins = [item for item in profile.by_probability if item.tokens > 0]
-    levels, table = np.array(profile.quantile_levels), np.array([item.quantiles for item in bins])
-    shares = np.array([item.tokens for item in bins]) / sum(item.tokens for item in bins)
-    shared = min(max(profile.fit.sequence_correlation.value or 0.0, 0.0), 1.0)
-    grid = np.linspace(0, 1, 100_001)
-    ratio = sum(share * np.exp(np.interp(grid, levels, row)).mean() for share, row in zip(shares, table, strict=True))
-    shift = math.log(ratio)
-
-    def draw(rng: np.random.Generator, rows: int, tokens: int) -> Array:
-        latent = math.sqrt(1 - shared) * rng.standard_normal((rows, tokens))
-        if shared:
-            latent += math.sqrt(shared) * rng.standard_normal((rows, 1))
-        uniform = special.ndtr(latent)
-        chosen = rng.choice(len(bins), size=(rows, tokens), p=shares)
-        right = np.clip(np.searchsorted(levels, uniform), 1, len(levels) - 1)
-        part = (uniform - levels[right - 1]) / (levels[right] - levels[right - 1])
-        left = table[chosen, right - 1]
-        drawn: Array = left + part * (table[chosen, right] - left) - shift
-        return drawn
-
-    return draw
-
-
-def table_draw(table: TokenTable) -> Draw:
-    """A log's own tokens, drawn one by one: its distribution without what a sequence shares, moved to a mean ratio
-    of 1.
-    """
-    skew = table.skew[np.isfinite(table.skew)]
-    if len(skew) < 2:
-        raise UserError(f"the log's {len(table)} rows hold fewer than 2 tokens with both log-probabilities")
-    skew = np.clip(skew, -_LARGEST_EXPONENT, _LARGEST_EXPONENT)
-    skew = skew - math.log(np.exp(skew).mean())
-
-    def draw(rng: np.random.Generator, rows: int, tokens: int) -> Array:
-        drawn: Array = skew[rng.integers(len(skew), size=(rows, tokens))]
-        return drawn
-
-    return draw
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """Sequences of healthy skew, reduced to what the rules look at; every array but `token` is (sequences,)."""
-
-    token: Array
-    """Skew of some of the tokens, nats."""
-    means: dict[Of, Array]
-    smallest: Array
-    largest: Array
-    length: int
-    rms: float
-
-    @classmethod
-    def of(cls, draw: Draw, sequences: int, length: int, seed: int) -> Drawn:
-        rng = np.random.default_rng(seed)
-        kinds: tuple[Of, ...] = ("d", "k2", "k3", "mult")
-        parts: list[list[Array]] = []
-        square = 0.0
-        step = max(1, 2_000_000 // length)  # 16 MB at a time
-        for start in range(0, sequences, step):
-            d = draw(rng, min(step, sequences - start), length)
-            square += float((d**2).sum())
-            some = d.reshape(-1)[:: max(1, sequences * length // 1_000_000)]
-            parts.append([some, d.min(axis=1), d.max(axis=1), *(token_number(of, d).mean(axis=1) for of in kinds)])
-        token, smallest, largest, *means = (np.concatenate(column) for column in zip(*parts, strict=True))
-        rms = math.sqrt(square / (sequences * length))
-        return cls(token, dict(zip(kinds, means, strict=True)), smallest, largest, length, rms)
-
-    def _values(self, fold: Fold, of: Of) -> Array:
-        if fold == "token":
-            return token_number(of, self.token)
-        if fold == "max":
-            return np.maximum(token_number(of, self.smallest), token_number(of, self.largest))
-        if fold == "min":
-            return self.smallest
-        return self.means[of] * (self.length if fold == "sum" else 1)
-
-    def inside(self, fold: Fold, of: Of, low: float, high: float) -> float:
-        if fold == "any":
-            return float(((self.smallest >= low) & (self.largest <= high)).mean())
-        values = self._values(fold, of)
-        return float(((values >= low) & (values <= high)).mean())
-
-    def quantile(self, fold: Fold, of: Of, level: float) -> float:
-        if fold == "any":
-            return float(np.quantile(self.smallest, level) if level < 0.5 else np.quantile(self.largest, level))
-        return float(np.quantile(self._values(fold, of), level))
-
-    def effect(self, fold: Fold, of: Of, low: float, high: float, action: Action) -> Effect:
-        if of != "d" or action == "reject" or fold in ("max", "min", "any"):
-            kept = self.inside(fold, of, low, high)
-            return Effect(kept, kept, 1 - kept)
-        values = self._values(fold, of)
-        exact = np.exp(np.clip(values, -_LARGEST_EXPONENT, _LARGEST_EXPONENT))
-        if action == "truncate":
-            weights = np.exp(values.clip(max(low, -SEQUENCE_EXPONENT), min(high, SEQUENCE_EXPONENT)))
-        else:
-            weights = exact * ((values >= low) & (values <= high))
-        mean = float(weights.mean())
-        whole = float(exact.mean()) if fold == "mean" else 1.0  # a true ratio's mean: no sample finds it in the tail
-        bias = max(whole - mean, 0.0) + 2 * float(np.maximum(weights - exact, 0.0).mean())
-        return Effect(mean, float((weights**2).mean()), bias)

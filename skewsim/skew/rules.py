@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from skewsim.catalogue import CORRECTIONS, OBJECTIVES
-from skewsim.skew.healthy import Action, Fold, Of
+from skewsim.skew.effect import Action, Fold, Of
 
 Units = Literal["ratio", "inverse", "distance", "log", "plain"]
 """What a framework's argument counts: the ratio; its inverse, so that low and high change places (verl takes the bounds

@@ -23,9 +23,12 @@ from skewsim.skew.advise import (
     not_reached,
     simulate,
 )
+from skewsim.skew.drawn import Drawn, mixture_draw
+from skewsim.skew.effect import Effect
 from skewsim.skew.fitting import fit_profile
-from skewsim.skew.healthy import ClosedForm, Drawn, Effect, expected, mixture_draw, sigma_of, token_number
+from skewsim.skew.healthy import ClosedForm
 from skewsim.skew.metrics import skew_metrics
+from skewsim.skew.mixture import expected, sigma_of, token_number
 from skewsim.skew.noise_level import noise_of, sigma_by_name
 from skewsim.skew.rules import Rule
 from skewsim.skew.tokens import TokenTable

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -19,7 +20,8 @@ from scipy import stats
 from benchmarks.field_cases import MAKERS, draw, finish, make_field_case, make_world
 from skewsim.cli.main import main
 from skewsim.diagnose import FIX, Diagnosis, diagnose, where
-from skewsim.diagnose.causes import Cause, fix_for
+from skewsim.diagnose.causes import LAYER_OF, Cause, fix_for
+from skewsim.diagnose.fixes import FIXES, REPOSITORIES
 from skewsim.diagnose.parties import compare_three
 from skewsim.diagnose.rows import Rows
 from skewsim.diagnose.values import inspect
@@ -163,9 +165,23 @@ def test_the_verdict_is_what_hurts_most_and_never_what_explains_less_than_a_hund
     assert verdict(("raw_logprobs", 0.45), ("stale_weights", 0.5)) == "raw_logprobs", "the same size: by layer"
 
 
+def test_every_cause_has_a_fix_with_a_source_for_every_setting() -> None:
+    assert set(FIXES) == set(LAYER_OF)
+    for name, fix in FIXES.items():
+        if name in ("healthy", "unknown"):
+            continue
+        assert fix.general.endswith("."), name
+        assert {framework for framework, _, _ in fix.settings} >= {"vLLM", "verl", "TRL", "prime-rl", "slime"}, name
+        assert len({framework for framework, _, _ in fix.settings}) == len(fix.settings), name
+        for framework, text, source in fix.settings:
+            assert framework in REPOSITORIES, framework
+            assert not text.endswith("."), (name, framework)
+            assert re.search(r"(\.(py|yaml|md|sh)|/)$", source), (name, framework, source)
+
+
 def test_a_framework_leaves_its_own_settings_in_the_fix_and_vllms() -> None:
     fix = fix_for(FIX["different_context"], "verl")
-    assert "verl: multi_turn" in fix
+    assert "verl: actor_rollout_ref.rollout.multi_turn" in fix
     assert "vLLM: return_token_ids" in fix
     assert "slime:" not in fix
     assert "PipelineRL:" not in fix

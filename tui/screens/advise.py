@@ -19,6 +19,7 @@ from tui.views import Look
 
 if TYPE_CHECKING:
     from skewsim.skew.advise import AdviseRow
+    from skewsim.skew.effect import Fold
 
 SIGMAS = (0.001, 0.002, 0.0057, 0.01, 0.02, 0.031, 0.0449, 0.06, 0.08, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0)
 LENGTHS = (1, 4, 12, 32, 64, 128, 256, 512, 1024, 1506, 2048, 4096, 8192, 16384, 32768)
@@ -32,7 +33,7 @@ def share_outside(scenario: Scenario, sigma: float, length: int) -> float:
 
     Of a clip on probabilities: at most, for a probability changes by no more than its ratio's distance from one.
     """
-    from skewsim.skew.healthy import ClosedForm, Fold
+    from skewsim.skew.healthy import ClosedForm
 
     low, high = clip_bounds(scenario.trainer)
     folds: dict[str, Fold] = {"sequence_mean": "mean", "sequence_sum": "sum"}
