@@ -25,6 +25,7 @@ from skewsim.diagnose.rivals import compare
 from skewsim.diagnose.rows import Bools, Rows
 from skewsim.errors import UserError
 from skewsim.moved import CalledByItsName
+from skewsim.skew.placing import place
 from skewsim.skew.sequences import SequenceLog, load_sequences
 from skewsim.skew.tokens import TokenTable
 
@@ -153,6 +154,7 @@ def _causes_of(rows: Rows, scored: Models | None, odd: values.Values, whole: Row
         normal=healthy
         or (result.verdict in _USUAL and "above what is usual" not in usual and _may_be(result.verdict, rows)),
         usual=usual,
+        like=place("rms", quiet, dtype=_dtype(rows), model_kind=rows.meta.get("model_kind")).to_json(),
         error=_error(rows),
     )
 

@@ -30,7 +30,8 @@ from skewsim.errors import FileFormatError, UserError, shown
 from skewsim.files import atomic_writer, check_schema_version
 from skewsim.html import bar, heading, paragraph, table
 from skewsim.settings import one_line
-from skewsim.skew.published import Verdict, judge
+from skewsim.skew.placing import Placing, place
+from skewsim.skew.published import DTYPES, Verdict, judge
 from skewsim.skew.tokens import TokenTable
 
 SCHEMA_VERSION = 1
@@ -180,7 +181,7 @@ class SkewProfile(_Part):
 
     @property
     def precision(self) -> str:
-        """Which of the engine's precisions dominates its noise, in the words of `skewsim.skew.published.FIGURES`."""
+        """Which of the engine's precisions dominates its noise; `PublishedRun.yardstick` has the same words."""
         where = self.provenance
         asked = where.settings.get("asked", {})
         body, head = where.dtype or "an unknown dtype", where.head_dtype or where.dtype
@@ -189,6 +190,21 @@ class SkewProfile(_Part):
         if asked.get("kv_cache_dtype", "auto") != "auto":
             return "fp8 keys and values"
         return body if head in (body, None) else f"{body} with a {head} head"
+
+    @property
+    def placing(self) -> Placing | None:
+        """Where the rms stands among published runs of the same dtype; None without an rms."""
+        return None if self.fit.rms.value is None else place("rms", self.fit.rms.value, dtype=self._dtype)
+
+    @property
+    def _dtype(self) -> str | None:
+        """The less precise of engine and trainer, or fp8 if keys and values are; None if neither is one of DTYPES."""
+        where = self.provenance
+        if where.settings.get("asked", {}).get("kv_cache_dtype", "auto") != "auto":
+            return "fp8"
+        return max(
+            {where.dtype, where.trainer_dtype or where.dtype}.intersection(DTYPES), key=DTYPES.index, default=None
+        )
 
     def describe(self) -> list[str]:
         """The profile in a few lines: its source, size and kind of skew, and how it compares with published figures."""
@@ -199,6 +215,7 @@ class SkewProfile(_Part):
             f"rms skew {fit.rms}, bias {fit.bias}, k3 {self.metrics['kl_k3']} nats" if "kl_k3" in self.metrics else "",
             f"per-logit scale {fit.sigma_z} (rest {fit.rest}), Student-t df {fit.df}, shared by a sequence {fit.sequence_std}",
             self._verdict_on_fit(),
+            "" if self.placing is None else str(self.placing),
             str(self.verdict),
         ]
         return [line for line in lines if line]
