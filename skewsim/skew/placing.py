@@ -99,7 +99,7 @@ class Placing:
     rms: float | None
     """The rms that the number stands for, nats; None if its metric does not tell one."""
     like: str
-    """What it was compared with, in words."""
+    """What it was compared with, in words; empty if with all."""
     runs: int
     low: float | None
     high: float | None
@@ -129,18 +129,17 @@ class Placing:
         }
 
     def _where(self) -> str:
+        like = f" {self.like}" if self.like else ""
         if self.low is None or self.high is None:
-            return f"nothing is published {self.like} to compare it with"
-        many = f"{self.runs} runs published {self.like} ({self.low:.3g} to {self.high:.3g})"
+            return f"nothing is published{like} to compare it with"
+        many = f"{self.runs} published runs{like} ({self.low:.3g} to {self.high:.3g})"
         if self.below is not None and self.above is not None:
-            if self.below.value == self.above.value:
-                return (
-                    f"as {self.below}, among {many}" if self.runs > 1 else f"as {self.below}, the only run {self.like}"
-                )
-            return f"between {self.below} and {self.above}, among {many}"
+            if self.below.value < self.above.value:
+                return f"between {self.below} and {self.above}, among {many}"
+            return f"as {self.below}, " + (f"among {many}" if self.runs > 1 else f"the only published run{like}")
         side, nearest = ("below", self.above) if self.below is None else ("above", self.below)
         if self.runs == 1:
-            return f"{side} {nearest}, the only run published {self.like}"
+            return f"{side} {nearest}, the only published run{like}"
         return f"{side} all {many}; the nearest is {nearest}"
 
 
@@ -199,4 +198,4 @@ def _like(dtype: str | None, model_kind: str | None) -> list[PublishedRun]:
 
 def _words(dtype: str | None, model_kind: str | None) -> str:
     kind = {None: "", "dense": " for dense models", "moe": " for mixtures of experts"}[model_kind]
-    return f"{f'in {dtype}' if dtype else ''}{kind}".strip() or "of any kind"
+    return f"{f'in {dtype}' if dtype else ''}{kind}".strip()

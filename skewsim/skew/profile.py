@@ -193,15 +193,18 @@ class SkewProfile(_Part):
 
     @property
     def placing(self) -> Placing | None:
-        """Where the rms stands among published runs of the same dtype; None without an rms."""
-        return None if self.fit.rms.value is None else place("rms", self.fit.rms.value, dtype=self._dtype)
+        """Where the rms stands among published runs of the same dtype; None without a skew."""
+        return place("rms", self.fit.rms.value, dtype=self._dtype) if self.fit.rms.value else None
 
     @property
     def _dtype(self) -> str | None:
-        """The less precise of engine and trainer, or fp8 if keys and values are; None if neither is one of DTYPES."""
+        """The less precise of engine and trainer, fp8 if keys and values are; None if unknown or quantised otherwise."""
         where = self.provenance
-        if where.settings.get("asked", {}).get("kv_cache_dtype", "auto") != "auto":
+        asked = where.settings.get("asked", {})
+        if asked.get("kv_cache_dtype", "auto") != "auto" or asked.get("quantization") == "fp8":
             return "fp8"
+        if asked.get("quantization"):
+            return None
         return max(
             {where.dtype, where.trainer_dtype or where.dtype}.intersection(DTYPES), key=DTYPES.index, default=None
         )
@@ -215,10 +218,14 @@ class SkewProfile(_Part):
             f"rms skew {fit.rms}, bias {fit.bias}, k3 {self.metrics['kl_k3']} nats" if "kl_k3" in self.metrics else "",
             f"per-logit scale {fit.sigma_z} (rest {fit.rest}), Student-t df {fit.df}, shared by a sequence {fit.sequence_std}",
             self._verdict_on_fit(),
-            "" if self.placing is None else str(self.placing),
-            str(self.verdict),
+            *self._beside_published(),
         ]
         return [line for line in lines if line]
+
+    def _beside_published(self) -> list[str]:
+        """Where the rms stands among published runs; and, where the dtype is known, beside the one of its precision."""
+        placed = [] if self.placing is None else [str(self.placing)]
+        return placed if placed and self.provenance.dtype is None else [*placed, str(self.verdict)]
 
     def _repr_html_(self) -> str:
         largest = max((b.rms.value or 0.0 for b in self.table), default=0.0) or 1.0

@@ -255,7 +255,7 @@ def test_a_larger_value_is_placed_no_lower(a: float, b: float) -> None:
         (("rms", 0.1, "float16", "moe"), "nothing is published in float16 for mixtures of experts to compare it with"),
         (("kl_k3", 0.001, "bfloat16", "moe"), "kl_k3 0.001: between DeepSeek-V4-Flash, math (0.00087) and"),
         (("rms", 0.04, "bfloat16", "moe"), "(~0.0257)"),
-        (("ppl_ratio", 1.0, None, None), "below DeepSeek-V4 (1), the only run published"),
+        (("ppl_ratio", 1.0, None, None), "below DeepSeek-V4 (1), the only published run"),
     ],
 )  # fmt: skip
 def test_the_sentence_reads_well(arguments: tuple[str, float, str | None, str | None], words: str) -> None:
