@@ -19,7 +19,9 @@ from .skew.advise import AdviseReport, advise
 from .skew.fitting import fit_profile
 from .skew.gate import GateReport, gate
 from .skew.metrics import METRICS, by_probability, skew_metrics
+from .skew.placing import Placing, place
 from .skew.profile import SkewProfile, load_profile, save_profile, shipped_profiles
+from .skew.published import PublishedRun, published_runs
 from .skew.sequences import SequenceLog, load_sequences
 from .skew.tokens import TokenTable
 
@@ -38,6 +40,8 @@ __all__ = [
     "LossInputs",
     "LossOutputs",
     "Picture",
+    "Placing",
+    "PublishedRun",
     "RolloutEngine",
     "RolloutRequest",
     "Rollouts",
@@ -66,6 +70,8 @@ __all__ = [
     "load_sequences",
     "load_source",
     "look_at",
+    "place",
+    "published_runs",
     "read_records",
     "save_profile",
     "shipped_profiles",

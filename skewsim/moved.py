@@ -27,7 +27,7 @@ MOVED = {
     "policy": ("model.policy",),
     "prediction": ("runs.prediction",),
     "profile": ("skew.profile", "skew.fitting"),
-    "published": ("skew.published",),
+    "published": ("skew.published", "skew.placing"),
     "recording": ("runs.recording",),
     "report": ("runs.figures",),
     "sampling": ("engine.sampling",),

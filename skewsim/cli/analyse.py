@@ -73,6 +73,8 @@ def _told(found: Diagnosis) -> Iterator[str]:
     yield f"verdict: {found.verdict}{layer}; rms skew {found.rms:.3g} nats, {found.tokens} tokens in {found.sequences} sequences"
     if found.usual:
         yield f"normal: {'yes' if found.normal else 'no'}; {found.usual}"
+    if found.placed:
+        yield f"published: {found.placed}"
     if found.kind_text:
         yield f"kind: {found.kind_text}"
     if found.agreement is not None:

@@ -32,6 +32,7 @@ COMMANDS = {
     "profile": ("skewsim.cli.simulate:profile", "List measured skew profiles, or show one."),
     "diagnose": ("skewsim.cli.analyse:diagnose", "Name the causes of a token table's skew, and what mends them."),
     "advise": ("skewsim.cli.analyse:advise", "What every framework's default threshold does to healthy data."),
+    "published": ("skewsim.cli.published:published", "List published runs; say where a number stands among them."),
     "gate": ("skewsim.cli.analyse:gate", "Check a token table against limits; for continuous integration."),
     "import": ("harness.commands:import_log", "Read another program's logged rollouts into a token table."),
     "measure": ("harness.commands:measure", "Measure a real engine's skew on a model: table and profile."),

@@ -27,6 +27,7 @@ from skewsim.diagnose.rivals import compare
 from skewsim.diagnose.rows import Bools, Rows
 from skewsim.errors import UserError
 from skewsim.moved import CalledByItsName
+from skewsim.skew.placing import place
 from skewsim.skew.sequences import SequenceLog, load_sequences
 from skewsim.skew.tokens import TokenTable
 
@@ -153,6 +154,7 @@ def _causes_of(rows: Rows, scored: Models | None, odd: values.Values, whole: Row
         normal=healthy
         or (result.verdict in _USUAL and "above what is usual" not in usual and _may_be(result.verdict, rows)),
         usual=usual,
+        like=_like(quiet, rows),
         error=_error(rows),
     )
 
@@ -162,6 +164,11 @@ _USUAL = ("compute_dtype", "moe_routing")
 
 def _may_be(verdict: str, rows: Rows) -> bool:
     return verdict != "moe_routing" or rows.meta.get("model_kind") == "moe"
+
+
+def _like(rms: float, rows: Rows) -> dict[str, Any] | None:
+    """Where the rms stands among published runs; None where both sides say the same to the bit."""
+    return place("rms", rms, dtype=_dtype(rows), model_kind=rows.meta.get("model_kind")).to_json() if rms else None
 
 
 def _dtype(rows: Rows) -> str | None:

@@ -113,6 +113,8 @@ class Diagnosis:
     """Whether this is usual for the dtype and the kind of model; None if there is nothing to compare with."""
     usual: str = ""
     """The same in words, beside published figures."""
+    like: dict[str, Any] | None = None
+    """Where the rms stands among published runs of the same dtype and kind: `skewsim.skew.placing.Placing.to_json`."""
     error: float = 0.25
     """By how much the shares of two causes may differ by chance: two standard errors over sequences."""
 
@@ -124,6 +126,11 @@ class Diagnosis:
         first = tuple(sorted(near or self.causes, key=lambda cause: (_rank(cause), -cause.explained)))
         return first + tuple(cause for cause in self.causes if cause not in first)
 
+    @property
+    def placed(self) -> str:
+        """Where the rms stands among published runs, in one sentence; empty if it was not compared."""
+        return self.like["sentence"] if self.like else ""
+
     def _repr_html_(self) -> str:
         rows = [(c.name, f"{c.explained:.0%}", bar(c.explained), c.evidence, c.fix) for c in self.to_mend]
         places = [
@@ -133,7 +140,9 @@ class Diagnosis:
         said = heading(
             f"{self.verdict}: rms skew {self.rms:.3g} nats, {self.tokens} tokens, {self.sequences} sequences"
         )
-        said += "".join(map(paragraph, filter(None, (self.usual, self.kind_text, *self.values, *self.notes))))
+        said += "".join(
+            map(paragraph, filter(None, (self.usual, self.placed, self.kind_text, *self.values, *self.notes)))
+        )
         said += table(("cause", "explains", "", "evidence", "fix"), rows)
         if places:
             said += table(("where it lives", "share", "", "rms inside", "rms outside", "z"), places)
@@ -160,6 +169,7 @@ class Diagnosis:
             "kind_text": self.kind_text,
             "normal": self.normal,
             "usual": self.usual,
+            "like": self.like,
             "odd_one_out": self.odd_one_out,
             "agreement": self.agreement,
             "values": list(self.values),

@@ -19,7 +19,7 @@ from scipy import optimize
 
 from skewsim.errors import UserError
 from skewsim.skew.effect import Of
-from skewsim.skew.published import FIGURES, MEAN_ABS_BY_PROBABILITY
+from skewsim.skew.published import MEAN_ABS_BY_PROBABILITY, find_run
 
 Array = npt.NDArray[np.float64]
 TOKENS_BY_PROBABILITY = (2099, 13645, 61666, 116287, 577603)
@@ -32,10 +32,11 @@ def _mixture() -> tuple[Array, Array]:
     """Shares (2K,) and scales (2K,) relative to an rms of one."""
     share = np.array(TOKENS_BY_PROBABILITY) / sum(TOKENS_BY_PROBABILITY)
     scale = np.array(MEAN_ABS_BY_PROBABILITY) * math.sqrt(math.pi / 2)  # a Gaussian's, from its mean size
-    excess = FIGURES[0].rms ** 2 / float((share * scale**2).sum())  # what one scale a bin leaves unexplained
+    rms = find_run("qwen3-1.7b-bf16").values["rms"]
+    excess = rms**2 / float((share * scale**2).sum())  # what one scale a bin leaves unexplained
     spread = math.sqrt(max(excess - 1, 0.0))
     both = np.concatenate([scale * (1 - spread), scale * (1 + spread)])
-    return np.tile(share / 2, 2), both / FIGURES[0].rms
+    return np.tile(share / 2, 2), both / rms
 
 
 SHARES, SCALES = _mixture()

@@ -30,7 +30,8 @@ from skewsim.errors import FileFormatError, UserError, shown
 from skewsim.files import atomic_writer, check_schema_version
 from skewsim.html import bar, heading, paragraph, table
 from skewsim.settings import one_line
-from skewsim.skew.published import Verdict, judge
+from skewsim.skew.placing import Placing, place
+from skewsim.skew.published import DTYPES, Verdict, judge
 from skewsim.skew.tokens import TokenTable
 
 SCHEMA_VERSION = 1
@@ -180,7 +181,7 @@ class SkewProfile(_Part):
 
     @property
     def precision(self) -> str:
-        """Which of the engine's precisions dominates its noise, in the words of `skewsim.skew.published.FIGURES`."""
+        """Which of the engine's precisions dominates its noise; `PublishedRun.yardstick` has the same words."""
         where = self.provenance
         asked = where.settings.get("asked", {})
         body, head = where.dtype or "an unknown dtype", where.head_dtype or where.dtype
@@ -189,6 +190,24 @@ class SkewProfile(_Part):
         if asked.get("kv_cache_dtype", "auto") != "auto":
             return "fp8 keys and values"
         return body if head in (body, None) else f"{body} with a {head} head"
+
+    @property
+    def placing(self) -> Placing | None:
+        """Where the rms stands among published runs of the same dtype; None without a skew."""
+        return place("rms", self.fit.rms.value, dtype=self._dtype) if self.fit.rms.value else None
+
+    @property
+    def _dtype(self) -> str | None:
+        """The less precise of engine and trainer, fp8 if keys and values are; None if unknown or quantised otherwise."""
+        where = self.provenance
+        asked = where.settings.get("asked", {})
+        if asked.get("kv_cache_dtype", "auto") != "auto" or asked.get("quantization") == "fp8":
+            return "fp8"
+        if asked.get("quantization"):
+            return None
+        return max(
+            {where.dtype, where.trainer_dtype or where.dtype}.intersection(DTYPES), key=DTYPES.index, default=None
+        )
 
     def describe(self) -> list[str]:
         """The profile in a few lines: its source, size and kind of skew, and how it compares with published figures."""
@@ -199,9 +218,14 @@ class SkewProfile(_Part):
             f"rms skew {fit.rms}, bias {fit.bias}, k3 {self.metrics['kl_k3']} nats" if "kl_k3" in self.metrics else "",
             f"per-logit scale {fit.sigma_z} (rest {fit.rest}), Student-t df {fit.df}, shared by a sequence {fit.sequence_std}",
             self._verdict_on_fit(),
-            str(self.verdict),
+            *self._beside_published(),
         ]
         return [line for line in lines if line]
+
+    def _beside_published(self) -> list[str]:
+        """Where the rms stands among published runs; and, where the dtype is known, beside the one of its precision."""
+        placed = [] if self.placing is None else [str(self.placing)]
+        return placed if placed and self.provenance.dtype is None else [*placed, str(self.verdict)]
 
     def _repr_html_(self) -> str:
         largest = max((b.rms.value or 0.0 for b in self.table), default=0.0) or 1.0

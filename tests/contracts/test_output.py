@@ -183,7 +183,19 @@ def test_an_imported_log_passes_or_fails_the_gate_by_exit_code(log: str, capfd: 
 def test_diagnose_json_has_the_promised_keys(log: str, capfd: pytest.CaptureFixture[str]) -> None:
     found = strict(output(capfd, "diagnose", log, "--json")[0])
     assert set(found) == {
-        *("verdict", "layer", "causes", "kind", "kind_text", "normal", "usual", "odd_one_out", "agreement", "values"),
+        *(
+            "verdict",
+            "layer",
+            "causes",
+            "kind",
+            "kind_text",
+            "normal",
+            "usual",
+            "like",
+            "odd_one_out",
+            "agreement",
+            "values",
+        ),
         *("where", "notes"),
     }
     assert all(set(cause) == {"name", "layer", "explained", "evidence", "fix"} for cause in found["causes"])

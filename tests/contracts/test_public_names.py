@@ -24,6 +24,8 @@ NAMES = [
     "LossOutputs",
     "METRICS",
     "Picture",
+    "Placing",
+    "PublishedRun",
     "RolloutEngine",
     "RolloutRequest",
     "Rollouts",
@@ -52,6 +54,8 @@ NAMES = [
     "load_sequences",
     "load_source",
     "look_at",
+    "place",
+    "published_runs",
     "read_records",
     "save_profile",
     "shipped_profiles",
@@ -70,6 +74,7 @@ RELIED_ON = {
     "recording": "RunFolder record read_records",
     "advise": "advise",
     "gate": "gate",
+    "published": "judge place",
 }
 
 

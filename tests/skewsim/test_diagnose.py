@@ -233,7 +233,19 @@ def test_json_has_exactly_the_promised_keys_and_names() -> None:
     world = World.make(13)
     found = diagnose(table(*truthful(world, world.logits, world.logits))).to_json()
     assert list(json.loads(json.dumps(found))) == [
-        *("verdict", "layer", "causes", "kind", "kind_text", "normal", "usual", "odd_one_out", "agreement", "values"),
+        *(
+            "verdict",
+            "layer",
+            "causes",
+            "kind",
+            "kind_text",
+            "normal",
+            "usual",
+            "like",
+            "odd_one_out",
+            "agreement",
+            "values",
+        ),
         *("where", "notes"),
     ]
     assert list(found["causes"][0]) == ["name", "layer", "explained", "evidence", "fix"]

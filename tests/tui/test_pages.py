@@ -17,6 +17,7 @@ from textual import events
 from textual.geometry import Size
 from textual.widgets import OptionList
 
+import skewsim
 from skewsim.catalogue import OBJECTIVES
 from skewsim.diagnose.causes import Diagnosis, found
 from skewsim.errors import UserError
@@ -432,6 +433,13 @@ def test_causes_are_listed_in_the_order_to_mend_them_with_what_is_left(shares: t
     assert f"Verdict: {first}" in text
     assert "in the order in which to mend them" in text
     assert "20% of the mean square skew is explained by none of this" in text
+    assert "Published" not in text
+
+
+def test_a_diagnosis_says_where_its_rms_stands_among_published_runs() -> None:
+    like = skewsim.place("rms", 0.046, dtype="bfloat16", model_kind="dense").to_json()
+    text = report(Diagnosis((found("healthy", 1.0, "seen"),), 700, 64, 0.046, like=like), Look()).plain
+    assert "\nPublished: rms 0.046: between Qwen3-1.7B (0.0449) and SmolLM2-135M-Instruct here (0.047)" in text
 
 
 @pytest.mark.parametrize("keys", ["i", "r tab", "x enter"])

@@ -44,6 +44,8 @@ def report(found: Diagnosis, look: Look, scenario: Scenario | None = None) -> Te
     text.append(
         f"rms skew {found.rms:.3g} nats, {found.tokens} tokens in {found.sequences} sequences\n", style=look.muted
     )
+    if found.placed:
+        text.append(f"Published: {found.placed}\n", style=look.muted)
     if len(found.causes) > 1:
         text.append("in the order in which to mend them, not of their size\n", style=look.muted)
     for cause in found.to_mend:

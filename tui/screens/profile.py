@@ -120,7 +120,8 @@ class ProfileScreen(Page):
         profile = load_profile(self._names[self._at])
         if self._kept is not None and self._kept != self._names[self._at]:
             return text + side_by_side(load_profile(self._kept), profile, width=width)
-        return text + describe(profile, look, width=width, height=5 if self.size.height < 36 else 9)
+        rows = self.size.height
+        return text + describe(profile, look, width=width, height=3 if rows < 30 else 5 if rows < 36 else 9)
 
     def do_previous(self) -> None:
         self._at = (self._at - 1) % max(len(self._names), 1)
