@@ -90,6 +90,14 @@ class EngineSettings(Settings):
     """vLLM `SamplingParams.top_k`; 0 or -1: off."""
     min_p: float = Field(0.0, ge=0, le=1)
     """vLLM `SamplingParams.min_p`."""
+    repetition_penalty: float = Field(1.0, gt=0, le=10)
+    """vLLM `SamplingParams.repetition_penalty`: logits of tokens of prompt and response are divided by it (multiplied if negative); 1: off. The trainer knows nothing of it."""  # noqa: W505
+    presence_penalty: float = Field(0.0, ge=-2, le=2)
+    """vLLM `SamplingParams.presence_penalty`: taken off the logit of every token that the response has; 0: off."""
+    frequency_penalty: float = Field(0.0, ge=-2, le=2)
+    """vLLM `SamplingParams.frequency_penalty`: the same for each time that the response has it; 0: off."""
+    logits_soft_cap: float | None = Field(None, gt=0, le=MOST)
+    """The engine's logits go through cap * tanh(logits / cap), the trainer's do not (vLLM `soft_cap`, Hugging Face `final_logit_softcapping`). Simulated only."""  # noqa: W505
     enable_prefix_caching: bool = False
     """vLLM `enable_prefix_caching`: a prompt's keys and values are kept for the next request. V1's default is on."""
     block_size: int = Field(1, ge=1, le=256)
@@ -104,6 +112,18 @@ class EngineSettings(Settings):
     """How many weight versions the engine is behind the trainer when a rollout starts."""
     update_at_token: int | None = Field(6, ge=1, le=64)
     """The token boundary at which the next weight version arrives in mid-rollout; none: only between rollouts."""
+    weight_sync: Literal["full", "none", "base_only", "partial"] = "full"
+    """What of an update reaches the engine, which counts its version in any case: all; nothing; base_only: all but the matrices that a LoRA adapter sits on; partial: the first half of the layers. Simulated only."""  # noqa: W505
+    replicas: int = Field(1, ge=1, le=64)
+    """Copies of the engine, which take the sequences in turn (verl, slime: data-parallel rollout engines). Simulated only."""  # noqa: W505
+    stale_replicas: int = Field(0, ge=0, le=63)
+    """How many of the replicas get no updates and keep the weights that they have. Simulated only."""
+    placeholder_logprobs: Literal["none", "eos", "missing"] = "none"
+    """Tokens whose logprob is filled in instead of reported. eos: the last of each response; missing: a share of all. Simulated only."""  # noqa: W505
+    placeholder_value: float = Field(0.0, ge=-1e9, le=1e9)
+    """What is filled in: 0.0, or a sentinel such as -9999."""
+    placeholder_share: float = Field(0.05, ge=0, le=1)
+    """Share of the tokens that are missing (placeholder_logprobs=missing)."""
     enforce_eager: bool = True
     """vLLM `enforce_eager`: no compilation, no CUDA graphs; vLLM's default is false. Real engines only."""
     max_num_seqs: int | None = Field(None, ge=1, le=65536)
@@ -115,6 +135,20 @@ class EngineSettings(Settings):
     def truncates(self) -> bool:
         """Whether top-p, top-k or min-p drop any token."""
         return bool(truncates(self.top_p, self.top_k, self.min_p))
+
+    @property
+    def penalizes(self) -> bool:
+        """Whether any of the three penalties is on."""
+        return (self.repetition_penalty, self.presence_penalty, self.frequency_penalty) != (1, 0, 0)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.stale_replicas >= self.replicas:
+            raise ValueError(
+                f"stale_replicas={self.stale_replicas} must be below replicas={self.replicas}; a whole engine without "
+                'updates is weight_sync="none"'
+            )
+        return self
 
 
 class SkewSettings(Settings):
