@@ -57,10 +57,10 @@ class Settings(BaseModel):
 class TaskSettings(Settings):
     """The verifiable token task and its finite pool of prompts."""
 
-    name: Literal["reverse", "reverse_until_zero"] = "reverse"
-    """reverse: write the prompt's digits backwards. reverse_until_zero: the same, but stop with EOS at the first zero, so that lengths vary."""  # noqa: W505
+    name: Literal["reverse", "reverse_until_zero", "two_turns"] = "reverse"
+    """reverse: write the prompt's digits backwards. reverse_until_zero: the same, but stop with EOS at the first zero, so that lengths vary. two_turns: reverse, then the environment asks for other digits, then reverse those."""  # noqa: W505
     response_length: int = Field(12, ge=4, le=64)
-    """Digits in the prompt, and most tokens in the response (reverse_until_zero: one more for EOS)."""
+    """Digits in the prompt, and most tokens in the response (reverse_until_zero: one more for EOS; two_turns: in each turn)."""  # noqa: W505
     pool_size: int = Field(64, ge=1, le=1_000_000)
     """Distinct prompts; the smaller, the more often a prefix is reused."""
     pool_seed: int = Field(0, ge=0, lt=2**63)
@@ -294,6 +294,14 @@ class TrainerSettings(Settings):
     """Precision of the trainer's lm_head."""
     temperature: float | None = Field(None, gt=0, le=10)
     """Temperature of the trainer's softmax; none: the engine's."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Dropout that is left on in every pass of the trainer (Megatron `attention_dropout` and `hidden_dropout`, whose default is 0.1)."""  # noqa: W505
+    packing: Literal["none", "isolated", "leaking"] = "none"
+    """Several sequences in one row of the trainer's batch (TRL `packing`, verl `use_remove_padding`). isolated: each sees only itself; leaking: also those before it in the row."""  # noqa: W505
+    pack_size: int = Field(4, ge=2, le=64)
+    """Sequences in a packed row."""
+    chat_template: Literal["keep_thinking", "drop_thinking"] = "keep_thinking"
+    """How the trainer renders earlier turns. drop_thinking: without the first turn's thinking, as many chat templates do (task two_turns)."""  # noqa: W505
     learning_rate: float = Field(5e-4, ge=0, le=1)
     """Adam's step size."""
     adam_beta1: float = Field(0.9, ge=0, lt=1)

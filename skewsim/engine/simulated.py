@@ -59,7 +59,7 @@ class SimEngine:
     def start(self, scenario: Scenario, policy: Policy, *, version: int) -> None:
         engine, task = scenario.engine, Task(scenario.task)
         _refuse_real(engine)
-        self._settings, self._config, self._eos = engine, policy.config, task.eos_id
+        self._settings, self._config, self._eos, self._task = engine, policy.config, task.eos_id, task
         skew = scenario.skew
         profile = load_profile(skew.profile) if skew.profile else None
         self._noise = NoiseModel(skew, policy.config.vocab_size, profile) if skew.active else None
@@ -110,6 +110,7 @@ class SimEngine:
         prompts = request.prompts.repeat_interleave(request.num_generations, dim=1)
         replicas = self._replicas(prompts)
         draws = self._sampler.begin(request, prompts, self._config.vocab_size)
+        environment = self._environment(request)
         out = _Buffer.empty(prompts, request.max_tokens)
         aborted = False
         for t in range(request.max_tokens):
@@ -130,7 +131,9 @@ class SimEngine:
                     stale.append(out.tokens[:, :, t - 1 : t])
                 old = replicas >= engine.replicas - engine.stale_replicas
                 logits = torch.where(old.unsqueeze(-1), stale.logits, logits)
-            out.write(t, self._sampler.sample(logits, t, draws), version=self.version, eos=self._eos)
+            given = environment.get(t)
+            sample = self._sampler.sample(logits, t, draws, given)
+            out.write(t, sample, version=self.version, eos=self._eos, given=given is not None)
             if out.finished is not None and bool(out.finished.all()):
                 break
         if update:
@@ -143,6 +146,15 @@ class SimEngine:
             engine_logprobs=filled_in(made.engine_logprobs, made.mask, ended, engine, missing),
             replicas=replicas if engine.replicas > 1 else None,
         )
+
+    def _environment(self, request: RolloutRequest) -> dict[int, Tensor]:
+        """Response position -> the tokens (E, N) that the environment writes there; empty in tasks of one turn."""
+        start, end = self._task.environment_at
+        written = self._task.environment.to(request.prompt_ids.device)[request.prompt_ids] if start < end else None
+        if written is None:
+            return {}
+        written = written.repeat_interleave(request.num_generations, dim=1)
+        return {start + i: written[:, :, i] for i in range(end - start)}
 
     def _replicas(self, prompts: Tensor) -> Tensor:
         """(E, N) the replica that answers each sequence: they take them in turn."""
@@ -194,6 +206,7 @@ class _Buffer:
     weight_versions: Tensor
     kept_mass: list[Tensor]
     support: list[Tensor]
+    given: Tensor
     finished: Tensor | None = None
 
     @classmethod
@@ -208,14 +221,18 @@ class _Buffer:
             weight_versions=torch.zeros_like(zeros, dtype=torch.int64),
             kept_mass=[],
             support=[],
+            given=torch.zeros(shape, dtype=torch.bool, device=prompts.device),
         )
 
-    def write(self, t: int, sample: Sample, *, version: int, eos: int | None) -> None:
+    def write(self, t: int, sample: Sample, *, version: int, eos: int | None, given: bool) -> None:
+        """The t-th token of every sequence; `given`: the environment wrote it, and no logprob is reported."""
+        self.given[:, :, t] = given
         live = torch.ones_like(sample.tokens, dtype=torch.bool) if self.finished is None else ~self.finished
         self.tokens[:, :, t] = torch.where(live, sample.tokens, PAD)
-        self.mask[:, :, t] = live.float()
-        self.engine_logprobs[:, :, t] = torch.where(live, sample.reported, 0.0)
-        self.sampler_logprobs[:, :, t] = torch.where(live, sample.sampled, 0.0)
+        self.mask[:, :, t] = 0.0 if given else live.float()
+        told = live & (not given)
+        self.engine_logprobs[:, :, t] = torch.where(told, sample.reported, 0.0)
+        self.sampler_logprobs[:, :, t] = torch.where(told, sample.sampled, 0.0)
         self.weight_versions[:, :, t] = version
         if sample.support is not None and sample.kept_mass is not None:
             self.support.append(sample.support)
@@ -239,6 +256,7 @@ class _Buffer:
             finish_reasons=reasons,
             kept_mass=_padded(self.kept_mass, request.max_tokens, 1.0),
             support=_padded(self.support, request.max_tokens, True),
+            given=self.given if bool(self.given.any()) else None,
         )
 
 
