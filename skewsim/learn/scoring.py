@@ -11,7 +11,7 @@ Axes: E member, B prompts, G responses per prompt, N = B*G, P prompt, T response
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -75,8 +75,9 @@ class Pass:
     """What the trainer's forward pass does otherwise than read each response after its prompt and its own past."""
 
     dropout: Dropout | None = None
-    dropped: tuple[int, int] = (0, 0)
-    """(k, s): tokens from the s-th of a response on do not see its first k; none if k is 0."""
+    rendered: tuple[int, int, int] | None = None
+    """(k, s, e): the second turn, from the e-th response token on, is scored after the conversation rendered anew,
+    which lacks the first k of the first turn's s tokens; None: after the tokens as they are."""
     pack_size: int = 1
     """Sequences in a row; 1: not packed."""
     leaking: bool = False
@@ -89,7 +90,7 @@ class Pass:
         drops = trainer.chat_template == "drop_thinking" and task.turns > 1
         return cls(
             dropout=dropout,
-            dropped=(task.thinking, task.environment_at[0]) if drops else (0, 0),
+            rendered=(task.thinking, *task.environment_at) if drops else None,
             pack_size=1 if trainer.packing == "none" else trainer.pack_size,
             leaking=trainer.packing == "leaking",
         )
@@ -130,11 +131,8 @@ def score(
     keep-sampling-mask). It changes nothing if the rollouts have no such support.
     """
     live = rollouts.mask > 0  # elsewhere the token may lie outside the support
-    if how.pack_size > 1:
-        present = live if rollouts.given is None else live | rollouts.given
-        logits = packed_logits(weights, rollouts.prompts, rollouts.tokens, present, how)
-    else:
-        logits = response_logits(weights, rollouts.prompts, rollouts.tokens, group=group, how=how)
+    present = live if rollouts.given is None else live | rollouts.given
+    logits = _logits(weights, rollouts.prompts, rollouts.tokens, present, group, how)
     logits = logits / temperature
     if sampling_mask and rollouts.support is not None:
         logits = logits.masked_fill(~rollouts.support, -math.inf)
@@ -143,16 +141,32 @@ def score(
     return Scored(torch.where(live, picked, 0.0), logprobs)
 
 
-def response_logits(weights: Weights, prompts: Tensor, tokens: Tensor, *, group: int, how: Pass = EXACT) -> Tensor:
+def _logits(weights: Weights, prompts: Tensor, tokens: Tensor, present: Tensor, group: int, how: Pass) -> Tensor:
+    """float32 logits (E, N, T, V) before each response token; `present` (E, N, T): tokens that exist."""
+    if how.rendered is not None:
+        thinking, start, end = how.rendered
+        alike = replace(how, rendered=None)
+        first = _logits(weights, prompts, tokens[:, :, :start], present[:, :, :start], group, alike)
+        history = torch.cat([prompts, tokens[:, :, thinking:end]], dim=2)  # no two answers have the same, so group is 1
+        second = _logits(weights, history, tokens[:, :, end:], present[:, :, end:], 1, alike)
+        return torch.cat([first, torch.zeros_like(first[:, :, :1]).expand(-1, -1, end - start, -1), second], dim=2)
+    if how.pack_size > 1:
+        return packed_logits(weights, prompts, tokens, present, how)
+    return response_logits(weights, prompts, tokens, group=group, dropout=how.dropout)
+
+
+def response_logits(
+    weights: Weights, prompts: Tensor, tokens: Tensor, *, group: int, dropout: Dropout | None = None
+) -> Tensor:
     """float32 logits (E, N, T, V) before each response token; prompts (E, N, P) are equal within a group."""
-    if how.dropout is not None:
+    if dropout is not None:
         group = 1  # a prompt's masks are drawn for each response, as where none is shared
     members, sequences, length = prompts.shape
     family = _Family(sequences // group, group, length, tokens.shape[2] - 1)
-    positions, seen = _layout(family, how.dropped, tokens.device)
+    positions, seen = _layout(family, tokens.device)
     responses = tokens[:, :, :-1].reshape(members, family.B, -1)
     rows = torch.cat([prompts[:, ::group], responses], dim=2).flatten(1)
-    hidden = weights.hidden(rows, positions, _attend(family.rows, seen, how.dropout), how.dropout)
+    hidden = weights.hidden(rows, positions, _attend(family.rows, seen, dropout), dropout)
     # the prompt's last row predicts the first token of every response to it
     read = hidden.view(members, family.B, family.rows, -1)[:, :, length - 1 :]
     logits = weights.logits(read.reshape(members, -1, read.shape[-1])).view(*read.shape[:3], -1)
@@ -175,7 +189,7 @@ def packed_logits(weights: Weights, prompts: Tensor, tokens: Tensor, present: Te
     there = torch.cat([torch.ones_like(prompts, dtype=torch.bool), present[:, :, :-1]], dim=2)
     padding = (0, 0, 0, rows * size - sequences)
     inputs, there = (torch.nn.functional.pad(x, padding).view(members * rows, -1) for x in (inputs, there))
-    alone = _layout(_Family(1, 1, length, own - length), how.dropped, tokens.device)
+    alone = _layout(_Family(1, 1, length, own - length), tokens.device)
     seen = torch.block_diag(*[alone[1]] * size).bool()
     if how.leaking:
         place = torch.arange(size, device=tokens.device).repeat_interleave(own)
@@ -227,17 +241,10 @@ def _attention_with(dropout: Dropout, q: Tensor, k: Tensor, v: Tensor, seen: Ten
 
 
 @lru_cache(maxsize=32)
-def _layout(family: _Family, dropped: tuple[int, int], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Positions (B * rows,), and which rows of a family see which (rows, rows): their prompt and their own past.
-
-    `dropped` (k, s): rows from the s-th of a response on do not see its first k, and their positions close the gap.
-    """
+def _layout(family: _Family, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Positions (B * rows,), and which rows of a family see which (rows, rows): their prompt and their own past."""
     place = torch.arange(family.rows, device=device)
     response = torch.where(place < family.P, -1, (place - family.P) // family.Q)
-    token = torch.where(place < family.P, -1, (place - family.P) % family.Q)
     seen = (response == -1) | (response == response.unsqueeze(1))
     seen &= place <= place.unsqueeze(1)
-    forgotten, since = dropped
-    if forgotten:
-        seen &= ~((token >= 0) & (token < forgotten) & (token >= since).unsqueeze(1))
     return (seen.sum(1) - 1).repeat(family.B), seen

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -12,12 +15,14 @@ from skewsim.engine.sampling import soft_capped
 from skewsim.engine.simulated import SimEngine
 from skewsim.engine.weight_sync import delivered
 from skewsim.errors import UserError
-from skewsim.learn.scoring import response_logits, score
+from skewsim.learn.scoring import EXACT as EXACTLY
+from skewsim.learn.scoring import Pass, response_logits, score
 from skewsim.learn.trainer import Trainer
+from skewsim.model.dropout import Dropout
 from skewsim.model.policy import Policy
 from skewsim.settings import EngineSettings, Scenario, TaskSettings
-from skewsim.task import Task
-from tests.skewsim.llama_oracle import random_policy
+from skewsim.task import ANSWER, SEP, SYNONYMS, Task
+from tests.skewsim.llama_oracle import huggingface, random_policy
 
 TASK = TaskSettings(response_length=8, pool_size=6)
 GROUP = 4
@@ -196,3 +201,144 @@ def test_a_mistake_is_one_line_with_setting_value_and_what_is_allowed(values: di
         Scenario().with_values(values)
     assert words in str(error.value)
     assert "\n" not in str(error.value)
+
+
+# -- a trainer that does not repeat itself -------------------------------------------------------------------------
+
+
+def scored(made: Rollouts, how: Pass = EXACTLY, *, group: int = GROUP) -> torch.Tensor:
+    weights = A.weights(dtype="float32", head_dtype="float32")
+    return score(weights, made, group=group, temperature=0.8, how=how).logprobs
+
+
+def test_dropout_drops_a_share_p_and_keeps_the_mean() -> None:
+    ones = torch.ones(2, 200, 100)
+    found = Dropout(0.25, [torch.Generator().manual_seed(n) for n in range(2)])(ones)
+    assert found.unique().tolist() == pytest.approx([0.0, 4 / 3])
+    assert abs(float(found.mean()) - 1) < 4 * np.sqrt(0.25 / 0.75 / found.numel())
+
+
+def test_dropout_that_drops_nothing_changes_no_number() -> None:
+    made = rollout(update=False)
+    none = Dropout(0.0, [torch.Generator()])
+    assert (scored(made, Pass(dropout=none)) - scored(made)).abs().max() < EXACT
+    packed = Pass(pack_size=3)
+    assert (scored(made, Pass(dropout=none, pack_size=3)) - scored(made, packed)).abs().max() < EXACT
+
+
+def test_two_passes_of_a_trainer_with_dropout_differ_and_a_run_repeats_itself() -> None:
+    values = {"trainer.dropout": 0.05, "trainer.old_logprobs": "recompute"}
+    trainer = Trainer(Scenario().with_values(values), seeds=(0, 1))
+    records = trainer.step()
+    assert records[0].metrics["update/ratio_max"] != 1, "the loss's own pass has other masks than old logprobs"
+    alone = Trainer(Scenario().with_values(values), seeds=(1,))
+    ours, theirs = records[1].metrics, alone.step()[0].metrics
+    assert all(
+        ours[key] == pytest.approx(theirs[key], rel=1e-4) for key in ("skew/kl_k3", "optim/loss", "policy/entropy")
+    )
+    again = Trainer(Scenario().with_values(values), seeds=(0, 1))
+    again.step()
+    assert np.array_equal(again.look().trainer_logprobs, trainer.look().trainer_logprobs)
+
+
+def cut(made: Rollouts) -> Rollouts:
+    """The same rollouts with responses of 1 to 8 tokens."""
+    length = torch.arange(made.mask.shape[1]) % made.mask.shape[2] + 1
+    mask = (torch.arange(made.mask.shape[2]) < length.unsqueeze(1)).float().unsqueeze(0)
+    return replace(made, mask=mask, tokens=torch.where(mask > 0, made.tokens, 0))
+
+
+# -- packed rows ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [2, 5])
+def test_isolated_packs_have_the_logprobs_of_sequences_alone(size: int) -> None:
+    """Answers of many lengths; the last row has room left."""
+    made = cut(rollout(update=False))
+    assert (scored(made, Pass(pack_size=size)) - scored(made)).abs().max() < EXACT
+
+
+def test_leaking_packs_equal_transformers_over_the_concatenated_row(tmp_path: Path) -> None:
+    """One causal attention over all of the row, positions that start again with each sequence."""
+    made, size = rollout(update=False), 3
+    found = scored(made, Pass(pack_size=size, leaking=True))[0]
+    model, whole = huggingface(A, tmp_path), torch.cat([made.prompts, made.tokens], 2)[0, :, :-1]
+    own, first = whole.shape[1], made.prompts.shape[2] - 1
+    length = size * own
+    causal = torch.full((length, length), -torch.inf).triu(1).view(1, 1, length, length)
+    for start in range(0, len(whole) - size + 1, size):
+        row = whole[start : start + size].reshape(1, -1)
+        with torch.no_grad():
+            logits = model(row, attention_mask=causal, position_ids=torch.arange(own).repeat(size).unsqueeze(0)).logits
+        logprobs = (logits.view(size, own, -1)[:, first:] / 0.8).log_softmax(-1)
+        want = logprobs.gather(2, made.tokens[0, start : start + size].unsqueeze(-1)).squeeze(-1)
+        assert (want - found[start : start + size]).abs().max() < EXACT
+    assert (found - scored(made)[0])[::size].abs().max() < EXACT, "the first of a row sees nobody else"
+    assert (found - scored(made)[0])[1::size].abs().max() > 0.1
+
+
+def test_padding_of_the_sequences_before_leaks_nothing() -> None:
+    made = cut(rollout(update=False))
+    other = replace(made, tokens=torch.where(made.mask > 0, made.tokens, 7))
+    how = Pass(pack_size=4, leaking=True)
+    assert torch.equal(scored(made, how), scored(other, how))
+
+
+# -- two turns -----------------------------------------------------------------------------------------------------
+
+TURNS = TaskSettings(name="two_turns", response_length=6, pool_size=6)
+
+
+def test_the_environments_turn_is_in_the_context_and_in_no_loss() -> None:
+    """The engine decodes through it; the trainer scores prompt, both answers and what stands between, exactly."""
+    made, task = rollout(TURNS, update=False), Task(TURNS)
+    start, end = task.environment_at
+    assert (start, end, task.max_tokens) == (6, 14, 20)
+    assert made.given is not None
+    assert torch.equal(made.given[0, 0].nonzero().flatten(), torch.arange(start, end))
+    assert torch.equal(made.tokens[0, ::GROUP, start:end], task.environment)
+    assert torch.equal(made.mask == 0, made.given)
+    assert (scored(made) - made.engine_logprobs).abs().max() < EXACT
+    assert bool((made.engine_logprobs[made.given] == 0).all())
+
+
+def test_right_answers_of_both_turns_earn_the_reward_and_one_wrong_turn_does_not() -> None:
+    task = Task(TURNS)
+    want = task.answers[2].view(1, 1, -1)
+    tokens = torch.where(want < 0, task.environment[2].repeat(3)[:20].view(1, 1, -1), ANSWER + SYNONYMS * want)
+    mask, which = (want >= 0).float(), torch.tensor([[2]])
+    assert float(task.score(which, tokens, mask).exact) == 1
+    tokens[..., -1] = SEP
+    assert float(task.score(which, tokens, mask).exact) == 0
+    assert float(task.score(which, tokens, mask).partial) == pytest.approx(11 / 12)
+
+
+def test_a_template_that_drops_thinking_scores_the_second_turn_after_the_rendering_without_it() -> None:
+    """The oracle renders the conversation again: prompt, the first answer without its thinking, the question."""
+    made, task = rollout(TURNS, update=False), Task(TURNS)
+    start, end = task.environment_at
+    found = scored(made, Pass(rendered=(task.thinking, start, end)))
+    assert (found - made.engine_logprobs)[:, :, :start].abs().max() < EXACT, "the first turn is not touched"
+    rendered = replace(
+        made,
+        prompts=torch.cat([made.prompts, made.tokens[:, :, task.thinking : end]], 2),
+        tokens=made.tokens[:, :, end:],
+        mask=made.mask[:, :, end:],
+        given=None,
+    )
+    assert (found[:, :, end:] - scored(rendered, group=1)).abs().max() < EXACT
+    assert (found - made.engine_logprobs)[:, :, end:].abs().max() > 0.1
+
+
+def test_a_log_of_two_turns_keeps_the_environments_tokens_with_mask_0_and_says_the_turn() -> None:
+    values = {"task.name": "two_turns", "task.response_length": 6, "trainer.packing": "isolated", "engine.replicas": 2}
+    trainer = Trainer(Scenario().with_values(values))
+    trainer.step()
+    look = trainer.look()
+    record = look.sequences.records[5]
+    assert record.sampled.tolist() == [True] * 6 + [False] * 8 + [True] * 6
+    assert np.asarray(record.places["turn"])[record.sampled].tolist() == [0] * 6 + [1] * 6
+    table = look.table
+    assert np.array_equal(table.turn, table.position >= 14)
+    assert np.array_equal(table.pack_index, table.sequence % 4)
+    assert np.array_equal(table.replica, table.sequence % 2)
