@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.simulated_cases import DICE, STEPS, WHERE, make_simulated_case, simulated_log
+from skewsim.diagnose import diagnose
 from skewsim.engine.penalties import Penalties
 from skewsim.engine.rollouts import RolloutRequest, Rollouts, WeightUpdate
 from skewsim.engine.sampling import soft_capped
@@ -20,6 +22,7 @@ from skewsim.learn.scoring import Pass, response_logits, score
 from skewsim.learn.trainer import Trainer
 from skewsim.model.dropout import Dropout
 from skewsim.model.policy import Policy
+from skewsim.scenarios import FAULTS
 from skewsim.settings import EngineSettings, Scenario, TaskSettings
 from skewsim.task import ANSWER, SEP, SYNONYMS, Task
 from tests.skewsim.llama_oracle import huggingface, random_policy
@@ -342,3 +345,45 @@ def test_a_log_of_two_turns_keeps_the_environments_tokens_with_mask_0_and_says_t
     assert np.array_equal(table.turn, table.position >= 14)
     assert np.array_equal(table.pack_index, table.sequence % 4)
     assert np.array_equal(table.replica, table.sequence % 2)
+
+
+# -- seen, and named by the diagnosis ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_scenario_of_a_fault_is_diagnosed_by_its_name(name: str) -> None:
+    found = diagnose(simulated_log(FAULTS[name].scenario(name), STEPS.get(name, 1)))
+    assert found.verdict == name
+    assert found.first.explained > 0.5
+    if name in WHERE:
+        assert found.where[0].column in WHERE[name]
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_without_its_fault_a_scenario_has_no_skew(name: str) -> None:
+    """The same run with every setting of the fault at its default: what was seen is the fault and nothing else."""
+    off = {
+        path: value_of(Scenario(), path)
+        for path in FAULTS[name].values
+        if path.startswith(("engine.", "trainer.")) and path not in ("engine.lag", "engine.update_at_token")
+    }
+    trainer = Trainer(FAULTS[name].scenario(name).with_values(off))
+    assert trainer.step()[0].metrics["skew/logprob_diff_max"] < EXACT
+
+
+def value_of(scenario: Scenario, path: str) -> object:
+    section, _, field = path.partition(".")
+    return getattr(getattr(scenario, section), field)
+
+
+@pytest.mark.parametrize("label", [label for label in DICE if label not in STEPS])
+def test_other_strengths_of_a_fault_are_diagnosed_too(label: str) -> None:
+    case = make_simulated_case(label, 1)
+    assert diagnose(case.log).verdict in case.accepted
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("label", DICE)
+def test_most_simulated_cases_are_named_rightly(label: str) -> None:
+    cases = [make_simulated_case(label, seed) for seed in range(100, 110)]
+    assert sum(diagnose(case.log).verdict in case.accepted for case in cases) >= 9
