@@ -5,6 +5,8 @@
     python benchmarks/diagnosis_confusion.py --split held-out --write docs/diagnosis.md
     python benchmarks/diagnosis_confusion.py --split held-out --field 16 --write docs/diagnosis.md   # faults of the
     field
+    python benchmarks/diagnosis_confusion.py --split held-out --simulated 16 --write docs/diagnosis.md   # the same
+    faults, made by the simulator
 
 Seeds from 0 are dev, seeds from 10,000 held out; a case is a function of its labels and seed
 (`benchmarks.diagnosis_cases`).
@@ -17,19 +19,22 @@ from __future__ import annotations
 import argparse
 import time
 from collections import Counter, defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from benchmarks.diagnosis_cases import PAIRS, REAL_LABELS, SINGLE, make_case
-from benchmarks.field_cases import MAKERS, make_field_case
+from benchmarks.field_cases import MAKERS, FieldCase, make_field_case
+from benchmarks.simulated_cases import DICE, make_simulated_case
 from skewsim.diagnose import LAYER_OF, diagnose
 from skewsim.errors import UserError
 from skewsim.files import atomic_writer
 
 HELD_OUT = 10_000
 BEGIN, END = "<!-- confusion: begin -->", "<!-- confusion: end -->"
+SIMULATED_BEGIN, SIMULATED_END = "<!-- simulated: begin -->", "<!-- simulated: end -->"
 FIELD_BEGIN, FIELD_END = "<!-- field: begin -->", "<!-- field: end -->"
 
 
@@ -60,6 +65,7 @@ def main() -> None:
     )
     parser.add_argument("--real", type=int, default=3, help="cases of each label on the real engine")
     parser.add_argument("--field", type=int, default=0, help="cases of each fault that people report, and nothing else")
+    parser.add_argument("--simulated", type=int, default=0, help="the same faults, made by the simulator")
     parser.add_argument("--write", type=Path, help="document whose confusion section is replaced")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -70,6 +76,14 @@ def main() -> None:
         print(text)
         if arguments.write:
             replace_section(arguments.write, text, FIELD_BEGIN, FIELD_END)
+        return
+    if arguments.simulated:
+        text = field_report(
+            start, arguments.simulated, arguments.split, began, tuple(DICE), make_simulated_case, option="--simulated"
+        )
+        print(text)
+        if arguments.write:
+            replace_section(arguments.write, text, SIMULATED_BEGIN, SIMULATED_END)
         return
     plan = [
         (("healthy",), arguments.healthy),
@@ -197,7 +211,16 @@ SURE = ("healthy", "compute_dtype", "unknown")
 """Verdicts that accuse nobody."""
 
 
-def field_report(start: int, count: int, split: str, began: float) -> str:
+def field_report(
+    start: int,
+    count: int,
+    split: str,
+    began: float,
+    labels: tuple[str, ...] = tuple(MAKERS),
+    make: Callable[[str, int], FieldCase] = make_field_case,
+    *,
+    option: str = "--field",
+) -> str:
     """The faults of `benchmarks.field_cases`: label, verdict, and whether the right column came first in `where`."""
     verdicts: Counter[tuple[str, str]] = Counter()
     cases: Counter[str] = Counter()
@@ -205,9 +228,9 @@ def field_report(start: int, count: int, split: str, began: float) -> str:
     wrong: Counter[str] = Counter()
     placed: Counter[str] = Counter()
     located: Counter[str] = Counter()
-    for label in MAKERS:
+    for label in labels:
         for seed in range(start, start + count):
-            case = make_field_case(label, seed)
+            case = make(label, seed)
             found = diagnose(case.log)
             verdicts[label, found.verdict] += 1
             cases[label] += 1
@@ -216,21 +239,25 @@ def field_report(start: int, count: int, split: str, began: float) -> str:
             if case.where:
                 placed[label] += 1
                 located[label] += bool(found.where) and found.where[0].column in case.where
-    named = [label for label in MAKERS if label != "unnamed"]
+    named = [label for label in labels if label != "unnamed"]
     total, hits = sum(cases[label] for label in named), sum(right[label] for label in named)
-    names = [name for name in LAYER_OF if any(verdicts[label, name] for label in MAKERS)]
+    names = [name for name in LAYER_OF if any(verdicts[label, name] for label in labels)]
     lines = [
-        f"`python benchmarks/diagnosis_confusion.py --split {split} --field {count}`: {sum(cases.values())} cases, {split} half, "
+        f"`python benchmarks/diagnosis_confusion.py --split {split} {option} {count}`: {sum(cases.values())} cases, {split} half, "
         f"{time.perf_counter() - began:.0f} s.",
         "",
         f"Right cause: {hits} of {total} ({hits / total:.1%}); another cause named: {sum(wrong[label] for label in named)} "
-        f"({sum(wrong[label] for label in named) / total:.1%}); healthy called broken: {wrong['healthy']} of {cases['healthy']}; where no "
-        f"cause goes with the place, the right column first: {located['unnamed']} of {placed['unnamed']}.",
+        f"({sum(wrong[label] for label in named) / total:.1%}); healthy called broken: {wrong['healthy']} of {cases['healthy']}"
+        + (
+            f"; where no cause goes with the place, the right column first: {located['unnamed']} of {placed['unnamed']}."
+            if placed["unnamed"]
+            else "."
+        ),
         "",
         "| fault \\ verdict | " + " | ".join(names) + " | right | right column first |",
         "|---" * (len(names) + 3) + "|",
     ]
-    for label in MAKERS:
+    for label in labels:
         where = f"{located[label]} of {placed[label]}" if placed[label] else ""
         share = f"{right[label]} of {cases[label]}" if label != "unnamed" else ""
         lines.append(

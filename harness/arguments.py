@@ -12,7 +12,7 @@ from typing import Any
 from harness.requests import Size
 from harness.specs import EngineSpec
 from skewsim.errors import UserError
-from skewsim.settings import EngineSettings
+from skewsim.settings import EngineSettings, Scenario
 
 
 def engine_arguments(
@@ -77,7 +77,7 @@ def sampling_parameters(
     settings: EngineSettings, *, max_tokens: int, stop: list[int], full_logprobs: bool = False
 ) -> dict[str, Any]:
     """Arguments of ``SamplingParams``. Only the tokens in `stop` end an answer, not the model's own end token."""
-    return {
+    return penalties(settings) | {
         "temperature": settings.temperature,
         "top_p": settings.top_p,
         "top_k": settings.top_k or -1,  # -1: off, in every version
@@ -89,8 +89,32 @@ def sampling_parameters(
     }
 
 
+def penalties(settings: EngineSettings) -> dict[str, float]:
+    """The penalties that are on, under their names in ``SamplingParams`` and in a request to a server."""
+    off = {"repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
+    return {name: getattr(settings, name) for name, value in off.items() if getattr(settings, name) != value}
+
+
+def refuse_simulated(scenario: Scenario, name: str) -> None:
+    """Raises UserError for what only the simulator can do: injected skew, faults of its engine, a second turn."""
+    if scenario.skew.active:
+        raise UserError(f"skew.noise={scenario.skew.noise!r}: {name} is real, nothing is injected; allowed: none")
+    if scenario.task.name == "two_turns":
+        raise UserError(f"task.name='two_turns': {name} answers one turn; the simulated engine answers two")
+    refuse_faults(scenario.engine, name)
+
+
+def refuse_faults(settings: EngineSettings, name: str) -> None:
+    """Raises UserError for faults that only the simulated engine makes."""
+    for fault in ("weight_sync", "replicas", "placeholder_logprobs", "logits_soft_cap"):
+        value, off = getattr(settings, fault), type(settings).model_fields[fault].default
+        if value != off:
+            raise UserError(f"engine.{fault}={value!r}: {name} is real, only the simulated engine does that")
+
+
 def refuse_lacking(spec: EngineSpec, settings: EngineSettings) -> None:
     """Raises UserError for a setting that the version does not have."""
+    refuse_faults(settings, spec.name)
     wanted = {  # head_dtype is not among them: skewsim's plugin adds it to versions without it
         "enable_prefix_caching": settings.enable_prefix_caching,
         "async_scheduling": settings.async_scheduling,

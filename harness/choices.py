@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.address import Address
-from harness.arguments import refuse_lacking, refuse_update
+from harness.arguments import refuse_lacking, refuse_simulated, refuse_update
 from harness.places import require
 from harness.requests import Size
 from harness.specs import EngineSpec
@@ -57,7 +57,7 @@ class LocalChoice:
 
     def check(self, scenario: Scenario) -> None:
         """Raises UserError for what it cannot do where weights change, and for settings that its version lacks."""
-        _refuse_injected(scenario, self.name)
+        refuse_simulated(scenario, self.name)
         engine = scenario.engine
         refuse_update(self.spec, engine)
         refuse_lacking(self.spec, engine)
@@ -131,7 +131,7 @@ class ServerChoice:
 
     def check(self, scenario: Scenario) -> None:
         """Raises UserError for what no server can do; the rest is asked of the server when it is there."""
-        _refuse_injected(scenario, self.name)
+        refuse_simulated(scenario, self.name)
         if scenario.trainer.correction.keep_sampling_mask:
             raise UserError(
                 f"trainer.correction.keep_sampling_mask=true: {self.name} does not tell what top-p left; "
@@ -155,8 +155,3 @@ class ServerChoice:
         from harness.prediction import make_stand_in
 
         return make_stand_in({"engine.block_size": SERVER_BLOCK}, settings, measured_as=None, profile=profile)
-
-
-def _refuse_injected(scenario: Scenario, name: str) -> None:
-    if scenario.skew.active:
-        raise UserError(f"skew.noise={scenario.skew.noise!r}: {name} is real, nothing is injected; allowed: none")

@@ -30,6 +30,7 @@ from typing import Any, Self, TypeVar
 import httpx2
 
 from harness.address import KEYS, Address, find_key
+from harness.arguments import penalties
 from harness.client import read_seconds
 from harness.requests import InFlightUpdate, Request, Row, Size
 from harness.server_answers import Answer, Incomplete, error_text, parse
@@ -174,7 +175,7 @@ class ServerSession:
         }
         chosen = {"top_p": settings.top_p, "top_k": settings.top_k, "min_p": settings.min_p}
         off = {"top_p": 1.0, "top_k": 0, "min_p": 0.0}
-        body |= {name: value for name, value in chosen.items() if value != off[name]}
+        body |= {name: value for name, value in chosen.items() if value != off[name]} | penalties(settings)
         return body | ({"stop_token_ids": list(stop)} if stop else {})
 
     async def _answer_all(

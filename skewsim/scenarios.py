@@ -1,4 +1,4 @@
-"""The named scenarios: the reference, the four-fix ladder of the vLLM V0-to-V1 migration, and the counter-lessons.
+"""The named scenarios: the reference, the four-fix ladder of the vLLM V0-to-V1 migration, counter-lessons, and faults.
 
 The ladder follows the order in which the migration was repaired (ServiceNow-AI, "vLLM V0 to V1: correctness before
 corrections in RL", 2026; PipelineRL pull request 137). Each rung changes only what its fix changes; with all four, the
@@ -95,7 +95,50 @@ COUNTER_LESSONS: dict[str, Named] = {
 }
 """Scenarios in which the objective or a correction is changed instead of the cause of the skew."""
 
-SCENARIOS: dict[str, Named] = _ladder() | COUNTER_LESSONS
+_NO_LAG: Values = {"engine.lag": 0, "engine.update_at_token": None}
+
+
+def _fault(about: str, **values: Any) -> Named:
+    """A fault on an engine without lag, so that it is all the skew there is."""
+    return Named(about, _NO_LAG | {path.replace("__", "."): value for path, value in values.items()})
+
+
+FAULTS: dict[str, Named] = {
+    "placeholder_logprobs": _fault(
+        "The end token's logprob is filled in with 0.0 and trained on.",
+        task__name="reverse_until_zero",
+        engine__placeholder_logprobs="eos",
+    ),
+    "different_context": _fault(
+        "Two turns; the trainer's chat template drops the first one's thinking before it scores the second.",
+        task__name="two_turns",
+        task__response_length=6,
+        trainer__chat_template="drop_thinking",
+    ),
+    "one_sided_processor": _fault(
+        "The engine samples with a repetition penalty that the trainer knows nothing of.",
+        engine__repetition_penalty=1.2,
+    ),
+    "packed_rows": _fault(
+        "Four sequences in each row of the trainer's batch, and they see each other.", trainer__packing="leaking"
+    ),
+    "stochastic_trainer": _fault(
+        "Dropout is left on while the trainer scores: no two of its passes agree.", trainer__dropout=0.005
+    ),
+    "stale_replica": _fault(
+        "One engine of eight never loads new weights, and counts their versions all the same.",
+        engine__replicas=8,
+        engine__stale_replicas=1,
+    ),
+    "weights_not_delivered": _fault(
+        "No update ever reaches the engine, which counts their versions: the skew grows with the step.",
+        task__pool_size=100_000,
+        engine__weight_sync="none",
+    ),
+}
+"""Faults that people report, each under the name that a diagnosis gives it."""
+
+SCENARIOS: dict[str, Named] = _ladder() | COUNTER_LESSONS | FAULTS
 
 
 def find_scenario(name: str) -> Scenario:

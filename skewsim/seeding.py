@@ -21,6 +21,8 @@ class Purpose(IntEnum):
     NOISE = 2
     POLICY = 3
     PRETRAIN = 4
+    PLACEHOLDERS = 5
+    DROPOUT = 6
 
 
 def generator(seed: int, *, step: int, purpose: Purpose) -> torch.Generator:

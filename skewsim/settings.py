@@ -57,10 +57,10 @@ class Settings(BaseModel):
 class TaskSettings(Settings):
     """The verifiable token task and its finite pool of prompts."""
 
-    name: Literal["reverse", "reverse_until_zero"] = "reverse"
-    """reverse: write the prompt's digits backwards. reverse_until_zero: the same, but stop with EOS at the first zero, so that lengths vary."""  # noqa: W505
+    name: Literal["reverse", "reverse_until_zero", "two_turns"] = "reverse"
+    """reverse: write the prompt's digits backwards. reverse_until_zero: the same, but stop with EOS at the first zero, so that lengths vary. two_turns: reverse, then the environment asks for other digits, then reverse those."""  # noqa: W505
     response_length: int = Field(12, ge=4, le=64)
-    """Digits in the prompt, and most tokens in the response (reverse_until_zero: one more for EOS)."""
+    """Digits in the prompt, and most tokens in the response (reverse_until_zero: one more for EOS; two_turns: in each turn)."""  # noqa: W505
     pool_size: int = Field(64, ge=1, le=1_000_000)
     """Distinct prompts; the smaller, the more often a prefix is reused."""
     pool_seed: int = Field(0, ge=0, lt=2**63)
@@ -90,6 +90,14 @@ class EngineSettings(Settings):
     """vLLM `SamplingParams.top_k`; 0 or -1: off."""
     min_p: float = Field(0.0, ge=0, le=1)
     """vLLM `SamplingParams.min_p`."""
+    repetition_penalty: float = Field(1.0, gt=0, le=10)
+    """vLLM `SamplingParams.repetition_penalty`: logits of tokens of prompt and response are divided by it (multiplied if negative); 1: off. The trainer knows nothing of it."""  # noqa: W505
+    presence_penalty: float = Field(0.0, ge=-2, le=2)
+    """vLLM `SamplingParams.presence_penalty`: taken off the logit of every token that the response has; 0: off."""
+    frequency_penalty: float = Field(0.0, ge=-2, le=2)
+    """vLLM `SamplingParams.frequency_penalty`: the same for each time that the response has it; 0: off."""
+    logits_soft_cap: float | None = Field(None, gt=0, le=MOST)
+    """The engine's logits go through cap * tanh(logits / cap), the trainer's do not (vLLM `soft_cap`, Hugging Face `final_logit_softcapping`). Simulated only."""  # noqa: W505
     enable_prefix_caching: bool = False
     """vLLM `enable_prefix_caching`: a prompt's keys and values are kept for the next request. V1's default is on."""
     block_size: int = Field(1, ge=1, le=256)
@@ -104,6 +112,18 @@ class EngineSettings(Settings):
     """How many weight versions the engine is behind the trainer when a rollout starts."""
     update_at_token: int | None = Field(6, ge=1, le=64)
     """The token boundary at which the next weight version arrives in mid-rollout; none: only between rollouts."""
+    weight_sync: Literal["full", "none", "base_only", "partial"] = "full"
+    """What of an update reaches the engine, which counts its version in any case: all; nothing; base_only: all but the matrices that a LoRA adapter sits on; partial: the first half of the layers. Simulated only."""  # noqa: W505
+    replicas: int = Field(1, ge=1, le=64)
+    """Copies of the engine, which take the sequences in turn (verl, slime: data-parallel rollout engines). Simulated only."""  # noqa: W505
+    stale_replicas: int = Field(0, ge=0, le=63)
+    """How many of the replicas get no updates and keep the weights that they have. Simulated only."""
+    placeholder_logprobs: Literal["none", "eos", "missing"] = "none"
+    """Tokens whose logprob is filled in instead of reported. eos: the last of each response; missing: a share of all. Simulated only."""  # noqa: W505
+    placeholder_value: float = Field(0.0, ge=-1e9, le=1e9)
+    """What is filled in: 0.0, or a sentinel such as -9999."""
+    placeholder_share: float = Field(0.05, ge=0, le=1)
+    """Share of the tokens that are missing (placeholder_logprobs=missing)."""
     enforce_eager: bool = True
     """vLLM `enforce_eager`: no compilation, no CUDA graphs; vLLM's default is false. Real engines only."""
     max_num_seqs: int | None = Field(None, ge=1, le=65536)
@@ -115,6 +135,20 @@ class EngineSettings(Settings):
     def truncates(self) -> bool:
         """Whether top-p, top-k or min-p drop any token."""
         return bool(truncates(self.top_p, self.top_k, self.min_p))
+
+    @property
+    def penalizes(self) -> bool:
+        """Whether any of the three penalties is on."""
+        return (self.repetition_penalty, self.presence_penalty, self.frequency_penalty) != (1, 0, 0)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.stale_replicas >= self.replicas:
+            raise ValueError(
+                f"stale_replicas={self.stale_replicas} must be below replicas={self.replicas}; a whole engine without "
+                'updates is weight_sync="none"'
+            )
+        return self
 
 
 class SkewSettings(Settings):
@@ -260,6 +294,14 @@ class TrainerSettings(Settings):
     """Precision of the trainer's lm_head."""
     temperature: float | None = Field(None, gt=0, le=10)
     """Temperature of the trainer's softmax; none: the engine's."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Dropout that is left on in every pass of the trainer (Megatron `attention_dropout` and `hidden_dropout`, whose default is 0.1)."""  # noqa: W505
+    packing: Literal["none", "isolated", "leaking"] = "none"
+    """Several sequences in one row of the trainer's batch (TRL `packing`, verl `use_remove_padding`). isolated: each sees only itself; leaking: also those before it in the row."""  # noqa: W505
+    pack_size: int = Field(4, ge=2, le=64)
+    """Sequences in a packed row."""
+    chat_template: Literal["keep_thinking", "drop_thinking"] = "keep_thinking"
+    """How the trainer renders earlier turns. drop_thinking: without the first turn's thinking, as many chat templates do (task two_turns)."""  # noqa: W505
     learning_rate: float = Field(5e-4, ge=0, le=1)
     """Adam's step size."""
     adam_beta1: float = Field(0.9, ge=0, lt=1)

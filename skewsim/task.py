@@ -4,6 +4,9 @@
 four synonym tokens, so that a correct policy can keep up to ``log 4`` nats of entropy per token.
 `reverse_until_zero`: the same, but the answer stops before the first zero (read backwards) and ends with EOS, so that
 answers vary in length.
+`two_turns`: `reverse`; then the environment writes ``BOS e_1 .. e_n SEP``, which no loss is computed on; then the
+answer is those digits backwards. The first half of the first answer counts as thinking, which a chat template may drop
+from the history (`trainer.chat_template`).
 
 Axes: E member, N sequence, P prompt token, T response token.
 """
@@ -45,7 +48,12 @@ class Task:
         self.variable = settings.name == "reverse_until_zero"
         self.digits_per_prompt = settings.response_length
         self.prompt_length = settings.response_length + 2
-        self.max_tokens = settings.response_length + int(self.variable)
+        self.turns = 2 if settings.name == "two_turns" else 1
+        self.environment_at = (self.digits_per_prompt, self.digits_per_prompt + (self.turns - 1) * self.prompt_length)
+        """First response token that the environment writes, and the one after its last; equal in tasks of one turn."""
+        self.max_tokens = self.environment_at[1] + (self.turns - 1) * self.digits_per_prompt + int(self.variable)
+        self.thinking = self.digits_per_prompt // 2
+        """How many tokens of the first of two turns count as thinking."""
         self.eos_id = EOS if self.variable else None
 
     @cached_property
@@ -55,14 +63,29 @@ class Task:
         return torch.from_numpy(rng.integers(0, 10, (self.settings.pool_size, self.digits_per_prompt)))
 
     @cached_property
+    def later_digits(self) -> Tensor:
+        """The digits that the environment asks for in the second turn, (pool_size, n) int64."""
+        rng = np.random.default_rng((self.settings.pool_seed, self.digits_per_prompt, 2))
+        return torch.from_numpy(rng.integers(0, 10, (self.settings.pool_size, self.digits_per_prompt)))
+
+    @cached_property
+    def environment(self) -> Tensor:
+        """What the environment writes between two turns, (pool_size, n + 2) int64."""
+        return prompts_of(self.later_digits)
+
+    @cached_property
     def pool(self) -> Tensor:
         """The pool's prompts, (pool_size, P) int64."""
         return prompts_of(self.digits)
 
     @cached_property
     def answers(self) -> Tensor:
-        """The right digit at each response position, (pool_size, T) int64; 10 stands for EOS, -1 for past the end."""
-        return answers_of(self.digits, variable=self.variable)
+        """The right digit at each response position, (pool_size, T) int64; 10 stands for EOS, -1 for past the end, and
+        for tokens that the environment writes."""
+        first = answers_of(self.digits, variable=self.variable)
+        if self.turns == 1:
+            return first
+        return torch.cat([first, torch.full_like(self.environment, -1), self.later_digits.flip(-1)], -1)
 
     def sample_prompts(self, seeds: tuple[int, ...], *, step: int, num_prompts: int) -> Tensor:
         """Indices into the pool, (E, B), drawn with replacement from each member's own stream."""

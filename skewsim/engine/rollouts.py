@@ -27,11 +27,11 @@ class Rollouts:
     tokens: Tensor
     """(E, N, T)."""
     mask: Tensor
-    """(E, N, T) float, 1 where a token was sampled."""
+    """(E, N, T) float, 1 where a token was sampled; 0 where the environment wrote it, and past the end."""
     engine_logprobs: Tensor
     """(E, N, T) the log-probabilities that the engine reports."""
     weight_versions: Tensor
-    """(E, N, T) version of the weights that sampled the token."""
+    """(E, N, T) version of the weights that sampled the token, as the engine counts it."""
     finish_reasons: Tensor
     """(E, N) FINISH_STOP, FINISH_LENGTH or FINISH_ABORT."""
     sampler_logprobs: Tensor | None = None
@@ -40,6 +40,10 @@ class Rollouts:
     """(E, N, T) probability that top-p, top-k and min-p leave; None if nothing was cut off."""
     support: Tensor | None = None
     """(E, N, T, V) bool, the tokens that top-p, top-k and min-p leave; None if nothing was cut off."""
+    replicas: Tensor | None = None
+    """(E, N) the copy of the engine that answered; None where there is one only."""
+    given: Tensor | None = None
+    """(E, N, T) bool, the tokens that the environment wrote between two turns; None if the task has one turn."""
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,9 @@
 """From logits to a token and to the logprob that the engine reports for it.
 
-The steps have vLLM's order: temperature, min-p, top-k, top-p. *Processed* logprobs are those of the distribution that
-is sampled from; *raw* ones (V1's default) are those of the model's logits before these steps. Injected noise changes
-either both what is sampled and what is reported (a truthful engine with a different policy), or only what is reported
-(a wrong number, which no importance weight can correct).
+The steps have vLLM's order: penalties, temperature, min-p, top-k, top-p. *Processed* logprobs are those of the
+distribution that is sampled from; *raw* ones (V1's default) are those of the model's logits before these steps.
+Injected noise changes either both what is sampled and what is reported (a truthful engine with a different policy), or
+only what is reported (a wrong number, which no importance weight can correct).
 
 A token is drawn by inverting the cumulative distribution with one uniform number, so members with common random numbers
 draw the same tokens until their distributions differ.
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from skewsim.engine.noise import NoiseModel
+from skewsim.engine.penalties import Penalties
 from skewsim.seeding import Purpose, generator
 from skewsim.settings import EngineSettings, SkewSettings
 
@@ -76,6 +77,11 @@ def _nucleus(logits: Tensor, top_p: float) -> Tensor:
     return torch.zeros_like(chosen).scatter(-1, order, chosen)
 
 
+def soft_capped(logits: Tensor, cap: float) -> Tensor:
+    """Logits bent to stay within -cap and cap (Gemma 2, arXiv 2408.00118, section 2)."""
+    return cap * torch.tanh(logits / cap)
+
+
 def draw(logprobs: Tensor, uniforms: Tensor) -> Tensor:
     """Tokens (E, N) by inverting the cumulative distribution of logprobs (E, N, V) at uniforms (E, N) in [0, 1)."""
     cumulative = logprobs.exp().cumsum(-1)
@@ -94,6 +100,8 @@ class Draws:
     """Each member's generator of noise."""
     shared: Tensor | None
     """(E, N, V) the part of the noise that all tokens of a sequence share; None if there is none."""
+    penalties: Penalties | None
+    """What was said so far, for the penalties; None if there are none."""
 
 
 class Sampler:
@@ -104,22 +112,28 @@ class Sampler:
         # a profile was measured on logprobs at the engine's temperature; invented noise is added to the model's logits
         self._noise_temperature = engine.temperature if skew.noise == "profile" else 1.0
 
-    def begin(self, request: RolloutRequest, *, device: torch.device) -> Draws:
-        """The random numbers of one rollout, each member's from its own streams."""
-        sequences = request.prompts.shape[1] * request.num_generations
+    def begin(self, request: RolloutRequest, prompts: Tensor, vocab_size: int) -> Draws:
+        """The random numbers of one rollout with prompts (E, N, P), each member's from its own streams."""
+        sequences, device = prompts.shape[1], prompts.device
         streams = [generator(s, step=request.step, purpose=Purpose.SAMPLING) for s in request.seeds]
         uniforms = torch.stack([torch.rand(sequences, request.max_tokens, generator=g) for g in streams])
         noise = [generator(s, step=request.step, purpose=Purpose.NOISE) for s in request.seeds]
         shared = self._noise.start_rollout(noise, sequences, device=device) if self._noise else None
-        return Draws(request.step, uniforms.to(device), noise, shared)
+        penalties = Penalties(prompts, vocab_size, self._engine) if self._engine.penalizes else None
+        return Draws(request.step, uniforms.to(device), noise, shared, penalties)
 
-    def sample(self, logits: Tensor, t: int, draws: Draws) -> Sample:
-        """Sample the t-th token of every sequence from logits (E, N, V)."""
+    def sample(self, logits: Tensor, t: int, draws: Draws, given: Tensor | None = None) -> Sample:
+        """Sample the t-th token of every sequence from logits (E, N, V); or take it as `given` (E, N)."""
+        if self._engine.logits_soft_cap is not None:
+            logits = soft_capped(logits, self._engine.logits_soft_cap)
         if self._noise and self._skew.target == "sampled":
             clean = (logits / self._noise_temperature).log_softmax(-1)
             logits = self._disturb(clean, draws) * self._noise_temperature
-        policy = process(logits, self._engine)
-        tokens = draw(policy.logprobs, draws.uniforms[:, :, t])
+        penalties = draws.penalties
+        policy = process(logits if penalties is None else penalties.apply(logits), self._engine)
+        tokens = draw(policy.logprobs, draws.uniforms[:, :, t]) if given is None else given
+        if penalties is not None:
+            (penalties.write if given is None else penalties.read)(tokens)
         sampled = _pick(policy.logprobs, tokens)
         raw = self._engine.logprobs_mode == "raw_logprobs"
         told = logits.log_softmax(-1) if raw else policy.logprobs

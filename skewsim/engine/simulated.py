@@ -9,20 +9,25 @@ What an update does to running requests (vLLM, "Async Reinforcement Learning", p
 keep: they pause and continue under the new weights, with their old keys and values unless ``clear_cache``;
 wait: they finish under the old weights first; abort: they end at once and return the tokens that they have.
 
+Faults that people report can be switched on: updates that do not arrive (`weight_sync`, `stale_replicas`), penalties
+and a softcap that the trainer does not have, logprobs that are filled in (`placeholders`).
+
 Axes: E member, B prompts, G responses per prompt, N = B*G (prompt-major), P prompt, T response, V vocabulary.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from skewsim.engine.kv_cache import PrefixCache, prefill
 from skewsim.engine.noise import NoiseModel
+from skewsim.engine.placeholders import draw_missing, filled_in
 from skewsim.engine.rollouts import FINISH_ABORT, FINISH_LENGTH, FINISH_STOP, RolloutRequest, Rollouts, WeightUpdate
 from skewsim.engine.sampling import Sample, Sampler
+from skewsim.engine.weight_sync import delivered
 from skewsim.errors import UserError
 from skewsim.model.policy import Policy, Weights
 from skewsim.model.quantization import quantize
@@ -47,18 +52,24 @@ class SimEngine:
     def __init__(self) -> None:
         self.version = -1
         self._flat: Tensor | None = None
+        self._stale: Tensor | None = None
+        """(E, D) what replicas without updates serve; None if there are none."""
         self._prefixes: PrefixCache | None = None
 
     def start(self, scenario: Scenario, policy: Policy, *, version: int) -> None:
         engine, task = scenario.engine, Task(scenario.task)
         _refuse_real(engine)
-        self._settings, self._config, self._eos = engine, policy.config, task.eos_id
+        self._settings, self._config, self._eos, self._task = engine, policy.config, task.eos_id, task
         skew = scenario.skew
         profile = load_profile(skew.profile) if skew.profile else None
         self._noise = NoiseModel(skew, policy.config.vocab_size, profile) if skew.active else None
         self._sampler = Sampler(engine, skew, self._noise)
         if self._flat is None:
             self._flat, self.version = policy.flat.detach().clone(), version
+        if engine.stale_replicas == 0:
+            self._stale = None
+        elif self._stale is None:
+            self._stale = self._flat.clone()
         self._weights = self._cast(self._flat)
         if not engine.enable_prefix_caching:
             self._prefixes = None
@@ -66,17 +77,20 @@ class SimEngine:
             self._prefixes = PrefixCache(policy, task, engine)
 
     def close(self) -> None:
-        self._flat = self._prefixes = None
+        self._flat = self._stale = self._prefixes = None
 
     def state(self) -> dict[str, Tensor]:
         """Everything that the next rollout depends on, for a checkpoint."""
         assert self._flat is not None, "start() comes first"
         state = {"flat": self._flat, "version": torch.tensor(self.version)}
+        if self._stale is not None:
+            state["stale"] = self._stale
         return state | (self._prefixes.state() if self._prefixes else {})
 
     def restore(self, state: dict[str, Tensor]) -> None:
         """Continue from a checkpoint; after start()."""
         self._flat, self.version = state["flat"], int(state["version"])
+        self._stale = state.get("stale", self._stale)
         self._weights = self._cast(self._flat)
         if self._prefixes:
             self._prefixes.restore(state)
@@ -91,12 +105,12 @@ class SimEngine:
             self._load(update)
             update = None
         boundary = request.update_at + int(engine.async_scheduling) if update else request.max_tokens
-        group = request.num_generations
-        cache, logits = prefill(self._weights, request.prompts, request.prompt_ids, self._prefixes, engine)
-        cache = cache.repeated(group, room=request.max_tokens)
-        logits = logits.repeat_interleave(group, dim=1)
-        prompts = request.prompts.repeat_interleave(group, dim=1)
-        draws = self._sampler.begin(request, device=logits.device)
+        served = _Requests(self._weights, request, self._prefixes, engine)
+        stale = None if self._stale is None else _Requests(self._cast(self._stale), request, None, engine)
+        prompts = request.prompts.repeat_interleave(request.num_generations, dim=1)
+        replicas = self._replicas(prompts)
+        draws = self._sampler.begin(request, prompts, self._config.vocab_size)
+        environment = self._environment(request)
         out = _Buffer.empty(prompts, request.max_tokens)
         aborted = False
         for t in range(request.max_tokens):
@@ -106,19 +120,51 @@ class SimEngine:
                     break
                 self._load(update)
                 update = None
+                served.weights = self._weights
                 if engine.clear_cache:  # compute keys and values again under the new weights
-                    cache.recompute(self._weights, torch.cat([prompts, out.tokens[:, :, : t - 1]], -1))
+                    served.recompute(torch.cat([prompts, out.tokens[:, :, : t - 1]], -1))
             if t > 0:
-                logits = self._weights.logits(cache.extend(self._weights, out.tokens[:, :, t - 1 : t]))
-            out.write(t, self._sampler.sample(logits, t, draws), version=self.version, eos=self._eos)
+                served.append(out.tokens[:, :, t - 1 : t])
+            logits = served.logits
+            if stale is not None:
+                if t > 0:
+                    stale.append(out.tokens[:, :, t - 1 : t])
+                old = replicas >= engine.replicas - engine.stale_replicas
+                logits = torch.where(old.unsqueeze(-1), stale.logits, logits)
+            given = environment.get(t)
+            sample = self._sampler.sample(logits, t, draws, given)
+            out.write(t, sample, version=self.version, eos=self._eos, given=given is not None)
             if out.finished is not None and bool(out.finished.all()):
                 break
         if update:
             self._load(update)
-        return out.rollouts(request, prompts, aborted=aborted)
+        made = out.rollouts(request, prompts, aborted=aborted)
+        missing = draw_missing(request.seeds, request.step, made.mask, engine)
+        ended = made.finish_reasons != FINISH_ABORT
+        return replace(
+            made,
+            engine_logprobs=filled_in(made.engine_logprobs, made.mask, ended, engine, missing),
+            replicas=replicas if engine.replicas > 1 else None,
+        )
+
+    def _environment(self, request: RolloutRequest) -> dict[int, Tensor]:
+        """Response position -> the tokens (E, N) that the environment writes there; empty in tasks of one turn."""
+        start, end = self._task.environment_at
+        written = self._task.environment.to(request.prompt_ids.device)[request.prompt_ids] if start < end else None
+        if written is None:
+            return {}
+        written = written.repeat_interleave(request.num_generations, dim=1)
+        return {start + i: written[:, :, i] for i in range(end - start)}
+
+    def _replicas(self, prompts: Tensor) -> Tensor:
+        """(E, N) the replica that answers each sequence: they take them in turn."""
+        turn = torch.arange(prompts.shape[1], device=prompts.device) % self._settings.replicas
+        return turn.expand(prompts.shape[:2])
 
     def _load(self, update: WeightUpdate) -> None:
-        self._flat, self.version = update.flat.clone(), update.version
+        assert self._flat is not None, "start() comes first"
+        self._flat = delivered(self._config, self._flat, update.flat, self._settings.weight_sync)
+        self.version = update.version
         self._weights = self._cast(self._flat)
         if self._prefixes and self._settings.clear_cache:
             self._prefixes.clear()
@@ -126,6 +172,27 @@ class SimEngine:
     def _cast(self, flat: Tensor) -> Weights:
         weights = Policy(self._config, flat).weights(dtype=self._settings.dtype, head_dtype=self._settings.head_dtype)
         return quantize(weights, self._settings.quantization) if self._settings.quantization else weights
+
+
+class _Requests:
+    """All requests of one rollout, served under the same weights."""
+
+    def __init__(
+        self, weights: Weights, request: RolloutRequest, prefixes: PrefixCache | None, engine: EngineSettings
+    ) -> None:
+        cache, logits = prefill(weights, request.prompts, request.prompt_ids, prefixes, engine)
+        self.weights = weights
+        self._cache = cache.repeated(request.num_generations, room=request.max_tokens)
+        self.logits = logits.repeat_interleave(request.num_generations, dim=1)
+        """(E, N, V) of the next token."""
+
+    def append(self, tokens: Tensor) -> None:
+        """One more token (E, N, 1) of every sequence."""
+        self.logits = self.weights.logits(self._cache.extend(self.weights, tokens))
+
+    def recompute(self, tokens: Tensor) -> None:
+        """Compute keys and values of prompts and responses (E, N, Q) again under the weights."""
+        self._cache.recompute(self.weights, tokens)
 
 
 @dataclass
@@ -139,6 +206,7 @@ class _Buffer:
     weight_versions: Tensor
     kept_mass: list[Tensor]
     support: list[Tensor]
+    given: Tensor
     finished: Tensor | None = None
 
     @classmethod
@@ -153,14 +221,18 @@ class _Buffer:
             weight_versions=torch.zeros_like(zeros, dtype=torch.int64),
             kept_mass=[],
             support=[],
+            given=torch.zeros(shape, dtype=torch.bool, device=prompts.device),
         )
 
-    def write(self, t: int, sample: Sample, *, version: int, eos: int | None) -> None:
+    def write(self, t: int, sample: Sample, *, version: int, eos: int | None, given: bool) -> None:
+        """The t-th token of every sequence; `given`: the environment wrote it, and no logprob is reported."""
+        self.given[:, :, t] = given
         live = torch.ones_like(sample.tokens, dtype=torch.bool) if self.finished is None else ~self.finished
         self.tokens[:, :, t] = torch.where(live, sample.tokens, PAD)
-        self.mask[:, :, t] = live.float()
-        self.engine_logprobs[:, :, t] = torch.where(live, sample.reported, 0.0)
-        self.sampler_logprobs[:, :, t] = torch.where(live, sample.sampled, 0.0)
+        self.mask[:, :, t] = 0.0 if given else live.float()
+        told = live & (not given)
+        self.engine_logprobs[:, :, t] = torch.where(told, sample.reported, 0.0)
+        self.sampler_logprobs[:, :, t] = torch.where(told, sample.sampled, 0.0)
         self.weight_versions[:, :, t] = version
         if sample.support is not None and sample.kept_mass is not None:
             self.support.append(sample.support)
@@ -184,6 +256,7 @@ class _Buffer:
             finish_reasons=reasons,
             kept_mass=_padded(self.kept_mass, request.max_tokens, 1.0),
             support=_padded(self.support, request.max_tokens, True),
+            given=self.given if bool(self.given.any()) else None,
         )
 
 

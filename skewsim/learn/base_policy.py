@@ -61,9 +61,16 @@ def check_device(name: str) -> None:
 
 
 def shipped_folder(task: TaskSettings) -> Path:
-    """The Hugging Face folder of the base policy shipped for a task and length."""
+    """The Hugging Face folder of the base policy shipped for a task and length.
+
+    Two turns are answered by a policy for `reverse`: the one for 12 digits while both turns together are as short as
+    those, else the one for 64, which has seen positions as late as a second turn's.
+    """
     length = next(n for n in SHIPPED_LENGTHS if n >= task.response_length)
-    return Path(str(resources.files("skewsim") / "data" / "policies" / f"{task.name}-{length}"))
+    name = task.name
+    if name == "two_turns":
+        name, length = "reverse", SHIPPED_LENGTHS[0] if 2 * task.response_length <= SHIPPED_LENGTHS[0] else 64
+    return Path(str(resources.files("skewsim") / "data" / "policies" / f"{name}-{length}"))
 
 
 @dataclass(frozen=True)

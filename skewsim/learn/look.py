@@ -65,6 +65,10 @@ class Look:
     """(N, T) under the distribution that was really sampled from; None where only the engine knows it."""
     kept_mass: Floats | None = None
     """(N, T) probability that top-p, top-k and min-p left; None if nothing was cut off."""
+    given: NDArray[np.bool_] | None = None
+    """(N, T) where the environment wrote the token, which ``mask`` leaves out; None in tasks of one turn."""
+    replicas: Ints | None = None
+    """(N,) the copy of the engine that answered; None where there is one only."""
 
     @property
     def skew(self) -> Floats:
@@ -83,10 +87,29 @@ class Look:
         return np.where(self.mask, np.exp(self.trainer_logprobs - self.old_logprobs), 1.0)
 
     @property
+    def pack_index(self) -> Ints | None:
+        """(N,) place of each sequence in the trainer's packed row; None if rows are not packed."""
+        trainer = self.scenario.trainer
+        return None if trainer.packing == "none" else np.arange(len(self.tokens)) % trainer.pack_size
+
+    @property
+    def places(self) -> dict[str, Ints]:
+        """Columns (N, T) that say where a token was: its replica, turn and place in a pack, where there are several."""
+        found: dict[str, Ints] = {}
+        if self.replicas is not None:
+            found["replica"] = np.broadcast_to(self.replicas[:, None], self.tokens.shape)
+        if self.given is not None:
+            found["turn"] = (self.given.cumsum(1) > 0).astype(np.int64)
+        if self.pack_index is not None:
+            found["pack_index"] = np.broadcast_to(self.pack_index[:, None], self.tokens.shape)
+        return found
+
+    @property
     def sequences(self) -> SequenceLog:
         """The rollout as whole sequences with their prompts, for `skewsim.diagnose` and for a file."""
         engine = self.scenario.engine
         settings = {name: float(getattr(engine, name)) for name in SETTINGS}
+        there = self.mask if self.given is None else self.mask | self.given
         return SequenceLog(
             tuple(
                 SequenceRecord(
@@ -94,10 +117,12 @@ class Look:
                     engine_logprobs=self.engine_logprobs[i][live],
                     trainer_logprobs=self.trainer_logprobs[i][live],
                     weight_versions=self.weight_versions[i][live],
+                    mask=None if self.given is None else self.mask[i][live],
                     prompt_tokens=self.prompts[i],
                     settings=settings,
+                    places={name: values[i][live] for name, values in self.places.items()},
                 )
-                for i, live in enumerate(self.mask)
+                for i, live in enumerate(there)
             )
         )
 
@@ -122,6 +147,7 @@ class Look:
             kept_mass=self.kept_mass,
             prompt_ids=self.prompt_ids,
             square_mass=self.square_mass,
+            places=self.places,
             meta=meta,
         )
 
@@ -134,10 +160,12 @@ def look_at(policy: Policy, rollouts: Rollouts, scenario: Scenario, *, step: int
     import torch
 
     from skewsim.learn.scoring import grade, score_rollouts
+    from skewsim.model.dropout import Dropout
     from skewsim.task import Task
 
     with torch.no_grad():
-        scored = score_rollouts(policy, rollouts, scenario)
+        dropout = Dropout.of(scenario.trainer.dropout, range(len(policy.flat)), step)
+        scored = score_rollouts(policy, rollouts, scenario, dropout=dropout)
         scores = Task(scenario.task).score(rollouts.prompt_ids, rollouts.tokens, rollouts.mask)
         return take(rollouts, scored, grade(scores, scenario), scenario, step=step, member=member)
 
@@ -179,4 +207,6 @@ def take(
         reference_logprobs=known(reference_logprobs),
         sampler_logprobs=known(rollouts.sampler_logprobs),
         kept_mass=known(rollouts.kept_mass),
+        given=None if rollouts.given is None else ints(rollouts.given) > 0,
+        replicas=None if rollouts.replicas is None else ints(rollouts.replicas),
     )

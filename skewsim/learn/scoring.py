@@ -11,7 +11,7 @@ Axes: E member, B prompts, G responses per prompt, N = B*G, P prompt, T response
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -20,7 +20,9 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from skewsim.learn.objectives import compute_advantages
+from skewsim.model.dropout import Dropout
 from skewsim.model.policy import Attend, Policy, Weights, cast_weights
+from skewsim.task import Task
 
 if TYPE_CHECKING:
     from skewsim.engine.rollouts import Rollouts
@@ -68,7 +70,36 @@ def grade(scores: Scores, scenario: Scenario) -> Graded:
     return Graded(rewards, compute_advantages(rewards, group_ids, scenario.trainer), group_ids)
 
 
-def score_rollouts(policy: Policy, rollouts: Rollouts, scenario: Scenario) -> Scored:
+@dataclass(frozen=True)
+class Pass:
+    """What the trainer's forward pass does otherwise than read each response after its prompt and its own past."""
+
+    dropout: Dropout | None = None
+    rendered: tuple[int, int, int] | None = None
+    """(k, s, e): the second turn, from the e-th response token on, is scored after the conversation rendered anew,
+    which lacks the first k of the first turn's s tokens; None: after the tokens as they are."""
+    pack_size: int = 1
+    """Sequences in a row; 1: not packed."""
+    leaking: bool = False
+    """Whether a sequence sees those before it in its row."""
+
+    @classmethod
+    def of(cls, scenario: Scenario, dropout: Dropout | None = None) -> Pass:
+        """As a scenario's trainer does it."""
+        trainer, task = scenario.trainer, Task(scenario.task)
+        drops = trainer.chat_template == "drop_thinking" and task.turns > 1
+        return cls(
+            dropout=dropout,
+            rendered=(task.thinking, *task.environment_at) if drops else None,
+            pack_size=1 if trainer.packing == "none" else trainer.pack_size,
+            leaking=trainer.packing == "leaking",
+        )
+
+
+EXACT = Pass()
+
+
+def score_rollouts(policy: Policy, rollouts: Rollouts, scenario: Scenario, *, dropout: Dropout | None = None) -> Scored:
     """Score a rollout's tokens under a policy, in the trainer's precision and at its temperature.
 
     Differentiable with respect to ``policy.flat``.
@@ -81,40 +112,95 @@ def score_rollouts(policy: Policy, rollouts: Rollouts, scenario: Scenario) -> Sc
         group=trainer.num_generations,
         temperature=trainer.temperature or scenario.engine.temperature,
         sampling_mask=trainer.correction.keep_sampling_mask,
+        how=Pass.of(scenario, dropout),
     )
 
 
 def score(
-    weights: Weights, rollouts: Rollouts, *, group: int, temperature: float, sampling_mask: bool = False
+    weights: Weights,
+    rollouts: Rollouts,
+    *,
+    group: int,
+    temperature: float,
+    sampling_mask: bool = False,
+    how: Pass = EXACT,
 ) -> Scored:
     """Score the responses under these weights at a temperature.
 
     sampling_mask: compute the softmax only over the tokens that the engine's top-p/top-k left (DeepSeek-V3.2's
     keep-sampling-mask). It changes nothing if the rollouts have no such support.
     """
-    logits = response_logits(weights, rollouts.prompts, rollouts.tokens, group=group) / temperature
+    live = rollouts.mask > 0  # elsewhere the token may lie outside the support
+    present = live if rollouts.given is None else live | rollouts.given
+    logits = _logits(weights, rollouts.prompts, rollouts.tokens, present, group, how)
+    logits = logits / temperature
     if sampling_mask and rollouts.support is not None:
         logits = logits.masked_fill(~rollouts.support, -math.inf)
     logprobs = logits.log_softmax(-1)
     picked = logprobs.gather(-1, rollouts.tokens.unsqueeze(-1)).squeeze(-1)
-    live = rollouts.mask > 0  # elsewhere the token may lie outside the support
     return Scored(torch.where(live, picked, 0.0), logprobs)
 
 
-def response_logits(weights: Weights, prompts: Tensor, tokens: Tensor, *, group: int) -> Tensor:
+def _logits(weights: Weights, prompts: Tensor, tokens: Tensor, present: Tensor, group: int, how: Pass) -> Tensor:
+    """float32 logits (E, N, T, V) before each response token; `present` (E, N, T): tokens that exist."""
+    if how.rendered is not None:
+        thinking, start, end = how.rendered
+        alike = replace(how, rendered=None)
+        first = _logits(weights, prompts, tokens[:, :, :start], present[:, :, :start], group, alike)
+        history = torch.cat([prompts, tokens[:, :, thinking:end]], dim=2)  # no two answers have the same, so group is 1
+        second = _logits(weights, history, tokens[:, :, end:], present[:, :, end:], 1, alike)
+        return torch.cat([first, torch.zeros_like(first[:, :, :1]).expand(-1, -1, end - start, -1), second], dim=2)
+    if how.pack_size > 1:
+        return packed_logits(weights, prompts, tokens, present, how)
+    return response_logits(weights, prompts, tokens, group=group, dropout=how.dropout)
+
+
+def response_logits(
+    weights: Weights, prompts: Tensor, tokens: Tensor, *, group: int, dropout: Dropout | None = None
+) -> Tensor:
     """float32 logits (E, N, T, V) before each response token; prompts (E, N, P) are equal within a group."""
+    if dropout is not None:
+        group = 1  # a prompt's masks are drawn for each response, as where none is shared
     members, sequences, length = prompts.shape
     family = _Family(sequences // group, group, length, tokens.shape[2] - 1)
     positions, seen = _layout(family, tokens.device)
     responses = tokens[:, :, :-1].reshape(members, family.B, -1)
     rows = torch.cat([prompts[:, ::group], responses], dim=2).flatten(1)
-    hidden = weights.hidden(rows, positions, family.attend(seen))
+    hidden = weights.hidden(rows, positions, _attend(family.rows, seen, dropout), dropout)
     # the prompt's last row predicts the first token of every response to it
     read = hidden.view(members, family.B, family.rows, -1)[:, :, length - 1 :]
     logits = weights.logits(read.reshape(members, -1, read.shape[-1])).view(*read.shape[:3], -1)
     first, rest = logits.split([1, responses.shape[2]], dim=2)
     first = first.unsqueeze(3).expand(-1, -1, group, -1, -1)
     return torch.cat([first, rest.unflatten(2, (group, -1))], dim=3).flatten(1, 2)
+
+
+def packed_logits(weights: Weights, prompts: Tensor, tokens: Tensor, present: Tensor, how: Pass) -> Tensor:
+    """float32 logits (E, N, T, V), with `pack_size` neighbouring sequences in each row, the last row perhaps shorter.
+
+    `present` (E, N, T): tokens that exist; what pads a response is seen by nobody. Positions start again with each
+    sequence, as `position_ids` do in a packed batch. A leaking row is one causal attention over all of it, as where the
+    attention kernel takes no boundaries (Hugging Face's warning on padding-free batches without flash attention).
+    """
+    members, sequences, length = prompts.shape
+    size, own = how.pack_size, length + tokens.shape[2] - 1
+    rows = -(-sequences // size)
+    inputs = torch.cat([prompts, tokens[:, :, :-1]], dim=2)
+    there = torch.cat([torch.ones_like(prompts, dtype=torch.bool), present[:, :, :-1]], dim=2)
+    padding = (0, 0, 0, rows * size - sequences)
+    inputs, there = (torch.nn.functional.pad(x, padding).view(members * rows, -1) for x in (inputs, there))
+    alone = _layout(_Family(1, 1, length, own - length), tokens.device)
+    seen = torch.block_diag(*[alone[1]] * size).bool()
+    if how.leaking:
+        place = torch.arange(size, device=tokens.device).repeat_interleave(own)
+        seen = seen | (place < place.unsqueeze(1))
+    itself = torch.eye(size * own, dtype=torch.bool, device=tokens.device)  # so that a row of padding sees something
+    seen = ((seen & there.unsqueeze(1)) | itself).unsqueeze(1)
+    positions = alone[0].repeat(rows * size)
+    attend = _attend(size * own, seen, how.dropout)
+    hidden = weights.hidden(inputs.view(members, -1), positions, attend, how.dropout)
+    read = hidden.view(members, rows * size, own, -1)[:, :sequences, length - 1 :]
+    return weights.logits(read.reshape(members, -1, read.shape[-1])).view(*read.shape[:3], -1)
 
 
 @dataclass(frozen=True)
@@ -130,16 +216,28 @@ class _Family:
     def rows(self) -> int:
         return self.P + self.G * self.Q
 
-    def attend(self, seen: Tensor) -> Attend:
-        """Attention in which a row sees only rows of its own prompt and response."""
 
-        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            grouped, dtype = k.shape[2] < q.shape[2], v.dtype
-            q, k, v = (x.reshape(-1, self.rows, *x.shape[2:]).transpose(1, 2).float() for x in (q, k, v))
+def _attend(rows: int, seen: Tensor, dropout: Dropout | None) -> Attend:
+    """Attention among every `rows` neighbouring rows, of which each sees those that `seen` (.., rows, rows) says."""
+
+    def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        grouped, dtype = k.shape[2] < q.shape[2], v.dtype
+        q, k, v = (x.reshape(-1, rows, *x.shape[2:]).transpose(1, 2).float() for x in (q, k, v))
+        if dropout is None:
             out = scaled_dot_product_attention(q, k, v, attn_mask=seen, enable_gqa=grouped)
-            return out.transpose(1, 2).to(dtype)
+        else:
+            out = _attention_with(dropout, q, k, v, seen)
+        return out.transpose(1, 2).to(dtype)
 
-        return attend
+    return attend
+
+
+def _attention_with(dropout: Dropout, q: Tensor, k: Tensor, v: Tensor, seen: Tensor) -> Tensor:
+    """Softmax attention with dropout on its probabilities; q (.., h, L, d), k and v (.., kv, L, d)."""
+    times = q.shape[-3] // k.shape[-3]
+    k, v = (x.repeat_interleave(times, dim=-3) for x in (k, v))
+    scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
+    return dropout(scores.masked_fill(~seen, -math.inf).softmax(-1)) @ v
 
 
 @lru_cache(maxsize=32)

@@ -33,6 +33,7 @@ from skewsim.learn.look import Look, take
 from skewsim.learn.losses import LossInputs
 from skewsim.learn.objectives import compute_loss
 from skewsim.learn.scoring import Graded, Scored, grade, score_rollouts
+from skewsim.model.dropout import Dropout
 from skewsim.model.policy import Policy
 from skewsim.records import StepRecord
 from skewsim.settings import Scenario, changes
@@ -85,6 +86,7 @@ class Trainer:
         self._diverged: dict[int, str] = {}
         self._events: list[str] = []
         self._done: _Done | None = None
+        self._dropout: Dropout | None = None
         start = starting_policy(scenario)
         self.policy = start.stacked(len(self.seeds), device=scenario.device)
         self.policy.flat.requires_grad_()
@@ -106,8 +108,9 @@ class Trainer:
         rollouts = self.engine.generate(self._request(k))
         scores = self.task.score(rollouts.prompt_ids, rollouts.tokens, rollouts.mask)
         graded = grade(scores, scenario)
+        self._dropout = Dropout.of(trainer.dropout, self.seeds, k)
         with torch.no_grad():
-            before = score_rollouts(self.policy, rollouts, scenario)
+            before = score_rollouts(self.policy, rollouts, scenario, dropout=self._dropout)
             reference = score_rollouts(self._start(), rollouts, scenario).logprobs if trainer.beta else None
         old = rollouts.engine_logprobs if trainer.old_logprobs == "rollout" else before.logprobs
         record = _rollout_metrics(rollouts, scores, before, version=k)
@@ -132,7 +135,7 @@ class Trainer:
     def _optimise(self, part: _Batch, *, first: bool) -> dict[str, Tensor]:
         """One optimiser step."""
         trainer = self.scenario.trainer
-        scored = score_rollouts(self.policy, part.rollouts, self.scenario)
+        scored = score_rollouts(self.policy, part.rollouts, self.scenario, dropout=self._dropout)
         inputs = part.loss_inputs(scored.logprobs)
         out = compute_loss(inputs, trainer)
         loss = torch.as_tensor(out.loss)

