@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from skewsim.diagnose.rows import Floats, Ints
-from skewsim.errors import FileFormatError
+from skewsim.model.huggingface import load_model
 from skewsim.skew.sequences import SequenceRecord
 
 BATCH_TOKENS = 8192
@@ -34,23 +34,9 @@ class ModelScorer:
     @classmethod
     def from_folder(cls, folder: Path | str) -> ModelScorer:
         """A local Hugging Face folder with safetensors. FileFormatError if it is none."""
-        folder = Path(folder)
-        if not (folder / "config.json").is_file():
-            raise FileFormatError(f"model {folder}: no Hugging Face folder (config.json is missing)")
-        from transformers import AutoModelForCausalLM
-        from transformers.utils import logging
-
-        logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-
-        try:
-            model = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=torch.float32, local_files_only=True, trust_remote_code=False, use_safetensors=True
-            )
-        except (OSError, ValueError, RuntimeError, KeyError) as error:
-            reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
-            raise FileFormatError(f"model {folder}: {reason}") from None
+        model = load_model(folder, dtype=torch.float32)
         model.train(False)
-        return cls(folder.name, model)
+        return cls(Path(folder).name, model)
 
     @property
     def vocab_size(self) -> int:
