@@ -56,7 +56,7 @@ class SequenceRecord:
             if value is None and name in ("tokens", "engine_logprobs"):
                 raise ValueError(f"{name} is null; allowed: a list")
             if value is not None:
-                array = to_array(name, value, dtype)
+                array = to_array(_IN_A_FILE.get(name, name), value, dtype)
                 if array.ndim != 1 or (name != "prompt_tokens" and len(array) != len(self.tokens)):
                     raise ValueError(f"{name} has shape {array.shape}, but there are {len(self.tokens)} tokens")
                 object.__setattr__(self, name, array)
@@ -119,6 +119,8 @@ def to_array(name: str, value: Any, dtype: Any) -> Column:
         raise ValueError(f"{name} is {shown(reprlib.repr(value), 60)}; allowed: a list of {allowed}") from None
 
 
+_IN_A_FILE = {"tokens": "token_ids", "prompt_tokens": "prompt_token_ids"}
+"""What columns are called in a file, where that is another name."""
 _NUMBERS = {int, float, bool, type(None)}
 
 

@@ -263,6 +263,9 @@ def _check_header(path: Path, header: Any) -> None:
     check_schema_version(f"token table {path}", header.get("schema_version"), newest=SCHEMA_VERSION)
     if not isinstance(header.get("meta"), dict):
         raise FileFormatError(f"token table {path}: meta is missing")
+    for name in ("dtype", "trainer_dtype", "model_kind"):
+        if not isinstance(header["meta"].get(name), str | None):
+            raise FileFormatError(f"token table {path}: its meta's {name} is no text")
 
 
 def _write_npz(table: TokenTable, handle: BinaryIO) -> None:

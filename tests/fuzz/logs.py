@@ -167,15 +167,12 @@ def parquet(rng: random.Random, folder: Path) -> list[str]:
         table = table.replace_schema_metadata(
             {FORMAT: header if rng.random() < 0.7 else rng.choice(("", "[", "{}", "[]"))}
         )
-    if rng.random() < 0.1:
-        big = rng.choice(
-            (pyarrow.array(np.zeros(40_000_000)), pyarrow.array(["x" * 100_000] * 20_000).dictionary_encode())
+    if rng.random() < 0.02:  # a megabyte that becomes gigabytes
+        count = rng.choice((1_000, 40_000_000))
+        big = pyarrow.DictionaryArray.from_arrays(
+            np.zeros(count, np.int8), ["x" * 1_000_000] if count < 2000 else [1.0]
         )
-        table = (
-            pyarrow.table({"engine_logprob": pyarrow.array(np.full(len(big), -1.0)), "uid": big})
-            if rng.random() < 0.1
-            else table
-        )
+        table = pyarrow.table({"engine_logprob": big if count > 2000 else np.full(count, -1.0), "uid": big})
     try:
         pyarrow.parquet.write_table(table, path, compression=rng.choice(("zstd", "snappy", "none")))
     except pyarrow.ArrowException:  # an empty struct
@@ -200,7 +197,7 @@ def dumps(rng: random.Random, folder: Path) -> list[str]:
             return value
         odd = (torch.bfloat16, torch.float8_e4m3fn, torch.complex64, torch.float16, torch.int8)
         made = made.to(rng.choice(odd)) if rng.random() < 0.2 else made
-        if rng.random() < 0.1:
+        if made.dim() == 1 and rng.random() < 0.1:
             plain = made.float()
             made = rng.choice((made[:1].expand(10**9), plain.to_sparse(), plain.requires_grad_(), made.reshape(1, -1)))
         return made
