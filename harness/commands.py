@@ -407,8 +407,11 @@ def import_log(
         say(line)
 
 
-def read_source(path: Path) -> TokenTable | SequenceLog:
-    """Any log that somebody has: ours, or another program's, of which what was noticed is said on stderr."""
+def read_source(path: Path, notes: list[str]) -> TokenTable | SequenceLog:
+    """Any log that somebody has: ours, or another program's; what was noticed of it is added to `notes`.
+
+    Whoever asks says the notes on stderr once all is well: a mistake is told alone.
+    """
     from harness.logs import Report, read_log
     from harness.metric_logs import identify
 
@@ -416,6 +419,5 @@ def read_source(path: Path) -> TokenTable | SequenceLog:
         raise UserError(f"{path}: {found.kind}, no log of tokens; allowed: what `skewsim import` reads (docs/logs.md)")
     report = Report()
     source = read_log(path, report=report)
-    for line in report.lines() if report.format else []:
-        say(line)
+    notes += report.lines() if report.format else []
     return source

@@ -2,24 +2,29 @@
 
 A row is a mapping from field to value, or a list of them where a framework writes a group per line. Lists of
 numbers in a parquet file and tensors arrive as numpy arrays, so that a million tokens take seconds. Whatever is wrong
-with a file is a `FileFormatError` of one line; no line longer than `LONGEST_LINE` is read into memory.
+with a file is a `FileFormatError` of one line; nothing is read that would fill the memory (`skewsim.border`,
+`skewsim.arrays`).
 """
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
+import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from skewsim.errors import FileFormatError, UserError
+from skewsim.arrays import check_unpacked, opened_parquet
+from skewsim.border import LONGEST_LINE, decoded, open_regular, parse_line, read_lines
+from skewsim.errors import FileFormatError, UserError, shown
 
+MOST_FILES = 100_000
+"""Names that are looked at in a folder."""
 SUFFIXES = (".jsonl", ".json", ".ndjson", ".parquet", ".pt")
 METRICS = (".csv", ".wandb", ".db", ".prom")
 PICKLES = (".pkl", ".pickle")
-LONGEST_LINE = 1 << 28
-"""Bytes of a line of JSON, or of a file that is one JSON value."""
 PLAIN_SKYRL = (
     'torch.save({k: batch[k] for k in ("sequences", "attention_mask", "response_mask", "loss_mask", '
     '"rollout_logprobs", "action_log_probs")}, "step.pt")'
@@ -29,7 +34,7 @@ PLAIN_SKYRL = (
 def log_files(path: Path) -> list[Path]:
     """The files of a log, in order; FileFormatError if there are none that can be read."""
     if path.is_dir():
-        inside = sorted(file for file in path.rglob("*") if file.is_file())
+        inside = files_inside(path)
         files = [file for file in inside if file.suffix in SUFFIXES]
         if not files and (pickled := [file for file in inside if file.suffix in PICKLES]):
             raise _pickle(pickled[0])
@@ -47,13 +52,17 @@ def log_files(path: Path) -> list[Path]:
     return [path]
 
 
+def files_inside(folder: Path) -> list[Path]:
+    """All files of a folder and of those in it, in order; FileFormatError if there are too many names to look at."""
+    names = list(itertools.islice(folder.rglob("*"), MOST_FILES + 1))
+    if len(names) > MOST_FILES:
+        raise FileFormatError(f"log {folder}: more than {MOST_FILES} files and folders in it; give one of them")
+    return sorted(file for file in names if file.is_file())
+
+
 def read_rows(file: Path) -> Iterator[Any]:
     """Rows one by one; list columns of a parquet file and tensors as numpy arrays."""
-    read = {".parquet": _parquet_rows, ".pt": _torch_rows}.get(file.suffix, _json_rows)
-    try:
-        yield from read(file)
-    except (PermissionError, IsADirectoryError) as error:
-        raise FileFormatError(f"log {file}: {error.strerror}") from None
+    yield from {".parquet": _parquet_rows, ".pt": _torch_rows}.get(file.suffix, _json_rows)(file)
 
 
 def first_row(file: Path) -> Any:
@@ -72,43 +81,26 @@ def _pickle(file: Path) -> FileFormatError:
 
 
 def _json_rows(file: Path) -> Iterator[Any]:
-    number = 0
-    for line in _lines(file):
-        number += 1
-        if not line.strip():
-            continue
+    """A row a line; or, of a .json file, the rows of its one list, or its one row."""
+    first = file.suffix == ".json"
+    for name, line in read_lines(file, what="log"):
         try:
-            row = json.loads(line)
-        except ValueError:
-            if number == 1 and (rows := _one_value(file)) is not None:
+            row = parse_line(line, name)
+        except FileFormatError:
+            if first and (rows := _one_value(file)) is not None:
                 yield from rows
                 return
-            raise FileFormatError(f"log {file}, line {number}: truncated or no JSON") from None
-        except RecursionError:
-            raise FileFormatError(f"log {file}, line {number}: nested too deeply") from None
-        yield from row if number == 1 and file.suffix == ".json" and isinstance(row, list) else [row]
-
-
-def _lines(file: Path) -> Iterator[str]:
-    with open(file, "rb") as handle:
-        for number in itertools.count(1):
-            line = handle.readline(LONGEST_LINE)
-            if not line:
-                return
-            if len(line) == LONGEST_LINE:
-                raise FileFormatError(f"log {file}, line {number}: longer than {LONGEST_LINE >> 20} MiB")
-            try:
-                yield line.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError:
-                raise FileFormatError(f"log {file}, line {number}: not UTF-8") from None
+            raise
+        yield from row if first and isinstance(row, list) else [row]
+        first = False
 
 
 def _one_value(file: Path) -> list[Any] | None:
     """The rows of a file that is one JSON value over several lines; None if it is not."""
-    if file.suffix != ".json" or file.stat().st_size > LONGEST_LINE:
+    if file.stat().st_size > LONGEST_LINE:
         return None
     try:
-        value = json.loads(file.read_bytes())
+        value = json.loads(decoded(file.read_bytes(), f"log {file}"))
     except (ValueError, RecursionError):
         return None
     return value if isinstance(value, list) else [value]
@@ -118,17 +110,11 @@ def _one_value(file: Path) -> list[Any] | None:
 
 
 def _parquet_rows(file: Path) -> Iterator[Any]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        source = pyarrow.parquet.ParquetFile(file)
+    with opened_parquet(file, what="log") as source:
         for batch in source.iter_batches(batch_size=1024):
             columns = {name: _values(batch.column(name)) for name in batch.schema.names}
             for index in range(batch.num_rows):
                 yield {name: values[index] for name, values in columns.items()}
-    except (pyarrow.ArrowException, OSError) as error:
-        raise FileFormatError(f"log {file}: truncated or no parquet ({str(error).splitlines()[0][:120]})") from None
 
 
 def _values(array: Any) -> Any:
@@ -136,6 +122,9 @@ def _values(array: Any) -> Any:
     import pyarrow
 
     kind = array.type
+    if pyarrow.types.is_dictionary(kind):
+        words = [*array.dictionary.to_pylist(), None]
+        return [words[index] for index in array.indices.fill_null(len(words) - 1).to_pylist()]
     plain = pyarrow.types.is_list(kind) or pyarrow.types.is_large_list(kind)
     if (
         not plain
@@ -161,7 +150,10 @@ def _torch_rows(file: Path) -> Iterator[Any]:
     for row in rows:
         if not isinstance(row, Mapping):
             raise FileFormatError(f"log {file}: a sample is no mapping of fields")
-        yield {key: _plain(value) for key, value in row.items()} | shared
+        try:
+            yield {key: _plain(value) for key, value in row.items()} | shared
+        except ValueError as error:
+            raise FileFormatError(f"log {file}: {shown(error, 160)}") from None
 
 
 SHARED = ("rollout_id", "rank", "cp_rank", "cp_size", "qkv_format", "format_version")
@@ -176,9 +168,17 @@ def _load(file: Path) -> Mapping[str, Any]:
         import torch
     except ModuleNotFoundError:
         raise UserError(f"log {file}: a .pt file needs PyTorch: pip install 'skewsim[sim]'") from None
+    wrong = (pickle.UnpicklingError, zipfile.BadZipFile, RuntimeError, EOFError, OSError, LookupError, TypeError, ValueError, AttributeError, AssertionError, OverflowError, MemoryError)  # fmt: skip
     try:
-        data = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError, TypeError, ValueError, RecursionError, AttributeError, IndexError):  # fmt: skip
+        with open_regular(file, what="log") as handle:
+            size = handle.seek(0, io.SEEK_END)
+            if zipfile.is_zipfile(handle):
+                with zipfile.ZipFile(handle) as archive:
+                    check_unpacked(f"log {file}", size, sum(entry.file_size for entry in archive.infolist()))
+            handle.seek(0)
+            data = torch.load(handle, map_location="cpu", weights_only=True)
+        _check_repeats(data, file, size)
+    except wrong:
         raise FileFormatError(f"log {file}: truncated, or no dump of plain tensors, numbers and text") from None
     if not isinstance(data, Mapping):
         raise FileFormatError(f"log {file}: no dump of named fields, but a {type(data).__name__}")
@@ -202,8 +202,36 @@ def _transposed(file: Path, columns: Any) -> Iterator[dict[str, Any]]:
 
 
 def _plain(value: Any) -> Any:
-    """A tensor as a numpy array; bfloat16, which numpy lacks, as float32."""
-    if not hasattr(value, "numpy"):
+    """A tensor as a numpy array; types that numpy lacks as float32. ValueError for one that is no dense array."""
+    import torch
+
+    if not isinstance(value, torch.Tensor):
         return value
-    array = value.float() if str(value.dtype) == "torch.bfloat16" else value
-    return array.numpy()
+    if value.layout is not torch.strided or value.is_quantized or value.device.type != "cpu":
+        raise ValueError(f"a tensor of type {value.dtype} and layout {value.layout}; allowed: dense numbers")
+    known = not value.dtype.is_floating_point or value.dtype in (torch.float16, torch.float32, torch.float64)
+    return (value if known else value.float()).detach().numpy()
+
+
+def _check_repeats(data: Any, file: Path, size: int) -> None:
+    """FileFormatError if containers and tensors that hold the same values again and again stand for too many of them.
+
+    A pickle can hold one list at two places of another, that one at two places of a third, and so on.
+    """
+    check_unpacked(f"log {file}", size, _bytes_meant(data, {}))
+
+
+def _bytes_meant(value: Any, known: dict[int, int]) -> int:
+    """8 bytes for each number that the value stands for; RecursionError if it holds itself."""
+    if hasattr(value, "numel"):
+        return 8 * int(value.numel())
+    if not isinstance(value, Mapping | list | tuple | set):
+        return 8
+    if id(value) not in known:
+        members = [*value.values()] if isinstance(value, Mapping) else value
+        nested = not _PLAIN.issuperset(map(type, members))
+        known[id(value)] = sum(_bytes_meant(each, known) for each in members) + 8 if nested else 8 * len(members) + 8
+    return known[id(value)]
+
+
+_PLAIN = {int, float, bool, str, type(None)}

@@ -16,6 +16,7 @@ from __future__ import annotations
 import csv
 import itertools
 import json
+import math
 import re
 import sqlite3
 import struct
@@ -24,7 +25,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from harness.log_files import LONGEST_LINE, SUFFIXES, first_row, read_rows
+from harness.log_files import SUFFIXES, files_inside, first_row, read_rows
+from skewsim.arrays import opened_parquet
+from skewsim.border import LONGEST_LINE
 from skewsim.errors import FileFormatError
 from skewsim.skew.curves import MetricCurves, curves_of, find_name, guess_framework
 
@@ -57,7 +60,9 @@ class Logged:
 
     def row(self, run: str, row: Mapping[str, Any], default: int) -> None:
         """Keep every number of a row of names and values, at the step that it names."""
-        step = next((int(s) for name in STEP_NAMES if (s := _number(row.get(name))) is not None and s == s), default)
+        step = next(
+            (int(s) for name in STEP_NAMES if (s := _number(row.get(name))) is not None and math.isfinite(s)), default
+        )
         for name, value in row.items():
             if name not in STEP_NAMES:
                 self.add(run, str(name), step, value)
@@ -375,7 +380,7 @@ def identify(path: Path | str) -> Identity:
     if path.is_dir():
         if (path / "scenario.toml").is_file():
             return Identity(path, "folder", "skewsim")
-        files = sorted(file for file in path.rglob("*") if file.is_file())
+        files = files_inside(path)
         parts = (identify(file) for file in files)
         return Identity(path, "folder", parts=tuple(part for part in parts if part.kind != "unknown"))
     if not path.is_file():
@@ -421,11 +426,10 @@ def _nested(data: Any) -> bool:
 
 
 def _is_token_table(path: Path) -> bool:
-    import pyarrow.parquet
-
     from skewsim.skew.tokens import FORMAT
 
-    return FORMAT.encode() in (pyarrow.parquet.read_schema(path).metadata or {})
+    with opened_parquet(path, what="log") as source:
+        return FORMAT.encode() in (source.schema_arrow.metadata or {})
 
 
 def _metrics_file(path: Path) -> Path:

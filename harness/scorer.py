@@ -20,7 +20,9 @@ import torch
 from torch import Tensor
 
 from skewsim.engine.sampling import process
-from skewsim.errors import FileFormatError, UserError
+from skewsim.errors import UserError
+from skewsim.model.folder import check_folder
+from skewsim.model.huggingface import load_model
 from skewsim.settings import DType, EngineSettings
 
 Attention = Literal["eager", "sdpa", "flash_attention_2"]
@@ -187,21 +189,8 @@ def _batches(order: list[int], lengths: list[int], *, limit: int) -> list[list[i
 
 
 def read_model_config(folder: Path | str) -> dict[str, Any]:
-    """The folder's config.json. Raises UserError if the folder is not a model with safetensors."""
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise UserError(f"model={str(folder)!r}: no such folder; allowed: a Hugging Face model folder")
-    try:
-        config = json.loads((folder / "config.json").read_text())
-    except FileNotFoundError:
-        raise FileFormatError(f"model={str(folder)!r}: no config.json; a Hugging Face model folder has one") from None
-    except (OSError, ValueError):
-        raise FileFormatError(f"{folder / 'config.json'}: not a JSON file") from None
-    if not isinstance(config, dict) or "model_type" not in config:
-        raise FileFormatError(f"{folder / 'config.json'}: model_type is missing; not a model's configuration")
-    if not list(folder.glob("*.safetensors")):
-        raise FileFormatError(f"model={str(folder)!r}: no *.safetensors; pickled weights (*.bin, *.pt) are not read")
-    return config
+    """The folder's config.json. Raises UserError if the folder is not a model with safetensors, or not whole."""
+    return check_folder(folder)
 
 
 def stop_tokens(folder: Path | str) -> list[int]:
@@ -231,23 +220,7 @@ def _check_device(device: str, *, attention: str, dtype: str) -> None:
 
 
 def _load(folder: Path, *, dtype: str, attention: str) -> Any:
-    read_model_config(folder)
-    import transformers
-    from safetensors import SafetensorError
-
-    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    try:
-        return transformers.AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=getattr(torch, dtype),
-            attn_implementation=attention,
-            use_safetensors=True,
-            trust_remote_code=False,
-            local_files_only=True,
-        )
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise FileFormatError(f"model={str(folder)!r} cannot be loaded: {reason}") from None
+    return load_model(folder, dtype=getattr(torch, dtype), attn_implementation=attention)
 
 
 def _set_head(model: Any, dtype: torch.dtype) -> None:

@@ -1,4 +1,4 @@
-"""Where small files come in: a scenario, a profile, a keymap, the last session's settings.
+"""Where small files and JSON lines come in: a scenario, a profile, a keymap, the last session's settings; a log.
 
 A regular file is read, not a device or a pipe that never ends, and of a bounded size. What TOML and JSON say is bounded
 in its depth, so that nothing that walks through it runs out of stack. Whatever is wrong is a FileFormatError of one
@@ -7,10 +7,12 @@ line.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import stat
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -78,6 +80,50 @@ def parse_json(content: bytes | str, what: str) -> Any:
         raise FileFormatError(f"{what}: truncated or no JSON") from None
     _check_depth(data, what)
     return data
+
+
+LONGEST_LINE = 1 << 28
+"""Bytes of a line of JSON, or of a file that is one JSON value."""
+MOST_MEMORY = 3 << 29
+"""Bytes that what a line says may take once it is parsed."""
+
+
+def read_lines(path: Path | str, *, what: str) -> Iterator[tuple[str, str]]:
+    """The lines of a UTF-8 file that are not blank, each with the words by which a mistake in it is told."""
+    with open_regular(path, what=what) as handle:
+        for number in itertools.count(1):
+            if not (line := handle.readline(LONGEST_LINE)):
+                return
+            name = f"{what} {path}, line {number}"
+            if len(line) == LONGEST_LINE:
+                raise FileFormatError(f"{name}: longer than {LONGEST_LINE >> 20} MiB")
+            if line.strip():
+                yield name, decoded(line, name)
+
+
+def decoded(line: bytes, what: str) -> str:
+    """A line of JSON as text, of which no value takes up more memory than `MOST_MEMORY`."""
+    if len(line) > MOST_MEMORY >> 6 and _memory(line) > MOST_MEMORY:
+        raise FileFormatError(f"{what}: what it says takes more than {MOST_MEMORY >> 20} MiB of memory")
+    try:
+        return line.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise FileFormatError(f"{what}: not UTF-8") from None
+
+
+def _memory(line: bytes) -> int:
+    """Bytes that parsed JSON takes at most, about: of lists and tables, and of the numbers and words in them."""
+    return 80 * (line.count(b"[") + line.count(b"{")) + 32 * (line.count(b",") + line.count(b":"))
+
+
+def parse_line(text: str, what: str) -> Any:
+    """What a line of JSON says. FileFormatError begins with `what`."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        raise FileFormatError(f"{what}: truncated or no JSON") from None
+    except RecursionError:
+        raise FileFormatError(f"{what}: nested too deeply") from None
 
 
 def _check_depth(data: Any, what: str) -> None:

@@ -22,7 +22,7 @@ from harness.logs.table import LONG, is_long, long_table, wide_reader
 from harness.logs.text_only import refusal
 from harness.logs.values import ValueCounts, count_values, without_tools
 from skewsim.diagnose import load_source
-from skewsim.errors import FileFormatError, UserError
+from skewsim.errors import FileFormatError, UserError, shown
 from skewsim.skew.curves import find_name
 from skewsim.skew.sequences import SequenceLog, SequenceRecord, build_table, parse_record
 from skewsim.skew.tokens import TokenTable
@@ -115,14 +115,25 @@ def import_sequences(
     read = wide_reader(columns or {}) if report.format == "table" else FORMATS[report.format].read
     join = FORMATS[report.format].join if report.format in FORMATS else None
     at: tuple[Path, int] = (files[0], 0)
+    row: Any = None
     try:
         for file, row in join(files) if join else _rows(files):
             at = (file, at[1] + 1 if file == at[0] else 1)
             for record in read(row, Context(file, report.notes)):
                 yield _checked(record, report)
     except _WRONG as error:
-        reason = f"no field {error}" if isinstance(error, KeyError) else (str(error) or type(error).__name__)
-        raise FileFormatError(f"{report.format} log {at[0]}, row {at[1]}: {reason.splitlines()[0][:160]}") from None
+        raise FileFormatError(f"{report.format} log {at[0]}, row {at[1]}: {_reason(error, row)}") from None
+
+
+def _reason(error: Exception, row: Any) -> str:
+    """What is wrong with a row, in our words: a reader's own, the name of what is missing, or that a type is odd."""
+    if isinstance(error, KeyError):
+        return f"no field {shown(error, 80)}"
+    if type(error) is ValueError:
+        return shown(error, 200)
+    if not isinstance(row, Mapping | list):
+        return "no JSON object"
+    return f"one of its fields ({shown(', '.join(map(str, row)), 100)}) has another type than this format's"
 
 
 def read_log(path: Path | str, *, report: Report | None = None) -> TokenTable | SequenceLog:

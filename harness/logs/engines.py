@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from harness.logs.rows import Context, Format, Row, fields, first, numbers, places, settings, spread, whole
+from harness.logs.rows import Context, Format, Row, field_of, fields, first, numbers, places, settings, spread, whole
 from skewsim.skew.sequences import SequenceRecord
 
 IGNORED_LABEL = -100  # Hugging Face's "no loss here"
@@ -62,7 +62,7 @@ def read_open_instruct(row: Row, context: Context) -> Iterator[SequenceRecord]:
 def read_answer(row: Row, context: Context) -> Iterator[SequenceRecord]:
     request, answer = row.get("request") or {}, row.get("response") or row
     prompt = first(answer, "prompt_token_ids")
-    for choice in answer["choices"]:
+    for choice in field_of(answer, "choices", list):
         tokens, given = _choice(choice)
         if (tokens < 0).any():
             context.notes.say("no token ids; ask with return_token_ids: true to have them")

@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import re
+import reprlib
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,7 @@ from harness.logs.rows import (
     Context,
     Format,
     Row,
+    field_of,
     fields,
     flags,
     is_whole,
@@ -64,7 +66,7 @@ def join_exports(files: list[Path]) -> Iterator[tuple[Path, Any]]:
     """The rows of all ranks and steps; FileFormatError where a step lacks a rank that the others have."""
     ranks: dict[Path, dict[int, Path]] = defaultdict(dict)
     for file in files:
-        if name := re.fullmatch(r"rank_(\d+)\.jsonl", file.name):
+        if name := re.fullmatch(r"rank_(\d{1,4})\.jsonl", file.name):
             ranks[file.parent][int(name[1])] = file
     expected = _expected({rank for step in ranks.values() for rank in step})
     for folder, step in sorted(ranks.items()):
@@ -94,8 +96,8 @@ def read_episode(row: Row, context: Context) -> Iterator[SequenceRecord]:
             f"weight versions {span[0]} to {span[1]} within an episode: which token has which is not logged"
         )
     group = (row.get("group") or {}).get("id")
-    for trace in row["traces"]:
-        for record in _branches(trace["nodes"]):
+    for trace in field_of(row, "traces", list):
+        for record in _branches(field_of(trace, "nodes", list)):
             count = len(record.tokens)
             yield SequenceRecord(
                 record.tokens,
@@ -120,7 +122,7 @@ def join_episodes(files: list[Path]) -> Iterator[tuple[Path, Any]]:
 
 def read_trace(row: Row, context: Context) -> Iterator[SequenceRecord]:
     if row.get("nodes") is not None:
-        yield from _branches(row["nodes"])
+        yield from _branches(field_of(row, "nodes", list))
         return
     steps = [step.get("tokens") for step in row["trajectory"]] if row.get("trajectory") is not None else [row]
     for step in steps:
@@ -168,7 +170,9 @@ def _parent(index: int, node: Row) -> int | None:
     """A node's parent, which stands before it; so no path runs in a circle."""
     parent = node.get("parent")
     if parent is not None and not (is_whole(parent) and 0 <= parent < index):
-        raise ValueError(f"node {index}: parent={parent!r:.20}; allowed: null or the number of a node before it")
+        raise ValueError(
+            f"node {index}: parent={reprlib.repr(parent)}; allowed: null or the number of a node before it"
+        )
     return parent
 
 

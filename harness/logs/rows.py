@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sized
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
-from skewsim.skew.sequences import SequenceRecord
+from skewsim.skew.sequences import SequenceRecord, finite_number, to_array
 from skewsim.skew.tokens import PLACES
 
 Row = Mapping[str, Any]
+Kind = TypeVar("Kind")
 
 
 @dataclass
@@ -88,7 +90,7 @@ def is_whole(value: Any) -> bool:
 def settings(row: Row) -> dict[str, float]:
     """The sampling settings that a row names."""
     names = ("temperature", "top_p", "top_k", "min_p")
-    return {name: float(row[name]) for name in names if isinstance(row.get(name), int | float)}
+    return {name: finite_number(name, row[name]) for name in names if isinstance(row.get(name), int | float)}
 
 
 def first(row: Row, *names: str) -> Any:
@@ -98,31 +100,36 @@ def first(row: Row, *names: str) -> Any:
 
 def whole(values: Any, name: str) -> np.ndarray:
     """A list of whole numbers as an array; ValueError says what it is instead."""
-    array = np.asarray(values if len(values) else np.empty(0, dtype=np.int64))
-    if array.ndim != 1 or array.dtype.kind not in "iub":
-        raise ValueError(f"{name} is no list of whole numbers")
-    return array
+    return _one_axis(to_array(name, values, np.int64), name)
 
 
 def numbers(values: Any, name: str) -> np.ndarray:
     """A list of numbers and nulls as an array; ValueError says what it is instead."""
-    array = np.asarray(values)
-    if array.dtype.kind in "US" or array.ndim != 1:
-        raise ValueError(f"{name} is no list of numbers")
-    return array.astype(np.float64)
+    return _one_axis(to_array(name, values, np.float64), name)
 
 
 def flags(values: Any, name: str) -> np.ndarray:
     """A list of 0 and 1, or of booleans, as an array of booleans."""
-    array = np.asarray(values)
-    if array.ndim != 1 or array.dtype.kind not in "biuf":
-        raise ValueError(f"{name} is no list of 0 and 1")
-    return array.astype(bool)
+    return _one_axis(to_array(name, values, bool), name)
+
+
+def _one_axis(array: np.ndarray, name: str) -> np.ndarray:
+    if array.ndim != 1:
+        raise ValueError(f"{name} has {array.ndim} axes; allowed: 1")
+    return array
+
+
+def field_of(row: Any, name: str, kind: type[Kind]) -> Kind:
+    """A field that has to be there and of a kind (list, dict); ValueError says what it is instead."""
+    value = row.get(name) if isinstance(row, Mapping) else None
+    if not isinstance(value, kind):
+        raise ValueError(f"{name} is {reprlib.repr(value)}; allowed: a {kind.__name__}")
+    return value
 
 
 def same_length(**columns: Any) -> None:
     """ValueError if columns that are there differ in length."""
-    lengths = {name: len(values) for name, values in columns.items() if values is not None}
+    lengths = {name: len(values) for name, values in columns.items() if isinstance(values, Sized)}
     if len(set(lengths.values())) > 1:
         raise ValueError(", ".join(f"{name} has {length}" for name, length in lengths.items()) + " values")
 

@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -33,11 +34,12 @@ def read(row: Row, context: Context) -> Iterator[SequenceRecord]:
     tokens = whole(row["tokens"], "tokens")
     length = first(row, "response_length", "response_lengths")
     if not (is_whole(length) and 0 <= length <= len(tokens)):
-        raise ValueError(f"response_length={length!r:.20}, but there are {len(tokens)} tokens")
+        raise ValueError(f"response_length={reprlib.repr(length)}, but there are {len(tokens)} tokens")
     start = len(tokens) - int(length)
     if row.get("rollout_log_probs") is None:
         raise ValueError("rollout_log_probs is missing; the run needs --get-mismatch-metrics or --use-tis")
-    versions = {str(version) for version in row.get("weight_versions") or []}
+    given = row.get("weight_versions")
+    versions = {str(version) for version in ([] if given is None else given) if isinstance(version, int | str)}
     known = len(versions) == 1 and next(iter(versions)).isdigit()  # one entry per engine call, not per token
     if len(versions) > 1:
         context.notes.say("a sequence with several weight versions: which token has which is not logged")
@@ -123,7 +125,7 @@ def _whole(rows: list[tuple[Path, Row]]) -> dict[str, Any]:
     result = dict(row)
     size = row.get("cp_size") or 1
     if not (is_whole(size) and 0 < size <= MOST_RANKS):
-        raise ValueError(f"cp_size={size!r:.20}; allowed: a whole number from 1 to {MOST_RANKS}")
+        raise ValueError(f"cp_size={reprlib.repr(size)}; allowed: a whole number from 1 to {MOST_RANKS}")
     for name in SHARED_OUT:
         held = {int(each.get("cp_rank") or 0): each[name] for _, each in rows if each.get(name) is not None}
         if held:
@@ -143,7 +145,9 @@ def _put_together(file: Path, row: Row, name: str, held: Mapping[int, Any], size
     total, response = int(row["total_lengths"]), int(row["response_lengths"])
     if not 0 < response <= total == len(row["tokens"]):
         raise ValueError(f"response_lengths={response}, total_lengths={total}, but {len(row['tokens'])} tokens")
-    padded = total if row.get("qkv_format", "thd") == "thd" else int(row["max_seq_lens"])
+    padded = total if row.get("qkv_format", "thd") == "thd" else row["max_seq_lens"]
+    if not (is_whole(padded) and total <= padded < 2**40):
+        raise ValueError(f"max_seq_lens={reprlib.repr(padded)}, but there are {total} tokens")
     chunk = np.arange(total - response - 1, total - 1) // -(-padded // (2 * size))
     owner = np.where(chunk < size, chunk, 2 * size - 1 - chunk)
     column = np.empty(response)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import reprlib
 from array import array
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -12,7 +13,8 @@ import numpy as np
 
 from harness.log_files import first_row, read_rows
 from harness.logs.rows import Context, Read
-from skewsim.errors import FileFormatError, UserError
+from skewsim.arrays import numbers, opened_parquet
+from skewsim.errors import FileFormatError, UserError, shown
 from skewsim.skew.sequences import SETTINGS, SequenceRecord, parse_record
 from skewsim.skew.tokens import PLACES, TYPE_OF_COLUMN, TokenTable
 
@@ -53,8 +55,9 @@ def _long_file(file: Path, columns: Mapping[str, str], meta: dict[str, Any]) -> 
     read = _parquet_columns if file.suffix == ".parquet" else _json_columns
     found = read(file, names)
     missing = [name for ours, name in names.items() if ours in columns and ours not in found]
+    missing += [] if "engine_logprob" in found else [names["engine_logprob"]]
     if missing:
-        raise FileFormatError(f"table log {file}: no column {missing[0]}")
+        raise FileFormatError(f"table log {file}: no column {shown(missing[0], 80)}")
     count = len(found["engine_logprob"])
     if "sequence" not in found:
         found["sequence"] = (
@@ -89,14 +92,15 @@ def _json_columns(file: Path, names: Mapping[str, str]) -> dict[str, np.ndarray]
             try:
                 column.append(math.nan if value is None else value)
             except (TypeError, OverflowError):
-                raise FileFormatError(
-                    f"table log {file}, row {number}: {names[ours]}={value!r:.40}; allowed: a number or null"
-                ) from None
+                told = f"{names[ours]}={shown(reprlib.repr(value), 60)}"
+                raise FileFormatError(f"table log {file}, row {number}: {told}; allowed: a number or null") from None
     return {ours: np.frombuffer(column) for ours, column in columns.items()}
 
 
 def _parquet_columns(file: Path, names: Mapping[str, str]) -> dict[str, np.ndarray]:
-    import pyarrow.parquet
-
-    table = pyarrow.parquet.read_table(file, columns=None)
-    return {ours: table.column(name).to_numpy() for ours, name in names.items() if name in table.column_names}
+    with opened_parquet(file, what="table log") as source:
+        known = [name for name in source.schema_arrow.names if name in names.values()]
+        table = source.read(columns=known)
+    return {
+        ours: numbers(table.column(name), f"table log {file}: {name}") for ours, name in names.items() if name in known
+    }

@@ -53,18 +53,19 @@ def diagnose(
     from skewsim.cli.main import FIND_MODEL, READ_LOG, resolve
     from skewsim.diagnose import diagnose, load_models
 
-    source = resolve(READ_LOG)(table)
+    notes: list[str] = []
+    source = resolve(READ_LOG)(table, notes)
     models = load_models([resolve(FIND_MODEL)(each) for each in model or []], batch_tokens=batch_tokens)
     with counter(0) if models else nullcontext() as progress:
         found = diagnose(
             source, models=models, dtype=dtype, model_kind=model_kind, framework=framework, progress=progress
         )
+    _say_all(notes)
     if json:
         print_json(found.to_json())
         return
     show_lines("\n".join(_told(found)))
-    for note in found.notes:
-        say(f"note: {note}")
+    _say_all([f"note: {note}" for note in found.notes])
 
 
 def _told(found: Diagnosis) -> Iterator[str]:
@@ -142,9 +143,11 @@ def advise(
     from skewsim.skew.advise import advise
     from skewsim.skew.noise_level import noise_of
 
-    tokens = None if log is None else _tokens(log)
+    notes: list[str] = []
+    tokens = None if log is None else _tokens(log, notes)
     level = noise_of(length, sigma=sigma, mean_abs=mean_abs, k3=k3, metric=metric, profile=profile, log=tokens)
     found = advise(level.noise, level.length)
+    _say_all(notes)
     if json:
         print_json(found.to_json())
         return
@@ -185,8 +188,10 @@ def gate(table: Path, /, *, max: Limits = None, min: Limits = None, json: Flag =
     from skewsim.diagnose import count_values
     from skewsim.skew.gate import gate
 
-    rows, filled = count_values(resolve(READ_LOG)(table))
+    notes: list[str] = []
+    rows, filled = count_values(resolve(READ_LOG)(table, notes))
     report = gate(rows, maximum=max or [], minimum=min or [], placeholder=filled)
+    _say_all(notes)
     if json:
         print_json(report.to_json())
     else:
@@ -194,11 +199,16 @@ def gate(table: Path, /, *, max: Limits = None, min: Limits = None, json: Flag =
     return report.exit_code
 
 
-def _tokens(log: Path) -> TokenTable:
+def _say_all(notes: list[str]) -> None:
+    for note in notes:
+        say(note)
+
+
+def _tokens(log: Path, notes: list[str]) -> TokenTable:
     """Any log as a table of tokens that says where it is from."""
     from skewsim.cli.main import READ_LOG, resolve
     from skewsim.skew.tokens import TokenTable
 
-    found = resolve(READ_LOG)(log)
+    found = resolve(READ_LOG)(log, notes)
     table: TokenTable = found if isinstance(found, TokenTable) else found.table()
     return table.with_meta(source=table.meta.get("source", log.name))

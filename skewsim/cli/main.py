@@ -67,7 +67,7 @@ LAST_NET = "skewsim.cli.fault:fault"
 CHOOSE_ENGINE = "harness.engines:choose"
 """The function that turns a real engine's name into an `EngineChoice` (`skewsim.engine.choice`)."""
 READ_LOG = "harness.commands:read_source"
-"""The function that reads any log that somebody has, and says on stderr what it noticed."""
+"""The function that reads any log that somebody has, and adds what it noticed to a list."""
 FIND_MODEL = "harness.models:find_model"
 """The function that turns an installed model's name into its folder, and leaves other paths as they are."""
 

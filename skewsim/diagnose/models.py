@@ -18,7 +18,8 @@ import numpy as np
 import torch
 
 from skewsim.diagnose.rows import Floats, Ints
-from skewsim.errors import FileFormatError, UserError
+from skewsim.errors import UserError
+from skewsim.model.huggingface import load_model
 from skewsim.skew.sequences import SequenceRecord
 
 BATCH_TOKENS = 8192
@@ -54,23 +55,9 @@ class ModelScorer:
         """A local Hugging Face folder with safetensors. FileFormatError if it is none."""
         if batch_tokens is not None and batch_tokens < 1:
             raise UserError(f"batch_tokens={batch_tokens}; allowed: at least 1")
-        folder = Path(folder)
-        if not (folder / "config.json").is_file():
-            raise FileFormatError(f"model {folder}: no Hugging Face folder (config.json is missing)")
-        from transformers import AutoModelForCausalLM
-        from transformers.utils import logging
-
-        logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-
-        try:
-            model = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=torch.float32, local_files_only=True, trust_remote_code=False, use_safetensors=True
-            )
-        except (OSError, ValueError, RuntimeError, KeyError) as error:
-            reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
-            raise FileFormatError(f"model {folder}: {reason}") from None
+        model = load_model(folder, dtype=torch.float32)
         model.train(False)
-        return cls(folder.name, model, batch_tokens or BATCH_TOKENS)
+        return cls(Path(folder).name, model, batch_tokens or BATCH_TOKENS)
 
     @property
     def vocab_size(self) -> int:

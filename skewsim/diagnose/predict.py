@@ -292,7 +292,7 @@ def prepare(scorers: Sequence[Scorer], log: SequenceLog, progress: Progress | No
             raise UserError(
                 "--model needs prompt_token_ids in every line: the first token's logprob depends on the prompt"
             )
-        highest = max(int(record.tokens.max(initial=0)), int(record.prompt_tokens.max()))
-        if highest >= vocab:
-            raise UserError(f"token id {highest} is outside the vocabulary of {scorers[0].name} ({vocab})")
+        for ids in (record.tokens, record.prompt_tokens):
+            for odd in ids[(ids < 0) | (ids >= vocab)]:
+                raise UserError(f"token id {odd} is outside the vocabulary of {scorers[0].name} ({vocab})")
     return Models(scorers, log, progress)

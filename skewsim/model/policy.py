@@ -18,15 +18,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from skewsim.errors import FileFormatError, UserError
+from skewsim.errors import FileFormatError, UserError, shown
+from skewsim.model.folder import check_folder, read_config
 from skewsim.model.layers import rms_norm, swiglu
 from skewsim.settings import one_line
 
@@ -39,20 +40,31 @@ Drop = Callable[[Tensor], Tensor]
 LONGEST = 512  # tokens of prompt and response; the longest task has 260
 
 
+Size = Annotated[int, Field(ge=1, lt=2**31)]
+
+
 class PolicyConfig(BaseModel):
     """The fields of a Hugging Face Llama `config.json` that the computation depends on."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    vocab_size: int = 64
-    hidden_size: int = 64
-    intermediate_size: int = 128
-    num_hidden_layers: int = 2
-    num_attention_heads: int = 2
-    num_key_value_heads: int = 2
-    head_dim: int = 32
-    rope_theta: float = 10_000.0
-    rms_norm_eps: float = 1e-5
+    vocab_size: Size = 64
+    hidden_size: Size = 64
+    intermediate_size: Size = 128
+    num_hidden_layers: Size = 2
+    num_attention_heads: Size = 2
+    num_key_value_heads: Size = 2
+    head_dim: Annotated[Size, Field(multiple_of=2)] = 32
+    rope_theta: Annotated[float, Field(gt=0, le=1e30)] = 10_000.0
+    rms_norm_eps: Annotated[float, Field(ge=0, le=1)] = 1e-5
+
+    @model_validator(mode="after")
+    def _check_heads(self) -> Self:
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ValueError(
+                f"num_key_value_heads={self.num_key_value_heads}: allowed: a divisor of num_attention_heads"
+            )
+        return self
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Name and shape of each weight as stored here: q, k, v and gate, up are fused by rows."""
@@ -157,14 +169,15 @@ class Policy:
         config = _read_config(folder)
         stored = _read_weights(folder)
         stored.setdefault("lm_head.weight", stored.get("model.embed_tokens.weight", torch.empty(0)))
+        shapes = config.shapes()
+        for theirs, ours, _, rows in config.huggingface_names():
+            due, found = (rows, *shapes[ours][1:]), tuple(stored[theirs].shape) if theirs in stored else "nothing"
+            if due != found:
+                raise FileFormatError(f"{folder}: {theirs} should be {due}, found {found}")
         flat = torch.empty(1, config.num_parameters())
         views = config.views(flat)
         for theirs, ours, first, rows in config.huggingface_names():
-            target = views[ours][0, first : first + rows]
-            if theirs not in stored or stored[theirs].shape != target.shape:
-                found = tuple(stored[theirs].shape) if theirs in stored else "nothing"
-                raise FileFormatError(f"{folder}: {theirs} should be {tuple(target.shape)}, found {found}")
-            target.copy_(stored[theirs])
+            views[ours][0, first : first + rows].copy_(stored[theirs])
         return cls(config, flat)
 
     def save(self, folder: str | Path, *, member: int = 0) -> None:
@@ -269,18 +282,15 @@ def _read_config(folder: Path) -> PolicyConfig:
     path = folder / "config.json"
     if not folder.is_dir():
         raise UserError(f"policy={str(folder)!r}: no such folder; allowed: base, random, or a Hugging Face folder")
-    if not path.is_file():
-        raise FileFormatError(f"{folder}: no config.json; a Hugging Face model folder has one")
-    try:
-        data = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError):
-        raise FileFormatError(f"{path}: not a JSON file") from None
-    if not isinstance(data, dict) or data.get("model_type") != "llama":
-        kind = data.get("model_type") if isinstance(data, dict) else None
-        raise FileFormatError(f"{path}: model_type={kind!r}; the simulator's policy is a llama")
+    data = read_config(folder)
+    if data["model_type"] != "llama":
+        raise FileFormatError(
+            f"{path}: model_type={shown(data['model_type'], 80)!r}; the simulator's policy is a llama"
+        )
     rope_parameters = data.get("rope_parameters") or {}
+    data = {name: value for name, value in data.items() if value is not None}
     data = {"rope_theta": rope_parameters.get("rope_theta", 10_000.0)} | data
-    if isinstance(data.get("hidden_size"), int) and data.get("num_attention_heads"):
+    if data.get("hidden_size") and data.get("num_attention_heads"):
         data.setdefault("head_dim", data["hidden_size"] // data["num_attention_heads"])
         data.setdefault("num_key_value_heads", data["num_attention_heads"])
     try:
@@ -293,6 +303,7 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
     path = folder / "model.safetensors"
     if not path.is_file():
         raise FileFormatError(f"{folder}: no model.safetensors; pickled weights (*.bin, *.pt) are not read")
+    check_folder(folder)
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError):

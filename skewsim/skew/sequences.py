@@ -11,10 +11,10 @@ programs can write the format easily.
 
 from __future__ import annotations
 
-import io
 import json
 import math
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+import reprlib
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from skewsim.border import open_regular
+from skewsim.border import parse_line, read_lines
 from skewsim.errors import FileFormatError, shown
 from skewsim.files import atomic_writer, check_schema_version
-from skewsim.skew.tokens import PLACES, TokenTable
+from skewsim.skew.tokens import PLACES, TokenTable, is_whole
 
 Column = npt.NDArray[Any]
 SCHEMA_VERSION = 1
@@ -53,18 +53,24 @@ class SequenceRecord:
     def __post_init__(self) -> None:
         for name, dtype in _TYPES.items():
             value = getattr(self, name)
+            if value is None and name in ("tokens", "engine_logprobs"):
+                raise ValueError(f"{name} is null; allowed: a list")
             if value is not None:
-                array = _array(name, value, dtype)
+                array = to_array(_IN_A_FILE.get(name, name), value, dtype)
                 if array.ndim != 1 or (name != "prompt_tokens" and len(array) != len(self.tokens)):
                     raise ValueError(f"{name} has shape {array.shape}, but there are {len(self.tokens)} tokens")
                 object.__setattr__(self, name, array)
-        hash(self.prompt_key)  # TypeError if it cannot be a key, such as a list
+        if not isinstance(self.prompt_key, str | int | float | np.integer | None):
+            raise ValueError(f"the prompt's id is {reprlib.repr(self.prompt_key)}; allowed: text or a number")
         object.__setattr__(self, "places", {name: self._place(name, value) for name, value in self.places.items()})
 
     def _place(self, name: str, value: Any) -> int | Column:
         if name not in PLACES:
             raise ValueError(f"{name} is no place; allowed: {', '.join(PLACES)}")
-        array = np.asarray(value)
+        try:
+            array = np.asarray(value)
+        except ValueError:  # lists of unequal length
+            array = np.empty(0)
         whole = array.dtype.kind == "i" or (array.dtype.kind == "u" and bool(np.all(array < 2**63)))
         if not whole or array.shape not in ((), (len(self.tokens),)):
             raise ValueError(f"{name} is neither a whole number nor one for each of the {len(self.tokens)} tokens")
@@ -99,14 +105,46 @@ class SequenceRecord:
         return line | dict(self.settings) | places | {"schema_version": SCHEMA_VERSION}
 
 
-def _array(name: str, value: Any, dtype: Any) -> Column:
-    """A list as an array of numbers; null is NaN in a column of floats. ValueError for text and fractional ids."""
-    given = np.asarray(value)
-    if given.dtype.kind in "USM" or (dtype is np.int64 and given.dtype.kind == "f" and np.any(given != np.rint(given))):
-        raise ValueError(
-            f"{name} holds {given.dtype}; allowed: {'numbers' if dtype is np.float64 else 'whole numbers'}"
-        )
-    return given.astype(dtype)
+def to_array(name: str, value: Any, dtype: Any) -> Column:
+    """A list as an array of numbers; null is NaN in a column of floats. ValueError for anything else."""
+    try:
+        given = np.asarray(value)
+        if given.dtype.kind == "O" and not (dtype is np.float64 and _NUMBERS.issuperset(map(type, given.flat))):
+            raise TypeError
+        if given.dtype.kind not in "biufO" or not _CHECKS[dtype](given):
+            raise TypeError
+        return given.astype(dtype)
+    except (TypeError, ValueError, OverflowError):  # numpy's words for lists of unequal length, and for huge numbers
+        allowed = {np.float64: "numbers and nulls", np.int64: "whole numbers"}.get(dtype, "0 and 1")
+        raise ValueError(f"{name} is {shown(reprlib.repr(value), 60)}; allowed: a list of {allowed}") from None
+
+
+_IN_A_FILE = {"tokens": "token_ids", "prompt_tokens": "prompt_token_ids"}
+"""What columns are called in a file, where that is another name."""
+_NUMBERS = {int, float, bool, type(None)}
+
+
+def _are_ids(array: Column) -> bool:
+    return array.ndim == 1 and (not len(array) or (array.dtype.kind != "b" and is_whole(array)))
+
+
+def _are_flags(array: Column) -> bool:
+    return bool(np.isfinite(array).all())
+
+
+_CHECKS: dict[Any, Callable[[Column], bool]] = {np.int64: _are_ids, bool: _are_flags, np.float64: lambda array: True}
+"""Type of a column -> whether an array of numbers may become one."""
+
+
+def finite_number(name: str, value: Any) -> float:
+    """A number of a log as a float. ValueError if it is none."""
+    try:
+        number = float("nan" if isinstance(value, str | bytes | bool) else value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"{name} is {shown(reprlib.repr(value), 60)}; allowed: a number")
+    return number
 
 
 _TYPES: dict[str, Any] = {
@@ -172,40 +210,34 @@ _FLOATS = ("engine_logprob", "trainer_logprob")
 
 
 def parse_record(row: Mapping[str, Any]) -> SequenceRecord:
-    """The record of one parsed line. Raises KeyError, TypeError or ValueError that says what is wrong."""
+    """The record of one parsed line. Raises ValueError that says what is wrong."""
     if "token_ids" not in row or "engine_logprobs" not in row:
-        raise KeyError("token_ids and engine_logprobs are needed")
+        raise ValueError("token_ids and engine_logprobs are needed")
     return SequenceRecord(
         tokens=row["token_ids"],
         engine_logprobs=row["engine_logprobs"],
         trainer_logprobs=row.get("trainer_logprobs"),
         weight_versions=row.get("weight_versions"),
         mask=row.get("mask"),
-        prompt_tokens=row.get("prompt_token_ids") or None,
+        prompt_tokens=_or_none(row.get("prompt_token_ids")),
         prompt_key=row.get("prompt_id"),
-        settings={name: float(row[name]) for name in SETTINGS if row.get(name) is not None},
+        settings={name: finite_number(name, row[name]) for name in SETTINGS if row.get(name) is not None},
         places={name: row[name] for name in PLACES if row.get(name) is not None},
     )
 
 
 def read_sequences(path: Path | str) -> Iterator[SequenceRecord]:
     """The sequences of a JSON-lines file, one by one. FileFormatError names file and line."""
-    with io.TextIOWrapper(open_regular(path, what="sequences"), encoding="utf-8", errors="replace") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-                if not isinstance(row, dict):
-                    raise ValueError("not a JSON object")
-                check_schema_version(
-                    f"sequences {path}, line {number}", row.get("schema_version", 1), newest=SCHEMA_VERSION
-                )
-                record = parse_record(row)
-            except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
-                reason = shown(str(error).strip("'\""), 160)
-                raise FileFormatError(f"sequences {path}, line {number}: {reason}") from None
-            yield record
+    for name, line in read_lines(path, what="sequences"):
+        row = parse_line(line, name)
+        try:
+            if not isinstance(row, dict):
+                raise ValueError("not a JSON object")
+            check_schema_version(name, row.get("schema_version", 1), newest=SCHEMA_VERSION)
+            record = parse_record(row)
+        except ValueError as error:
+            raise FileFormatError(f"{name}: {shown(error, 160)}") from None
+        yield record
 
 
 def load_sequences(path: Path | str) -> SequenceLog:
@@ -221,6 +253,11 @@ def write_sequences(records: Iterable[SequenceRecord], path: Path | str) -> int:
             handle.write(json.dumps(record.to_json(), separators=(",", ":")).encode() + b"\n")
             count += 1
     return count
+
+
+def _or_none(values: Any) -> Any:
+    """None for an empty list: the prompt is not known."""
+    return None if isinstance(values, list | np.ndarray) and not len(values) else values
 
 
 def _or_nan(values: Column | None, kept: Column) -> Column:

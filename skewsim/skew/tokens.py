@@ -10,10 +10,7 @@ later version raises `FileFormatError` with one line.
 
 from __future__ import annotations
 
-import io
 import json
-import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +19,8 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
+from skewsim.arrays import numbers, opened_parquet, read_npz
+from skewsim.border import parse_json
 from skewsim.errors import FileFormatError, UserError
 from skewsim.files import atomic_writer, check_schema_version
 
@@ -210,13 +209,8 @@ class TokenTable:
         read = {".npz": _read_npz, ".parquet": _read_parquet}.get(path.suffix)
         if read is None:
             raise FileFormatError(f"token table {path}: suffix {path.suffix!r} is not known; allowed: .npz, .parquet")
-        try:
-            header, columns = read(path)
-        except PermissionError as error:
-            raise FileFormatError(f"token table {path}: {error.strerror}") from None
-        except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, RuntimeError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise FileFormatError(f"token table {path}: truncated or no token table ({reason[:120]})") from None
+        header, columns = read(path)
+        header = parse_json(header, f"token table {path}: its header")
         _check_header(path, header)
         missing = [name for name in TYPE_OF_COLUMN if name not in OPTIONAL and name not in columns]
         if missing:
@@ -228,14 +222,22 @@ class TokenTable:
 
 
 def _column(name: str, value: Any, *, dtype: type[np.generic]) -> Column:
+    """The values as a 1-D array of the column's type; UserError if they are none."""
     array = np.asarray(value)
     if array.ndim != 1:
         raise UserError(f"token table: {name} has {array.ndim} axes; allowed: 1")
     if array.dtype.kind not in "biuf":
         raise UserError(f"token table: {name} has type {array.dtype}; allowed: numbers")
-    if dtype is np.int64 and array.dtype.kind == "f" and not np.all(array == np.rint(array)):
-        raise UserError(f"token table: {name} has values that are no integers")
+    if dtype is np.int64 and not is_whole(array):
+        raise UserError(f"token table: {name} has values that are no integers of 64 bits")
     return array.astype(dtype, copy=False)
+
+
+def is_whole(array: Column) -> bool:
+    """Whether all numbers of an array are integers that int64 holds."""
+    if array.dtype.kind == "f":
+        return bool(np.all((array == np.rint(array)) & (np.abs(array) < 2.0**63)))
+    return array.dtype != np.uint64 or bool(np.all(array < 2**63))
 
 
 def _or_unknown(table: TokenTable, name: str) -> Column:
@@ -266,6 +268,9 @@ def _check_header(path: Path, header: Any) -> None:
     check_schema_version(f"token table {path}", header.get("schema_version"), newest=SCHEMA_VERSION)
     if not isinstance(header.get("meta"), dict):
         raise FileFormatError(f"token table {path}: meta is missing")
+    for name in ("dtype", "trainer_dtype", "model_kind"):
+        if not isinstance(header["meta"].get(name), str | None):
+            raise FileFormatError(f"token table {path}: its meta's {name} is no text")
 
 
 def _write_npz(table: TokenTable, handle: BinaryIO) -> None:
@@ -275,15 +280,10 @@ def _write_npz(table: TokenTable, handle: BinaryIO) -> None:
 
 
 def _read_npz(path: Path) -> tuple[Any, dict[str, Column]]:
-    with open(path, "rb") as handle:
-        if not zipfile.is_zipfile(handle):
-            raise ValueError("not a zip archive of arrays")
-        handle.seek(0)
-        with np.load(handle, allow_pickle=False) as archive:
-            if HEADER not in archive:
-                raise ValueError("it has no header")
-            header = json.loads(archive[HEADER].tobytes())
-            return header, {name: archive[name] for name in TYPE_OF_COLUMN if name in archive}
+    arrays = read_npz(path, what="token table")
+    if HEADER not in arrays:
+        raise FileFormatError(f"token table {path}: truncated or no token table (it has no header)")
+    return arrays[HEADER].tobytes(), arrays
 
 
 def _write_parquet(table: TokenTable, handle: BinaryIO) -> None:
@@ -295,14 +295,10 @@ def _write_parquet(table: TokenTable, handle: BinaryIO) -> None:
 
 
 def _read_parquet(path: Path) -> tuple[Any, dict[str, Column]]:
-    import pyarrow.parquet
-
-    # read into memory first, so that the table does not keep the file mapped
-    arrow = pyarrow.parquet.read_table(io.BytesIO(path.read_bytes()))
-    raw = (arrow.schema.metadata or {}).get(FORMAT.encode())
-    if raw is None:
-        raise ValueError("it has no header")
-    names = [name for name in arrow.column_names if name in TYPE_OF_COLUMN]
-    if len(set(names)) != len(names):
-        raise ValueError("a column is there twice")
-    return json.loads(raw), {name: arrow.column(name).to_numpy() for name in names}
+    with opened_parquet(path, what="token table") as source:
+        raw = (source.schema_arrow.metadata or {}).get(FORMAT.encode())
+        if raw is None:
+            raise FileFormatError(f"token table {path}: truncated or no token table (it has no header)")
+        arrow = source.read(columns=[name for name in source.schema_arrow.names if name in TYPE_OF_COLUMN])
+    columns = {name: numbers(arrow.column(name), f"token table {path}: {name}") for name in arrow.column_names}
+    return raw, columns

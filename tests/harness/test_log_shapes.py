@@ -19,8 +19,8 @@ import pyarrow.parquet
 import pytest
 import torch
 
-from harness.log_files import LONGEST_LINE
 from harness.logs import Report, import_rollouts, import_sequences
+from skewsim.border import LONGEST_LINE
 from skewsim.cli.main import main
 from skewsim.errors import FileFormatError, UserError
 from skewsim.skew.sequences import load_sequences

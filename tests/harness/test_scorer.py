@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from harness.scorer import Processing, TrainerScorer, stop_tokens
 from skewsim.errors import UserError
@@ -114,17 +115,17 @@ def spoiled(folder: Path, what: str) -> Path:
             json.dumps({"model_type": "mine", "auto_map": {"AutoModelForCausalLM": "evil.Model"}})
         )
         (folder / "evil.py").write_text("raise SystemExit('code of the model was run')")
-        (folder / "model.safetensors").write_bytes(b"")
+        save_file({"weight": torch.zeros(1)}, folder / "model.safetensors")
     return folder
 
 
 @pytest.mark.parametrize(
     ("what", "said"),
     [
-        ("config", "not a JSON file"),
+        ("config", "truncated or no JSON"),
         ("type", "model_type is missing"),
         ("pickle", "pickled weights"),
-        ("truncated", "cannot be loaded"),
+        ("truncated", "truncated, or not a safetensors file"),
         ("code", "cannot be loaded"),
     ],
 )

@@ -88,7 +88,7 @@ def test_a_saved_policy_loads_unchanged(tmp_path: Path) -> None:
 def test_a_folder_that_is_no_model_is_one_line(tmp_path: Path) -> None:
     for prepare, word in (
         (lambda: None, "config.json"),
-        (lambda: (tmp_path / "config.json").write_text("{"), "not a JSON file"),
+        (lambda: (tmp_path / "config.json").write_text("{"), "truncated or no JSON"),
         (lambda: (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2"})), "gpt2"),
         (
             lambda: (
