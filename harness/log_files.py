@@ -25,6 +25,8 @@ MOST_FILES = 100_000
 SUFFIXES = (".jsonl", ".json", ".ndjson", ".parquet", ".pt")
 METRICS = (".csv", ".wandb", ".db", ".prom")
 PICKLES = (".pkl", ".pickle")
+ROWS = 128
+"""Rows of a parquet file that are in memory at once, beside the row group that they are in."""
 PLAIN_SKYRL = (
     'torch.save({k: batch[k] for k in ("sequences", "attention_mask", "response_mask", "loss_mask", '
     '"rollout_logprobs", "action_log_probs")}, "step.pt")'
@@ -111,7 +113,7 @@ def _one_value(file: Path) -> list[Any] | None:
 
 def _parquet_rows(file: Path) -> Iterator[Any]:
     with opened_parquet(file, what="log") as source:
-        for batch in source.iter_batches(batch_size=1024):
+        for batch in source.iter_batches(batch_size=ROWS, use_threads=False):
             columns = {name: _values(batch.column(name)) for name in batch.schema.names}
             for index in range(batch.num_rows):
                 yield {name: values[index] for name, values in columns.items()}

@@ -101,7 +101,7 @@ def opened_parquet(path: Path | str, *, what: str) -> Iterator[pyarrow.parquet.P
         leaves = [footer.schema.column(index) for index in range(footer.num_columns)]
         texts = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"]
         handle.seek(0)
-        with pyarrow.parquet.ParquetFile(handle, read_dictionary=texts) as source:
+        with pyarrow.parquet.ParquetFile(handle, read_dictionary=texts, pre_buffer=False) as source:
             yield source
 
 

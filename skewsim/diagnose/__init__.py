@@ -68,7 +68,7 @@ def diagnose(
     """
     normal.check(dtype, model_kind)
     if isinstance(source, SequenceLog):
-        source = replace(source, records=tuple(record for record in source.records if record.sampled.any()))
+        source = source.where(bool(record.sampled.any()) for record in source.records)
     scored: Models | None = None
     notes: list[str] = []
     if models:

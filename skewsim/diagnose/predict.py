@@ -147,7 +147,7 @@ class Models:
 
     def _of(self, chosen: Ints) -> Models:
         """The same models with some of the sequences."""
-        return Models(self.scorers, replace(self.log, records=tuple(self.records[i] for i in chosen)))
+        return Models(self.scorers, self.log.where(np.isin(np.arange(len(self.records)), chosen)))
 
     @cached_property
     def _sample(self) -> tuple[Models, Ints]:
