@@ -35,7 +35,8 @@ def check_config(paths: Iterable[Path | str], *, vllm: str | None = None, framew
     """The traps that one run's configuration is in.
 
     ``paths`` are the files of one run: usually one; prime-rl's trainer, orchestrator and inference files; slime's
-    script and its mis.yaml. ``vllm`` is the version that makes the rollouts; without it, what depends on the version "may be".
+    script and its mis.yaml. ``vllm`` is the version that makes the rollouts; without it, what depends on the version
+    "may be".
     UserError: no file, an unreadable file, an unknown framework, a version that is none.
     """
     version = checked(vllm)
@@ -50,7 +51,7 @@ def read_configuration(paths: Iterable[Path | str], *, framework: str | None = N
     files = [Path(path) for path in paths]
     if not files:
         raise UserError("no configuration file; an example: --config verl.yaml")
-    forced = None if framework is None else framework_named(framework)
+    forced = _framework(files, framework)
     read = [_read(path, forced) for path in files]
     known: Framework = next(found for found, _ in read)
     others = {found for found, _ in read} - {known}
@@ -63,10 +64,21 @@ def read_configuration(paths: Iterable[Path | str], *, framework: str | None = N
     return Configuration(known, merged, tuple(map(str, files)))
 
 
+def _framework(files: list[Path], named: str | None) -> Framework | None:
+    """The framework that is named, or that one of several files shows: a part alone may have no mark."""
+    if named is not None:
+        return framework_named(named)
+    found = {recognise(read_text(path), _syntax(path)) for path in files} - {None}
+    return next(iter(found)) if len(files) > 1 and len(found) == 1 else None
+
+
+def _syntax(path: Path) -> Syntax:
+    return _SUFFIXES.get(path.suffix.lower(), "shell")
+
+
 def _read(path: Path, forced: Framework | None) -> tuple[Framework, Settings]:
     """One file's framework and settings."""
-    text = read_text(path)
-    syntax = _SUFFIXES.get(path.suffix.lower(), "shell")
+    text, syntax = read_text(path), _syntax(path)
     found = forced or recognise(text, syntax)
     if found is None and syntax == "yaml":
         found, syntax = recognise(text, "shell"), "shell"  # a job's file with the command in it
@@ -117,6 +129,8 @@ def _notes(config: Configuration) -> tuple[str, ...]:
         {f"{each.name} (line {each.line}: {each.value})" for each in asked if each is not None and not each.known}
     )
     notes = list(config.settings.notes)
+    if config.framework == "TRL" and not Case(config).on_vllm:
+        notes.append("use_vllm is not on in this file: its rollouts come from the trainer's own model")
     if unknown:
         notes.append(f"not known from the file alone: {', '.join(unknown)}")
     return tuple(notes)

@@ -74,8 +74,10 @@ _VERL: dict[str, Field] = {
     "disable_cascade_attn": _f(f"{_VERL_VLLM}.disable_cascade_attn"),
     "router_replay": _f(f"{_ROLLOUT}.enable_rollout_routing_replay", default=False),
     "dropout": _f("actor_rollout_ref.model.lora.dropout", default=0.0),
+    "asynchronous": _f("async_training.staleness_threshold"),
     "weights": _f(f"{_CORRECTION}.rollout_is", default=None),
     "weights_threshold": _f(f"{_CORRECTION}.rollout_is_threshold", default=2.0),
+    "normalised": _f(f"{_CORRECTION}.rollout_is_batch_normalize", default=False),
     "rejection": _f(f"{_CORRECTION}.rollout_rs", default=None),
     "rejection_threshold": _f(f"{_CORRECTION}.rollout_rs_threshold", default=None),
     "bypass": _f(f"{_CORRECTION}.bypass_mode", default=False),
@@ -150,6 +152,7 @@ _SLIME: dict[str, Field] = {
     "mis_mode": _f("tis_mode"),
     "mis_low": _f("tis_lower_bound"),
     "mis_high": _f("tis_upper_bound"),
+    "normalised": _f("tis_batch_normalize"),
     "mis_rejects": _f("use_rs"),
     "mis_rejection_level": _f("rs_level"),
     "mis_rejection_low": _f("rs_lower_bound", "tis_lower_bound"),
@@ -305,25 +308,21 @@ def _toml(value: Any) -> str:
 
 # --------------------------------------------------------------------------------------------- which it is
 
+_NEMO_KEYS = r"generation|megatron_cfg|dtensor_cfg|max_total_sequence_length|model_name"
 _MARKS: tuple[tuple[Framework, str], ...] = (
-    ("verl", r"\bactor_rollout_ref\.|^actor_rollout_ref:|verl\.trainer\.main|rollout_correction"),
-    ("OpenRLHF", r"openrlhf\.cli|--algo\.advantage\.|--vllm\.num_engines"),
-    (
-        "NeMo-RL",
-        r"^policy:(?s:.*)^\s+(?:generation|megatron_cfg|dtensor_cfg|max_total_sequence_length):|policy\.generation\.|nemo_rl",
-    ),
+    ("NeMo-RL", rf"^policy:(?s:.*)^\s+(?:{_NEMO_KEYS}):|\bpolicy\.generation\.|nemo_rl"),
+    ("verl", r"\bactor_rollout_ref\.|^actor_rollout_ref:|verl\.trainer\.main_ppo|\brollout_correction\b"),
+    ("OpenRLHF", r"openrlhf\.cli\.train_ppo|--algo\.advantage\.|--vllm\.num_engines"),
     ("Miles", r"\bmiles[./]|/miles\b|--pause-generation-mode|--true-on-policy-mode"),
     ("slime", r"--rollout-max-response-len|--rollout-batch-size|--sglang-|^rs_level:|^tis_level:"),
-    (
-        "prime-rl",
-        r"^\s*\[+(?:orchestrator|inference|trainer)\b|^\s*\[(?:train\.sampling|sampling|vllm)\]|^\s*\[\[train\.source\]\]",
-    ),
+    ("prime-rl", r"^\s*\[+(?:orchestrator|inference|trainer)\b|^\s*\[+(?:train\.(?:sampling|source)|sampling|vllm)\]"),
     (
         "TRL",
-        r"\bGRPOConfig\(|\bRLOOConfig\(|\btrl\s+(?:grpo|rloo|vllm-serve)\b|vllm_importance_sampling|use_vllm|max_completion_length",
+        r"\b(?:GRPO|RLOO|AsyncGRPO)Config\(|\btrl\s+(?:grpo|rloo|vllm-serve)\b|vllm_importance|use_vllm|max_completion_",
     ),
     ("vLLM", r"\bvllm\s+serve\b|vllm\.entrypoints|\bLLM\(|--logprobs-mode"),
 )
+"""What shows a framework, the surest first."""
 _SYNTAX_OF: dict[Framework, tuple[str, ...]] = {
     "verl": ("yaml", "shell"),
     "TRL": ("python", "yaml", "shell"),

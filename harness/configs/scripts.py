@@ -12,6 +12,7 @@ import ast
 import re
 import shlex
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,44 +39,82 @@ def read_shell(text: str, path: Path) -> Settings:
     settings = Settings("shell")
     words = list(_words(text))
     variables = _variables(words)
+    words = [word for word in words if _judge(word, variables) is not False]
     for setting in _from_words(words, variables, str(path)):
         settings.add(setting)
     return settings
 
 
+Condition = tuple[str, ...]
+"""The words of a condition; empty for one that is not looked into."""
+
+
+@dataclass
 class Word:
-    """A word of the script, with its line and whether a condition holds it."""
+    """A word of the script, with its line and the conditions under which it stands."""
 
-    __slots__ = ("conditional", "line", "text")
-
-    def __init__(self, text: str, line: int, conditional: bool) -> None:
-        self.text, self.line, self.conditional = text, line, conditional
+    text: str
+    line: int
+    conditions: tuple[Condition, ...] = ()
+    conditional: bool = False
+    """Whether one of the conditions is not known to hold."""
 
 
 def _words(text: str) -> Iterator[Word]:
     """All words; an empty one where a command ends. Arrays lose their brackets and count as commands."""
-    depth, inside = 0, False
+    conditions: list[Condition] = []
+    inside = False
     for number, line in _logical_lines(text):
         words = _split(line)
-        if words and words[0] in _OPEN:
-            depth += 1
+        _open(conditions, words)
         for word in words:
             opened = re.match(r"[A-Za-z_]\w*\+?=\(", word)
             if opened:
                 inside = True
-                yield Word(_BREAK, number, depth > 0)
+                yield Word(_BREAK, number, tuple(conditions))
             word = word[opened.end() :] if opened else word
             closed = inside and word.endswith(")") and word.count("(") < word.count(")")
             word = word[:-1] if closed else word
             if word and word not in _NO_WORDS and not _ARRAY.fullmatch(word):
-                yield Word(word.removesuffix(";"), number, depth > 0)
+                yield Word(word.removesuffix(";"), number, tuple(conditions))
             inside = inside and not closed
         if not line.rstrip().endswith("\\"):
-            yield Word(_BREAK, number, depth > 0)
-        if (words and words[0].rstrip(";") in _CLOSE and depth) or (
-            words and words[-1].rstrip(";") in _CLOSE and words[0] in _OPEN and depth
-        ):
-            depth -= 1
+            yield Word(_BREAK, number, tuple(conditions))
+        _close(conditions, words)
+
+
+def _open(conditions: list[Condition], words: list[str]) -> None:
+    """A line that begins a condition, or its other branch, which is not looked into."""
+    if words and words[0] in _OPEN:
+        end = next((at for at, word in enumerate(words) if word in ("then", "]", "]]", "];", "]];")), 0)
+        plain = words[0] == "if" and len(words) > 1 and words[1] in ("[", "[[")
+        conditions.append(tuple(words[2:end]) if plain and not {"&&", "||"} & set(words) else ())
+    elif words and words[0] in ("else", "elif") and conditions:
+        conditions[-1] = ()
+
+
+def _close(conditions: list[Condition], words: list[str]) -> None:
+    ends = words and (words[0].rstrip(";") in _CLOSE or (words[0] in _OPEN and words[-1].rstrip(";") in _CLOSE))
+    if ends and conditions:
+        conditions.pop()
+
+
+def _judge(word: Word, variables: dict[str, str | None]) -> bool | None:
+    """Whether the word's conditions all hold; None, and conditional, if one of them is not known."""
+    held = [_holds(each, variables) for each in word.conditions]
+    word.conditional = not all(held)
+    return False if False in held else None if None in held else True
+
+
+def _holds(condition: Condition, variables: dict[str, str | None]) -> bool | None:
+    """Whether `[ A = B ]`, `[ A != B ]`, `[ -n A ]` or `[ -z A ]` holds; None if not known, or another condition."""
+    sides = [_expanded(each, variables) for each in condition]
+    if len(sides) == 3 and condition[1] in ("=", "==", "!="):
+        left, _, right = sides
+        return None if left is None or right is None else (left == right) == (condition[1] != "!=")
+    if len(sides) == 2 and condition[0] in ("-n", "-z"):
+        return None if sides[1] is None else bool(sides[1]) == (condition[0] == "-n")
+    return None
 
 
 def _logical_lines(text: str) -> Iterator[tuple[int, str]]:
@@ -114,7 +153,7 @@ def _variables(words: list[Word]) -> dict[str, str | None]:
     for word in words:
         match = _ASSIGNMENT.fullmatch(word.text)
         if match and not _OVERRIDE.fullmatch(word.text):
-            if not word.conditional:
+            if not word.conditions:
                 found[match[1]] = _expanded(match[2], found)
             elif match[1] not in found:
                 found[match[1]] = None
@@ -145,7 +184,7 @@ def _from_words(words: list[Word], variables: dict[str, str | None], file: str) 
         flag = _FLAG.fullmatch(word.text)
         assigned = _ASSIGNMENT.fullmatch(word.text)
         if override:
-            yield _setting(override[1], [override[2]], word, variables, file)
+            yield _setting(override[1], [_unquoted(override[2])], word, variables, file)
         elif flag:
             values, at = ([flag[2]], at) if flag[2] is not None else _values(words, at)
             yield _setting(flag[1].replace("_", "-"), values, word, variables, file)
@@ -153,6 +192,11 @@ def _from_words(words: list[Word], variables: dict[str, str | None], file: str) 
             yield _setting(f"env.{assigned[1]}", [assigned[2]], word, variables, file)
             for name, value in _QUOTED.findall(assigned[2]):  # the JSON of a job's environment
                 yield _setting(f"env.{name}", [value], word, variables, file)
+
+
+def _unquoted(text: str) -> str:
+    """Hydra's own quotation marks, inside the shell's."""
+    return text[1:-1] if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"" else text
 
 
 def _values(words: list[Word], at: int) -> tuple[list[str], int]:

@@ -68,6 +68,11 @@ class Setting:
         return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}.get(self.text.lower())
 
     @property
+    def words(self) -> str:
+        """The value as far as it is written: of `$DIR/name` at least the name."""
+        return shown(self.value, 200).rstrip("/") if isinstance(self.value, Unknown | str) else ""
+
+    @property
     def text(self) -> str:
         """The value as a word; empty if there is none."""
         if self.value is None or not self.known:

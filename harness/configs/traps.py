@@ -44,8 +44,13 @@ class Case:
         if framework in ("slime", "Miles"):
             return False
         if framework == "TRL":
-            return bool(self.config.flag("use_vllm"))
+            return self.is_async_trl or bool(self.config.flag("use_vllm"))
         return self.config.text("engine") in ("", "vllm")
+
+    @property
+    def is_async_trl(self) -> bool:
+        """Whether it is TRL's asynchronous trainer, whose vLLM server is started apart."""
+        return "call.AsyncGRPOConfig" in self.config.settings.found
 
 
 Look = Callable[[Case], Iterator[Finding]]
@@ -139,6 +144,9 @@ def _raw_logprobs(case: Case) -> Iterator[Finding]:
         yield _found(
             "raw_logprobs", original, f"SGLang reports raw logprobs, and {_said(acting)}.", f"unset {original.name[4:]}"
         )
+    if case.is_async_trl and acting:
+        what = f"{_said(acting)}, and the vLLM server is started apart: its default is raw logprobs."
+        yield _found("raw_logprobs", acting[0], what, "vllm serve ... --logprobs-mode processed_logprobs", sure=False)
     if not case.on_vllm or "logprobs_mode" not in _fields(config):
         return
     if mode.text != "raw_logprobs" if mode is not None and mode.text else config.settings.notes:
@@ -426,7 +434,7 @@ def _quantized(case: Case) -> Iterator[Finding]:
     if (
         model is not None
         and config.framework in ("slime", "Miles", "prime-rl")
-        and _QUANTIZED.search(_words(model.text))
+        and _QUANTIZED.search(_words(model.words))
     ):
         if trained is not None and trained.text == model.text:
             return
@@ -471,9 +479,9 @@ def _fp8_kv(case: Case) -> Iterator[Finding]:
 def _moe(case: Case) -> Iterator[Finding]:
     config = case.config
     model, replay = config.get("model"), config.get("router_replay")
-    if model is None or replay is None or replay.flag is not False or not _MOE.search(model.text):
+    if model is None or replay is None or replay.flag is not False or not _MOE.search(model.words):
         return
-    what = f"{model.text.rsplit('/', 1)[-1]} looks like a mixture of experts, and routing replay is off."
+    what = f"{model.words.rsplit('/', 1)[-1]} looks like a mixture of experts, and routing replay is off."
     change = config.line("router_replay", True)
     if config.framework == "verl":
         change += " actor_rollout_ref.actor.router_replay.mode=R3"
@@ -579,9 +587,11 @@ def _without_effect(case: Case) -> Iterator[Finding]:
     if config.framework != "verl" or found is None or not found.text:
         return
     if config.flag("bypass") and config.text("loss_type") == "ppo_clip":
-        what = "In bypass mode the clip sees the whole ratio; only rollout_rs rejects, or loss_type reinforce applies the weight."
-        change = f"{config.written(found.name, None)}, or {config.line('rejection', 'token_k1')} with a threshold, or "
-        yield _found("weight_without_effect", found, what, change + config.line("loss_type", "reinforce"))
+        what = "The clip sees the whole ratio, and this weight goes into the metrics alone."
+        change = f"{config.written(found.name, None)}, or {config.line('loss_type', 'reinforce')}"
+        if not config.text("rejection"):
+            change += f", or {config.line('rejection', 'token_k1')} with bounds"
+        yield _found("weight_without_effect", found, what, change)
 
 
 @_trap(
@@ -649,6 +659,8 @@ def _summed(case: Case) -> Iterator[Finding]:
     for bound in limits.bounds(case.config):
         if bound.rule.fold != "sum" or bound.rule.action != "truncate" or not limits.holds_one(bound):
             continue
+        if case.config.flag("normalised"):
+            continue  # weights of mean one; how few of them count is another matter
         mean, bias = limits.bias(bound, rms, length)
         if bias > BIAS:
             what = f"At {length} tokens{'' if said else ' (no length in the file)'} and {of} the mean weight is {mean:.2g}."
@@ -681,7 +693,7 @@ def _suggested(config: Configuration, bound: limits.Bound) -> str:
 
 def _by_token(config: Configuration) -> str:
     if config.framework == "verl":
-        return f"{config.line('weights', 'token')}, {config.line('rejection', 'seq_mean_k1')}"
+        return config.line("weights", "token")
     if config.framework == "TRL":
         return config.line("correction_mode", "token_truncate")
     return config.line("mis_level", "token") if config.get("mis_level") is not None else "a weight per token"
