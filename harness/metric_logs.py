@@ -349,7 +349,7 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
 
 # ----------------------------------------------------------------------------------------------------- what it is
 
-Kind = Literal["tokens", "metrics", "text", "config", "table", "folder", "unknown"]
+Kind = Literal["tokens", "metrics", "profile", "text", "config", "table", "folder", "unknown"]
 
 
 @dataclass(frozen=True)
@@ -373,11 +373,10 @@ def identify(path: Path | str) -> Identity:
     """What a file or folder is, by its name and first row. FileFormatError only if it is not there."""
     path = Path(path)
     if path.is_dir():
-        if (path / "scenario.toml").is_file():
-            return Identity(path, "folder", "skewsim")
         files = sorted(file for file in path.rglob("*") if file.is_file())
         parts = (identify(file) for file in files)
-        return Identity(path, "folder", parts=tuple(part for part in parts if part.kind != "unknown"))
+        whose = "skewsim" if (path / "scenario.toml").is_file() else None
+        return Identity(path, "folder", whose, parts=tuple(part for part in parts if part.kind != "unknown"))
     if not path.is_file():
         raise FileFormatError(f"{path}: no such file")
     try:
@@ -405,6 +404,8 @@ def _identify_file(path: Path) -> Identity:
     keys = set(map(str, row)) if isinstance(row, Mapping) else set()
     if path.suffix == ".parquet" and _is_token_table(path):
         return Identity(path, "table", "skewsim")
+    if keys >= {"by_probability", "quantile_levels"}:
+        return Identity(path, "profile", "skewsim")
     if (found := format_of(keys)) is not None:
         return Identity(path, "tokens", FORMATS[found].framework if found in FORMATS else found)
     if (words := refusal(keys)) is not None:

@@ -1,4 +1,5 @@
-"""The commands that judge skew that was measured or logged before: diagnose, advise and gate."""
+"""The commands that judge skew that was measured or logged before: check, diagnose, advise and
+gate."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ from cyclopts import Parameter
 
 from skewsim.cli.display import print_json, print_table, say, show_lines
 from skewsim.cli.options import Flag
+from skewsim.errors import UserError
 
 if TYPE_CHECKING:
     from skewsim.diagnose.causes import Diagnosis
@@ -58,6 +60,57 @@ def diagnose(
     show_lines("\n".join(_told(found)))
     for note in found.notes:
         say(f"note: {note}")
+
+
+def check(
+    *paths: Path,
+    dtype: str | None = None,
+    model_kind: str | None = None,
+    framework: str | None = None,
+    run: str | None = None,
+    json: Flag = False,
+    markdown: Flag = False,
+) -> int:
+    """One verdict on a page from whatever there is: is it normal, bias or noise, where, since when, what to set.
+
+    Exit code 0: normal. 1: something is wrong. 2: a mistake, or nothing that tells the skew.
+
+    Parameters
+    ----------
+    paths
+        Files or folders, several are judged together: a log of tokens of any framework (as `skewsim import` reads it);
+        metrics by step (a W&B export or offline run, TensorBoard, trackio, JSON lines); a folder with either or both; a
+        run folder, a token table or a profile of skewsim.
+    dtype
+        What both sides compute in: float32, float16, bfloat16 or fp8.
+    model_kind
+        dense or moe: a mixture of experts has more skew, and heavier tails.
+    framework
+        Whose settings and thresholds to name, if the files do not tell: vLLM, PipelineRL, verl, TRL, prime-rl, slime,
+        Miles, NeMo-RL or SkyRL.
+    run
+        Of several runs in a file of metrics, the one to judge.
+    json
+        One JSON object.
+    markdown
+        Markdown, to paste into an issue.
+    """
+    from skewsim.check import check
+    from skewsim.check.page import markdown as as_markdown
+    from skewsim.check.page import text as as_text
+    from skewsim.cli.main import GATHER, resolve
+
+    if not paths:
+        raise UserError("check: no path given; allowed: files and folders, as in skewsim check rollouts.jsonl")
+    if json and markdown:
+        raise UserError("--json and --markdown: allowed is one of them")
+    evidence = resolve(GATHER)(paths, run=run)
+    found = check(evidence, dtype=dtype, model_kind=model_kind, framework=framework)
+    if json:
+        print_json(found.to_json())
+    else:
+        show_lines(as_markdown(found) if markdown else as_text(found))
+    return found.exit_code
 
 
 def _told(found: Diagnosis) -> Iterator[str]:

@@ -30,6 +30,7 @@ COMMANDS = {
     "ladder": ("skewsim.cli.simulate:ladder", "Train the reference, initial V1 and its four fixes one by one."),
     "scenarios": ("skewsim.cli.simulate:scenarios", "List the named scenarios, print one, or list every setting."),
     "profile": ("skewsim.cli.simulate:profile", "List measured skew profiles, or show one."),
+    "check": ("skewsim.cli.analyse:check", "One verdict on any log, metrics or folder; exit code 1 if it is wrong."),
     "diagnose": ("skewsim.cli.analyse:diagnose", "Name the causes of a token table's skew, and what mends them."),
     "advise": ("skewsim.cli.analyse:advise", "What every framework's default threshold does to healthy data."),
     "gate": ("skewsim.cli.analyse:gate", "Check a token table against limits; for continuous integration."),
@@ -67,6 +68,8 @@ CHOOSE_ENGINE = "harness.engines:choose"
 """The function that turns a real engine's name into an `EngineChoice` (`skewsim.engine.choice`)."""
 READ_LOG = "harness.commands:read_source"
 """The function that reads any log that somebody has, and says on stderr what it noticed."""
+GATHER = "harness.evidence:gather"
+"""The function that reads files and folders of any kind for `skewsim check`."""
 FIND_MODEL = "harness.models:find_model"
 """The function that turns an installed model's name into its folder, and leaves other paths as they are."""
 

@@ -64,7 +64,7 @@ def diagnose(
     """
     normal.check(dtype, model_kind)
     if isinstance(source, SequenceLog):
-        source = replace(source, records=tuple(record for record in source.records if record.sampled.any()))
+        source = source.where(bool(record.sampled.any()) for record in source.records)
     scored: Models | None = None
     notes: list[str] = []
     if models:
@@ -75,7 +75,7 @@ def diagnose(
         scored, used = prepare(models, source.records)
         if used < len(source.records):
             notes.append(f"scored the first {used} of {len(source.records)} sequences")
-            source = replace(source, records=source.records[:used])
+            source = source.where(place < used for place in range(len(source.records)))
     rows = Rows.from_log(source) if isinstance(source, SequenceLog) else Rows.from_table(source)
     declared: dict[str, Any] = {} if dtype is None else {"dtype": dtype, "trainer_dtype": dtype}
     declared |= {} if model_kind is None else {"model_kind": model_kind}

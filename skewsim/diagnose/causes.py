@@ -382,7 +382,7 @@ def fix_for(fix: str, framework: str) -> str:
     if wanted is None:
         raise UserError(f"framework={framework!r} is not known; allowed: {', '.join(_FRAMEWORKS)}")
     names = "|".join(map(re.escape, _FRAMEWORKS))
-    parts = re.split(rf"(?:(?<=\s)|^)(?=(?:{names})(?:, (?:{names}))*: )", fix)
+    parts = re.split(rf"(?:(?<=[^,]\s)|^)(?=(?:{names})(?:, (?:{names}))*: )", fix)
     kept = [part for part in parts if _speaks_to(part, wanted, names)]
     return "".join(kept).strip()
 

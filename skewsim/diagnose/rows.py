@@ -28,7 +28,7 @@ class Rows:
     engine: Floats
     trainer: Floats
     sequence: Ints
-    """0, 1, ... in the order in which they were logged."""
+    """0, 1, ... in the order in which they were logged; of a sample, their numbers in the whole log."""
     position: Ints
     token: Ints
     version: Ints
@@ -53,10 +53,7 @@ class Rows:
         """`settings` and `seen` are per row in the table's order; otherwise the table's meta speaks for all rows, and
         its own tokens for what was seen.
         """
-        _, first, sequence = np.unique(table.sequence, return_index=True, return_inverse=True)
-        rank = np.empty(len(first), dtype=np.int64)
-        rank[np.argsort(first, kind="stable")] = np.arange(len(first))
-        sequence = rank[sequence]
+        sequence = table.sequence if "sampled_from" in table.meta else _in_order(table.sequence)
         order = np.lexsort((table.position, sequence))
         prompt = np.full(len(table), -1) if table.prompt is None else table.prompt
         given = settings or {name: np.full(len(table), _number(table.meta.get(name))) for name in SETTINGS}
@@ -103,6 +100,11 @@ class Rows:
     @property
     def probability(self) -> Floats:
         return np.exp(np.minimum(self.trainer, 0.0))
+
+    @property
+    def of(self) -> int | None:
+        """How many sequences the log has that these are a sample of; None if they are all of it."""
+        return self.meta.get("sampled_from")
 
     @property
     def sequences(self) -> int:
@@ -171,6 +173,15 @@ def within(values: Floats, group: Ints) -> tuple[Bools, Floats]:
     centre = np.bincount(index, weights=values) / counts
     shared = (counts[index] > 1) & (group >= 0)
     return shared, (values - centre[index])[shared]
+
+
+def _in_order(sequence: Ints) -> Ints:
+    """Ids of sequences as 0, 1, ... in the order in which they come."""
+    _, first, index = np.unique(sequence, return_index=True, return_inverse=True)
+    rank = np.empty(len(first), dtype=np.int64)
+    rank[np.argsort(first, kind="stable")] = np.arange(len(first))
+    found: Ints = rank[index]
+    return found
 
 
 def _contexts(sequence: Ints, position: Ints, token: Ints, prompt: Ints) -> Ints:

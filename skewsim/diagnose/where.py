@@ -68,7 +68,9 @@ class Column:
 def columns(rows: Rows) -> Iterator[Column]:
     """What the log says of its tokens, and what can be derived from it."""
     starts = np.flatnonzero(np.diff(rows.sequence, prepend=-1) != 0)
-    lengths, number = np.diff(np.append(starts, len(rows))), np.arange(len(starts))
+    lengths = np.diff(np.append(starts, len(rows)))
+    number = np.arange(len(starts)) if rows.of is None else rows.sequence[starts]
+    count = rows.of or len(starts)
     same = np.diff(rows.sequence) == 0
     for name, values in rows.places.items():
         whole = not (np.diff(values)[same] != 0).any()
@@ -83,7 +85,7 @@ def columns(rows: Rows) -> Iterator[Column]:
     yield Column("sequence", number, True, per_sequence=True)
     for blocks in MODULO:
         if len(starts) >= 3 * blocks > 6:
-            block = number * blocks // len(starts)
+            block = number * blocks // count
             yield Column("sequence", block, False, "block {} of " + str(blocks), per_sequence=True)
     for modulo in MODULO:
         if len(starts) >= 2 * modulo:

@@ -20,6 +20,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from skewsim.skew.metrics import METRICS
+
 Column = npt.NDArray[np.float64]
 
 
@@ -207,6 +209,12 @@ METRIC_NAMES: tuple[MetricName, ...] = (
         (r"stats/lag", "lag/max", "", "counted in samples, not in versions"),
     ),
     *_names("OpenRLHF", (r"(train/)?vllm_kl", "skew/kl_k1")),
+    *_names("skewsim", *((re.escape(key), key) for key in METRICS if key.startswith(("skew/", "ratio/")))),
+    *_names(
+        "skewsim",
+        *((re.escape(key), key) for key in METRICS if not key.startswith(("skew/", "ratio/"))),
+        telling=False,
+    ),
 )
 COVARIATES: tuple[str, ...] = (
     r"vllm:(num_preemptions|prefix_cache_(hits|queries)|spec_decode_.*|request_success)(_total)?",

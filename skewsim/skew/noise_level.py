@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from skewsim.errors import UserError
 from skewsim.skew.curves import find_name
@@ -21,6 +22,8 @@ from skewsim.skew.tokens import TokenTable
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+LARGEST = 2.0
+"""Nats; no level is larger."""
 WAYS = ("--sigma", "--mean-abs", "--k3", "--metric", "--profile", "--log")
 
 
@@ -84,6 +87,41 @@ def sigma_by_name(text: str) -> float:
     raise UserError(
         f"--metric {logged}: no name that is known; allowed: rms, {', '.join(short)}, or a framework's name"
     )
+
+
+TELLING = ("kl_k3", "logprob_diff_mean", "mult_prob_error", "logprob_diff_std", "chi2_token", "ess", "kl_k1")
+"""The metrics that tell a noise level, the most telling first."""
+LEAST_SIGMA = 1e-5
+FINE = 40
+"""Values of a metric between which its noise level is interpolated."""
+
+
+def levels_of(metric: str, values: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """The noise level at which healthy data has each of these values of a metric (one of `TELLING`, or rms).
+
+    NaN where healthy data has no such value, as a k3 below 0; `LARGEST` where it is beyond all levels.
+    """
+    found = np.asarray(values, dtype=np.float64).copy()
+    if metric == "rms" or not np.isfinite(found).any():
+        return found
+    zero = 1.0 if metric in ("mult_prob_error", "ess") else 0.0
+    distance = (zero - found) if metric == "ess" else found - zero
+    known = np.isfinite(distance) & (distance > 0)
+    levels = np.where(distance == 0, LEAST_SIGMA, np.nan)
+    if known.any():
+        least, most = float(distance[known].min()), float(distance[known].max())
+        grid = np.unique([least, most]) if least == most else np.geomspace(least, most, min(FINE, int(known.sum()) + 1))
+        table = [_level(metric, zero - each if metric == "ess" else zero + each) for each in grid]
+        levels[known] = np.exp(np.interp(np.log(distance[known]), np.log(grid), np.log(table)))
+    return np.asarray(levels)
+
+
+def _level(metric: str, value: float) -> float:
+    """`sigma_of`, and the ends of its range beyond it."""
+    try:
+        return sigma_of(metric, value)
+    except UserError:
+        return LEAST_SIGMA if abs(value - (metric in ("mult_prob_error", "ess"))) < LEAST_SIGMA else LARGEST
 
 
 def mean_length(table: TokenTable) -> int:

@@ -12,6 +12,7 @@ programs can write the format easily.
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import math
 from collections.abc import Hashable, Iterable, Iterator, Mapping
@@ -125,25 +126,38 @@ class SequenceLog:
 
     records: tuple[SequenceRecord, ...]
     meta: dict[str, Any] = field(default_factory=dict)
+    numbers: tuple[int, ...] | None = None
+    """Each record's number in the log that it is a sample of; `meta["sampled_from"]` is how many that log has."""
 
     def table(self) -> TokenTable:
         """A row for every sampled token."""
-        return build_table(self.records, meta=self.meta)
+        return build_table(self.records, meta=self.meta, numbers=self.numbers)
+
+    def where(self, kept: Iterable[bool]) -> SequenceLog:
+        """The records chosen by booleans."""
+        chosen = [place for place, keep in enumerate(kept) if keep]
+        numbers = None if self.numbers is None else tuple(self.numbers[place] for place in chosen)
+        return SequenceLog(tuple(self.records[place] for place in chosen), self.meta, numbers)
 
     def save(self, path: Path | str) -> int:
         """Write JSON lines, as `load_sequences` reads them; returns the number of sequences."""
         return write_sequences(self.records, path)
 
 
-def build_table(records: Iterable[SequenceRecord], *, meta: Mapping[str, Any] | None = None) -> TokenTable:
-    """A table with a row for every sampled token; reads the records one by one. Settings common to all go to `meta`."""
+def build_table(
+    records: Iterable[SequenceRecord], *, meta: Mapping[str, Any] | None = None, numbers: Iterable[int] | None = None
+) -> TokenTable:
+    """A table with a row for every sampled token; reads the records one by one. Settings common to all go to `meta`.
+
+    `numbers` are the sequences' ids; without them they are counted from 0.
+    """
     parts: dict[str, list[Column]] = {
         name: [] for name in ("sequence", "position", "token", *_FLOATS, "weight_version", "prompt", *PLACES)
     }
     prompts: dict[Hashable, int] = {}
     settings: list[Mapping[str, float]] = []
     known = dict.fromkeys(PLACES, False)
-    for number, record in enumerate(records):
+    for number, record in zip(itertools.count() if numbers is None else numbers, records, strict=False):
         kept = np.flatnonzero(record.sampled)
         count = len(kept)
         key = record.key

@@ -1,0 +1,208 @@
+"""One verdict from all that was read: normal or not, bias or noise, where, since when, whose fault, what to set."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from skewsim.check.by_step import look
+from skewsim.check.evidence import Evidence, Read
+from skewsim.check.parts import Part, Problem, of_curves, of_profile, of_tokens, rms_of
+from skewsim.check.words import LOG_COLUMNS, LOG_TOKENS, REMIND_OF, SAYS, canonical
+from skewsim.diagnose import FIX, Diagnosis, normal
+from skewsim.diagnose.causes import Cause, fix_for
+from skewsim.errors import UserError
+from skewsim.skew.advise import AdviseReport, advise
+from skewsim.skew.rules import RULES
+from skewsim.skew.trends import Trend
+
+Status = Literal["normal", "wrong", "unknown"]
+EXIT_CODE: dict[Status, int] = {"normal": 0, "wrong": 1, "unknown": 2}
+SCHEMA_VERSION = 1
+DISAGREE = 2.0
+"""Factor between the levels of a token log and of the curves beside it from which on it is said."""
+LENGTH = 1000
+"""Tokens of a response, where no log and no curve tells."""
+
+
+@dataclass(frozen=True)
+class Checkup:
+    """The page, as data."""
+
+    read: tuple[Read, ...]
+    framework: str | None
+    problems: tuple[Problem, ...]
+    watch: tuple[str, ...]
+    """What is no fault yet, and worth a look."""
+    rms: float | None
+    """The level, nats: of the token log, else as the curves or the profile tell."""
+    level: dict[str, Any]
+    """Sizes by name, and where they come from."""
+    normal: bool | None
+    usual: str
+    kind: str | None
+    kind_text: str
+    trend: Trend | None
+    diagnosis: Diagnosis | None
+    candidates: tuple[Cause, ...]
+    """Causes that the curves remind of; a log of tokens would tell."""
+    thresholds: AdviseReport | None
+    length_known: bool
+    values: tuple[str, ...]
+    sample: str
+    """How much of the log was diagnosed; empty: all of it."""
+    more: tuple[str, ...]
+    """What to log to know more."""
+    notes: tuple[str, ...] = ()
+
+    @property
+    def status(self) -> Status:
+        if self.problems:
+            return "wrong"
+        return "unknown" if self.rms is None else "normal"
+
+    @property
+    def exit_code(self) -> int:
+        return EXIT_CODE[self.status]
+
+    @property
+    def summary(self) -> str:
+        """The verdict in a sentence."""
+        if self.problems:
+            return SAYS[self.problems[0].name]
+        if self.rms is None:
+            return "no log-probabilities of both sides, and no metric that tells the skew"
+        return "nothing to mend: noise of the usual size" if self.kind in (None, "noise") else "nothing to mend"
+
+    @property
+    def causes(self) -> tuple[Cause, ...]:
+        return () if self.diagnosis is None else self.diagnosis.to_mend
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "status": self.status,
+            "exit_code": self.exit_code,
+            "summary": self.summary,
+            "problems": [problem.to_json() for problem in self.problems],
+            "watch": list(self.watch),
+            "framework": self.framework,
+            "read": [read.to_json() for read in self.read],
+            "sample": self.sample or None,
+            "level": {"rms": self.rms, **self.level},
+            "normal": self.normal,
+            "usual": self.usual,
+            "kind": self.kind,
+            "kind_text": self.kind_text,
+            "values": list(self.values),
+            "where": [] if self.diagnosis is None else [place.to_json() for place in self.diagnosis.where],
+            "trend": None if self.trend is None else self.trend.to_json(),
+            "thresholds": None if self.thresholds is None else self.thresholds.to_json(),
+            "causes": [cause.to_json() for cause in self.causes],
+            "candidates": [
+                {"name": cause.name, "says": SAYS[cause.name], "fix": cause.fix} for cause in self.candidates
+            ],
+            "more": list(self.more),
+            "notes": list(self.notes),
+        }
+
+
+def check(
+    evidence: Evidence, *, dtype: str | None = None, model_kind: str | None = None, framework: str | None = None
+) -> Checkup:
+    """The verdict on all that was read.
+
+    `dtype`, `model_kind` and `framework` are as in `skewsim.diagnose.diagnose`; the framework is otherwise the one that
+    wrote the files. UserError for one that is not known.
+    """
+    normal.check(dtype, model_kind)
+    if framework is not None:
+        fix_for("", framework)  # refuses what it does not know
+    whose = canonical(framework) or evidence.framework
+    parts = list(_parts(evidence, dtype, model_kind))
+    first = next((part for part in parts if part.rms is not None), Part())
+    said = next((part for part in parts if part.kind_text), Part())
+    length = next((part.length for part in parts if part.length), None)
+    diagnosis = next((part.diagnosis for part in parts if part.diagnosis is not None), None)
+    trends = [part.trend for part in parts if part.trend is not None]
+    return Checkup(
+        read=evidence.read,
+        framework=whose,
+        problems=tuple({problem.name: problem for part in parts for problem in part.problems}.values()),
+        watch=(*(word for part in parts for word in part.watch), *_disagreement(parts)),
+        rms=first.rms,
+        level=first.level,
+        normal=first.normal,
+        usual=first.usual,
+        kind=said.kind,
+        kind_text=said.kind_text,
+        trend=max(trends, key=lambda each: each.steps, default=None),
+        diagnosis=None if diagnosis is None else _in_the_words_of(diagnosis, whose),
+        candidates=() if diagnosis else _candidates(parts, whose),
+        thresholds=_thresholds(first.rms, length or LENGTH, whose),
+        length_known=length is not None,
+        values=tuple(word for part in parts for word in part.values),
+        sample="" if evidence.tokens is None else evidence.tokens.said,
+        more=tuple(_more(evidence, parts, whose)),
+        notes=() if evidence.tokens is None else evidence.tokens.notes,
+    )
+
+
+def _parts(evidence: Evidence, dtype: str | None, model_kind: str | None) -> Iterator[Part]:
+    if evidence.tokens is not None:
+        yield of_tokens(evidence.tokens, dtype, model_kind)
+    yield from (of_curves(look(curves), dtype, model_kind) for curves in evidence.curves)
+    yield from (of_profile(profile) for profile in evidence.profiles)
+
+
+def _candidates(parts: list[Part], framework: str | None) -> tuple[Cause, ...]:
+    names = dict.fromkeys(name for part in parts for hint in part.hints for name in REMIND_OF[hint])
+    return tuple(Cause(name, 0.0, "", _fix(FIX[name], framework)) for name in names)
+
+
+def _in_the_words_of(found: Diagnosis, framework: str | None) -> Diagnosis:
+    return replace(found, causes=tuple(replace(cause, fix=_fix(cause.fix, framework)) for cause in found.causes))
+
+
+def _fix(fix: str, framework: str | None) -> str:
+    """A fix in one framework's words; in vLLM's where the framework is none that it speaks to."""
+    try:
+        return fix_for(fix, framework or "vLLM")
+    except UserError:
+        return fix_for(fix, "vLLM")
+
+
+def _thresholds(rms: float | None, length: int, framework: str | None) -> AdviseReport | None:
+    """What the framework's own thresholds do to healthy data of this level and length; None where it has none."""
+    level = rms_of(rms)
+    known = {rule.framework.lower() for rule in RULES}
+    if level is None or framework is None or framework.lower() not in known:
+        return None
+    report = advise(level, length)
+    return replace(report, rows=tuple(row for row in report.rows if row.framework.lower() == framework.lower()))
+
+
+def _disagreement(parts: list[Part]) -> list[str]:
+    """Whether a log of tokens and curves beside it are of different sizes."""
+    levels = [part.rms for part in parts if part.rms]
+    if len(levels) < 2 or max(levels) < DISAGREE * min(levels):
+        return []
+    told = ", ".join(f"{level:.3g}" for level in levels)
+    return [f"the files tell different levels (rms {told}): they are of different steps, or of different runs"]
+
+
+def _more(evidence: Evidence, parts: list[Part], framework: str | None) -> Iterator[str]:
+    """What to log to know more."""
+    if not any(part.diagnosis is not None for part in parts):
+        if evidence.tokens is not None:
+            yield (
+                "the log has the engine's numbers only: skewsim import LOG --out s.jsonl, then skewsim diagnose s.jsonl "
+                "--model FOLDER computes the trainer's"
+            )
+        how = LOG_TOKENS.get(framework or "")
+        general = "give --framework to read how; docs/logs.md has all" if framework is None else "see docs/logs.md"
+        yield f"log both log-probabilities of every token, and check that: {how or general}"
+    for part in parts:
+        if part.problems:
+            yield from (LOG_COLUMNS[name] for name in part.missing)
