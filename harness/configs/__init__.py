@@ -86,11 +86,26 @@ def _read(path: Path, forced: Framework | None) -> tuple[Framework, Settings]:
         known = ", ".join(FRAMEWORKS)
         raise UserError(f"{path}: the configuration of no framework that is known ({known}); name it with --framework")
     settings = _READERS[syntax](text, path)
+    _refuse_other_work(found, settings, text, path)
     if found == "prime-rl":
         settings = _whole(settings, path)
     if found == "vLLM":
         _mark_server(settings, text, path)
     return found, settings
+
+
+def _refuse_other_work(found: Framework, settings: Settings, text: str, path: Path) -> None:
+    """UserError if the file is for supervised training, distillation or generation: there is no skew to correct."""
+    names = {setting.name.partition(".")[0] for setting in settings}
+    kinds = {"sft", "dpo", "rm", "distillation"}
+    other = {
+        "verl": "main_generation" in text and "main_ppo" not in text,
+        "slime": "sft_loss" in text,
+        "Miles": "sft_loss" in text,
+        "NeMo-RL": bool(names & kinds) and not names & {"grpo", "ppo"},
+    }
+    if other.get(found):
+        raise UserError(f"{path}: is for {found}, and not for reinforcement learning with rollouts")
 
 
 _PARTS = ("orchestrator", "inference", "trainer")

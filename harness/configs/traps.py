@@ -342,7 +342,7 @@ def _prefix_cache(case: Case) -> Iterator[Finding]:
 def _in_flight(case: Case) -> Iterator[Finding]:
     config = case.config
     flying = config.get("in_flight")
-    if flying is not None and flying.flag and not config.flag("recompute_kv"):
+    if flying is not None and flying.flag and config.flag("asynchronous") and not config.flag("recompute_kv"):
         what = "Running requests keep the keys and values of the old weights."
         yield _found("update_in_flight", flying, what, config.line("recompute_kv", True))
     mode = config.get("pause_mode")
@@ -489,7 +489,7 @@ def _moe(case: Case) -> Iterator[Finding]:
 
 
 _MOE = re.compile(
-    r"-A\d+(\.\d+)?B|mixtral|\bmoe\b|-moe-|deepseek-(v[234]|r1)|gpt-oss|kimi-k2|moonlight|glm-?[45]\.\d|glm-5\b|minimax-m",
+    r"^(?!.*distill).*(-A\d+(\.\d+)?B|mixtral|\bmoe\b|-moe-|deepseek-(v[234]|r1)|gpt-oss|kimi-k2|moonlight|glm-?[45]\.\d|glm-5\b|minimax-m)",
     re.IGNORECASE,
 )
 
@@ -568,12 +568,20 @@ def _no_correction(case: Case) -> Iterator[Finding]:
     found = config.get(name)
     if found is None or (found.flag is None and found.text):
         return
-    change = config.line(name, "token" if config.framework == "verl" else True)
-    asynchronous = bool(config.flag("asynchronous"))
-    what = (
-        "Asynchronous rollouts need it." if asynchronous else "It is harmless only while the skew is small: look at k3."
-    )
-    yield _found("no_correction", found, what, change, sure=asynchronous)
+    why = _larger_skew(case)
+    if why:
+        change = config.line(name, "token" if config.framework == "verl" else True)
+        what = f"The skew is more than 16-bit noise here: {', '.join(why)}."
+        yield _found("no_correction", found, what, change, sure="asynchronous rollouts" in why)
+
+
+def _larger_skew(case: Case) -> list[str]:
+    """What makes the engine differ by more than rounding to 16 bits."""
+    said = case.config.get("asynchronous")
+    asynchronous = said is not None and (said.flag or (said.number or 0) > 0)
+    traps = {"quantised rollouts": _quantized, "fp8 keys and values": _fp8_kv, "experts without replay": _moe}
+    found = [name for name, look in traps.items() if any(True for _ in look(case))]
+    return ["asynchronous rollouts"] * bool(asynchronous) + found
 
 
 @_trap(
@@ -641,7 +649,8 @@ def _rejecting(config: Configuration) -> Iterator[tuple[limits.Bound, float, flo
     rms, _ = limits.noise_of(config)
     length, _ = limits.length_of(config)
     for bound in limits.bounds(config):
-        if bound.rule.action not in ("reject", "mask") or not limits.holds_one(bound):
+        weight = bound.rule.fold == "sum" and bound.rule.action == "mask"  # judged by what it leaves: `_summed`
+        if bound.rule.action not in ("reject", "mask") or weight or not limits.holds_one(bound):
             continue
         rejected = limits.touched(bound, rms, length)
         if rejected > REJECTS:
@@ -657,7 +666,7 @@ def _summed(case: Case) -> Iterator[Finding]:
     rms, of = limits.noise_of(case.config)
     length, said = limits.length_of(case.config)
     for bound in limits.bounds(case.config):
-        if bound.rule.fold != "sum" or bound.rule.action != "truncate" or not limits.holds_one(bound):
+        if bound.rule.fold != "sum" or bound.rule.action == "reject" or not limits.holds_one(bound):
             continue
         if case.config.flag("normalised"):
             continue  # weights of mean one; how few of them count is another matter
