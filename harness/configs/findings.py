@@ -68,6 +68,11 @@ class ConfigReport:
     notes: tuple[str, ...] = ()
 
     @property
+    def trapped(self) -> bool:
+        """Whether it surely is in a trap."""
+        return any(each.certainty == "is" for each in self.findings)
+
+    @property
     def headline(self) -> str:
         sure = sum(each.certainty == "is" for each in self.findings)
         counted = f"{sure} trap{'s' * (sure != 1)} found, {len(self.findings) - sure} possible"

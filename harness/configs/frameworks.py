@@ -40,14 +40,17 @@ class Field:
 
     names: tuple[str, ...]
     default: Any = ABSENT
+    write: str = ""
+    """The name to write where the file has none."""
 
 
-def _f(*names: str, default: Any = ABSENT) -> Field:
-    return Field(names, default)
+def _f(*names: str, default: Any = ABSENT, write: str = "") -> Field:
+    return Field(names, default, write or names[0])
 
 
 _ROLLOUT, _VERL_VLLM = "actor_rollout_ref.rollout", "actor_rollout_ref.rollout.engine_kwargs.vllm"
 _CORRECTION, _ACTOR = "algorithm.rollout_correction", "actor_rollout_ref.actor"
+_VERL_MODE = f"{_ROLLOUT}.logprobs_mode"
 _PRIME = ("orchestrator.train.source.sampling", "orchestrator.train.sampling", "orchestrator.sampling")
 _NEMO = "policy.generation"
 
@@ -56,15 +59,21 @@ def _prime(name: str) -> tuple[str, ...]:
     return tuple(f"{table}.{name}" for table in _PRIME)
 
 
+def _prime_f(name: str, default: Any = ABSENT) -> Field:
+    return Field(_prime(name), default, f"{_PRIME[1]}.{name}")
+
+
 _VERL: dict[str, Field] = {
     "engine": _f(f"{_ROLLOUT}.name"),
     "model": _f("actor_rollout_ref.model.path"),
     "temperature": _f(f"{_ROLLOUT}.temperature", default=1.0),
     "top_p": _f(f"{_ROLLOUT}.top_p", default=1),
     "top_k": _f(f"{_ROLLOUT}.top_k", default=-1),
-    "length": _f(f"{_ROLLOUT}.response_length", "data.max_response_length", default=512),
+    "length": _f(
+        f"{_ROLLOUT}.response_length", "data.max_response_length", default=512, write="data.max_response_length"
+    ),
     "dtype": _f(f"{_ROLLOUT}.dtype", default="bfloat16"),
-    "logprobs_mode": _f(f"{_VERL_VLLM}.logprobs_mode", f"{_ROLLOUT}.logprobs_mode", default="processed_logprobs"),
+    "logprobs_mode": _f(f"{_VERL_VLLM}.logprobs_mode", _VERL_MODE, default="processed_logprobs", write=_VERL_MODE),
     "quantization": _f(f"{_ROLLOUT}.quantization", f"{_VERL_VLLM}.quantization", default=None),
     "quantized_training": _f(
         f"{_ACTOR}.fsdp_config.qat.enable", f"{_ACTOR}.megatron.qat.enable", f"{_ACTOR}.qat.enable"
@@ -90,17 +99,19 @@ _TRL: dict[str, Field] = {
     "model": _f("model_name_or_path", "model"),
     "temperature": _f("temperature", default=1.0),
     "engine_temperature": _f("generation_kwargs.temperature"),
-    "top_p": _f("generation_kwargs.top_p", "top_p", default=1.0),
-    "top_k": _f("generation_kwargs.top_k", "top_k", default=0),
-    "min_p": _f("generation_kwargs.min_p", "min_p", default=None),
-    "repetition_penalty": _f("generation_kwargs.repetition_penalty", "repetition_penalty", default=1.0),
+    "top_p": _f("generation_kwargs.top_p", "top_p", default=1.0, write="top_p"),
+    "top_k": _f("generation_kwargs.top_k", "top_k", default=0, write="top_k"),
+    "min_p": _f("generation_kwargs.min_p", "min_p", default=None, write="min_p"),
+    "repetition_penalty": _f(
+        "generation_kwargs.repetition_penalty", "repetition_penalty", default=1.0, write="repetition_penalty"
+    ),
     "presence_penalty": _f("generation_kwargs.presence_penalty"),
     "frequency_penalty": _f("generation_kwargs.frequency_penalty"),
     "length": _f("max_completion_length", default=512),
     "kv_cache_dtype": _f("kv_cache_dtype", default="auto"),
     "trainer_head": _f("cast_lm_head_to_fp32", default=False),
     "disable_dropout": _f("disable_dropout", default=False),
-    "dropout": _f("LoraConfig.lora_dropout", "lora_dropout"),
+    "dropout": _f("LoraConfig.lora_dropout", "lora_dropout", write="lora_dropout"),
     "use_peft": _f("use_peft", default=False),
     "correction": _f("vllm_importance_sampling_correction", default=True),
     "correction_mode": _f("vllm_importance_sampling_mode", default="sequence_mask"),
@@ -110,13 +121,13 @@ _TRL: dict[str, Field] = {
 _PRIME_RL: dict[str, Field] = {
     "model": _f("inference.vllm.model", "inference.model.name", "orchestrator.model.name", "model.name"),
     "trainer_model": _f("trainer.model.name", "model.name"),
-    "temperature": _f(*_prime("temperature"), default=1.0),
-    "top_p": _f(*_prime("extra_body.top_p"), default=1.0),
-    "top_k": _f(*_prime("extra_body.top_k"), default=-1),
-    "min_p": _f(*_prime("extra_body.min_p"), default=0.0),
-    "repetition_penalty": _f(*_prime("extra_body.repetition_penalty"), default=None),
-    "presence_penalty": _f(*_prime("extra_body.presence_penalty")),
-    "frequency_penalty": _f(*_prime("extra_body.frequency_penalty")),
+    "temperature": _prime_f("temperature", default=1.0),
+    "top_p": _prime_f("extra_body.top_p", default=1.0),
+    "top_k": _prime_f("extra_body.top_k", default=-1),
+    "min_p": _prime_f("extra_body.min_p", default=0.0),
+    "repetition_penalty": _prime_f("extra_body.repetition_penalty", default=None),
+    "presence_penalty": _prime_f("extra_body.presence_penalty"),
+    "frequency_penalty": _prime_f("extra_body.frequency_penalty"),
     "length": _f(
         *_prime("max_completion_tokens"), "orchestrator.sampling.max_tokens", "seq_len", "orchestrator.seq_len"
     ),
@@ -213,7 +224,7 @@ _VLLM: dict[str, Field] = {
     "frequency_penalty": _f("SamplingParams.frequency_penalty"),
     "length": _f("SamplingParams.max_tokens"),
     "dtype": _f("dtype", "LLM.dtype", default="auto"),
-    "prefix_caching": _f("no-enable-prefix-caching", "enable-prefix-caching", "LLM.enable_prefix_caching"),
+    "prefix_caching": _f("no-enable-prefix-caching", "enable-prefix-caching"),
     "quantization": _f("quantization", "LLM.quantization", default=None),
     "kv_cache_dtype": _f("kv-cache-dtype", "LLM.kv_cache_dtype", default="auto"),
     "hf_overrides": _f("hf-overrides"),
@@ -258,8 +269,9 @@ class Configuration:
         return (spelt for name in names for spelt in (name, name.replace("_", "-")))
 
     def _name(self, entry: Field) -> str:
-        """The name to write for a field that the file does not have: the last, which is the most general."""
-        return entry.names[-1]
+        """The name to write for a field that the file does not have."""
+        calls = [name for name in entry.names if name.startswith(_CALLS)]
+        return calls[0] if calls and self.settings.syntax == "python" else entry.write
 
     def number(self, name: str) -> float | None:
         found = self.get(name)
@@ -288,7 +300,7 @@ class Configuration:
         if syntax == "yaml":
             return f"{name}: {_plain(value)}"
         if syntax == "python":
-            return f"{name}={value!r}"
+            return _keyword(name, value)
         if self.framework in ("verl", "NeMo-RL"):
             return f"{'+' if '.engine_kwargs.' in name else ''}{name}={_plain(value)}"
         if self.framework == "OpenRLHF" or self.framework == "TRL":
@@ -296,6 +308,17 @@ class Configuration:
         if isinstance(value, bool) and self.framework != "TRL":
             return f"--{name}" if value else f"(without --{name})"
         return f"--{name} {_plain(value)}"
+
+
+_CALLS = ("LLM.", "SamplingParams.", "LoraConfig.")
+
+
+def _keyword(name: str, value: Any) -> str:
+    """A keyword of a call; an entry of a dictionary that is one."""
+    owner, _, key = name.partition(".")
+    if name.startswith(_CALLS):
+        return f"{owner}({key}={value!r})"
+    return f"{owner}={{{key!r}: {value!r}}}" if key else f"{owner}={value!r}"
 
 
 def _plain(value: Any) -> str:

@@ -544,6 +544,9 @@ def _cascade(case: Case) -> Iterator[Finding]:
 def _corrected(config: Configuration) -> bool | None:
     """Whether anything of the trainer's corrects the skew; None: not known."""
     if config.framework == "verl":
+        bypass = config.get("bypass")
+        if config.get("asynchronous") is not None and bypass is not None and not bypass.given:
+            return True  # fully_async_ppo_trainer.yaml turns bypass_mode on
         return bool(config.text("weights") or config.text("rejection") or config.flag("bypass"))
     if config.framework in ("slime", "Miles"):
         return any(config.flag(name) for name in ("correction", "bypass", "mis_weights", "mis_rejects")) or bool(
