@@ -38,6 +38,13 @@ class Finding:
     def where(self) -> str:
         return "not set" if self.line is None else f"{Path(self.file).name}:{self.line}"
 
+    @property
+    def said(self) -> str:
+        """The setting and its value, as the file has it or by default."""
+        if self.line is not None:
+            return f"{self.setting} = {shown(self.value, 60)}"
+        return self.setting if self.value is None else f"{self.setting} (default: {shown(self.value, 60)})"
+
     def to_json(self) -> dict[str, Any]:
         return {
             "trap": self.trap,
@@ -94,7 +101,7 @@ class ConfigReport:
         lines = _wrapped(self.headline)
         for each in self.findings:
             lines += ["", *_wrapped(f"{_SURE[each.certainty]}: {each.trap}")]
-            lines += _wrapped(f"{each.where}  {each.setting} = {shown(each.value, 60)}", "  ")
+            lines += _wrapped(f"{each.where}: {each.said}", "  ")
             lines += _wrapped(each.what, "  ") + _wrapped(f"change to: {each.change}", "  ", "    ")
             lines += _wrapped(f"source: {each.source}", "  ", "    ")
         lines += self._rest()
@@ -110,7 +117,7 @@ class ConfigReport:
     def to_markdown(self) -> str:
         """A section to paste into an issue."""
         rows = [
-            f"| {each.certainty} | `{each.trap}` | {each.where} | `{_cell(f'{each.setting} = {shown(each.value, 60)}')}` "
+            f"| {each.certainty} | `{each.trap}` | {each.where} | `{_cell(each.said)}` "
             f"| {_cell(each.what)} | `{_cell(each.change)}` | {each.source} |"
             for each in self.findings
         ]

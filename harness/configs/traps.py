@@ -84,7 +84,6 @@ def _found(
     certainty: Certainty = "is" if sure and not setting.conditional else "may be"
     if setting.conditional:
         what += " It stands under a condition of the script."
-    value = setting.value if setting.given else f"{setting.value} (default)"
     trap = TRAPS[name]
     return Finding(
         name,
@@ -92,7 +91,7 @@ def _found(
         what,
         change,
         setting.name,
-        value,
+        setting.value,
         setting.line,
         setting.file,
         source or trap.source,
@@ -151,7 +150,7 @@ def _raw_logprobs(case: Case) -> Iterator[Finding]:
         return
     if mode.text != "raw_logprobs" if mode is not None and mode.text else config.settings.notes:
         return  # another mode; or it is not set here, and a file that this one is based on was not read
-    yield from _raw_vllm(case, mode or Setting(_fields(config)["logprobs_mode"].names[0], "not set"), acting)
+    yield from _raw_vllm(case, mode or Setting(_fields(config)["logprobs_mode"].write, None), acting)
 
 
 def _raw_vllm(case: Case, mode: Setting, acting: list[Setting]) -> Iterator[Finding]:
@@ -327,7 +326,7 @@ def _prefix_cache(case: Case) -> Iterator[Finding]:
     said = config.get("prefix_caching")
     if said is not None and (said.name.startswith("no-") or said.flag is False):
         return
-    found = said or Setting("enable-prefix-caching", "on")
+    found = said or Setting("enable-prefix-caching", True)
     what = "Whoever updates the weights must call reset_prefix_cache, or pause_generation with clear_cache=True."
     yield _found("prefix_cache_kept", found, what, config.written("no-enable-prefix-caching", True), sure=False)
 
@@ -532,7 +531,7 @@ def _cascade(case: Case) -> Iterator[Finding]:
     found = config.get("disable_cascade_attn")
     if before(case.version, "0.8.3") or (found is not None and found.flag):
         return
-    name = _fields(config)["disable_cascade_attn"].names[0]
+    name = _fields(config)["disable_cascade_attn"].write
     what = "An A100 or a similar GPU with long shared prompts showed a high gradient norm; 0.10.2 and before had the fault."
     setting = found or Setting(name, False)
     yield _found("cascade_attention", setting, what, config.line("disable_cascade_attn", True), sure=False)
