@@ -3,7 +3,7 @@ gate."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -76,10 +76,14 @@ def check(
     model_kind: str | None = None,
     framework: str | None = None,
     run: str | None = None,
+    config: Annotated[list[Path] | None, Parameter(negative="")] = None,
+    vllm: str | None = None,
     json: Flag = False,
     markdown: Flag = False,
 ) -> int:
     """One verdict on a page from whatever there is: is it normal, bias or noise, where, since when, what to set.
+
+    With --config and no log: which known traps a training configuration is in, each with the line to change.
 
     Exit code 0: normal. 1: something is wrong. 2: a mistake, or nothing that tells the skew.
 
@@ -98,6 +102,11 @@ def check(
         Miles, NeMo-RL or SkyRL.
     run
         Of several runs in a file of metrics, the one to judge.
+    config
+        A training configuration, read and never run: verl's or NeMo-RL's YAML, prime-rl's TOML, a shell script of verl,
+        slime, Miles, OpenRLHF, TRL or vllm serve, a Python file with GRPOConfig. Give it once for each file of a run.
+    vllm
+        With --config: the version of vLLM that makes the rollouts, as in 0.18.1.
     json
         One JSON object.
     markdown
@@ -108,6 +117,10 @@ def check(
     from skewsim.check.page import text as as_text
     from skewsim.cli.main import GATHER, resolve
 
+    if config:
+        return _check_config(paths, config, vllm, framework, as_json=json, as_markdown=markdown)
+    if vllm is not None:
+        raise UserError("--vllm says which version a configuration is for; it needs --config")
     if not paths:
         raise UserError("check: no path given; allowed: files and folders, as in skewsim check rollouts.jsonl")
     if json and markdown:
@@ -119,6 +132,30 @@ def check(
     else:
         show_lines(as_markdown(found) if markdown else as_text(found))
     return found.exit_code
+
+
+def _check_config(
+    paths: Sequence[Path],
+    config: list[Path],
+    vllm: str | None,
+    framework: str | None,
+    *,
+    as_json: bool,
+    as_markdown: bool,
+) -> int:
+    """The traps that a configuration is in; exit code 1 if it surely is in one."""
+    from skewsim.cli.main import CHECK_CONFIG, resolve
+
+    if paths:
+        raise UserError("--config is looked at by itself; check the log in a second command")
+    if as_json and as_markdown:
+        raise UserError("--json and --markdown: allowed is one of them")
+    found = resolve(CHECK_CONFIG)(config, vllm=vllm, framework=framework)
+    if as_json:
+        print_json(found.to_json())
+    else:
+        show_lines(found.to_markdown() if as_markdown else found.to_text())
+    return int(found.trapped)
 
 
 def _told(found: Diagnosis) -> Iterator[str]:

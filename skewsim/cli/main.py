@@ -71,6 +71,8 @@ READ_LOG = "harness.commands:read_source"
 """The function that reads any log that somebody has, and adds what it noticed to a list."""
 GATHER = "harness.evidence:gather"
 """The function that reads files and folders of any kind for `skewsim check`."""
+CHECK_CONFIG = "harness.configs:check_config"
+"""The function that looks for known traps in a training configuration, for `skewsim check --config`."""
 FIND_MODEL = "harness.models:find_model"
 """The function that turns an installed model's name into its folder, and leaves other paths as they are."""
 
