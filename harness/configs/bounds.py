@@ -16,8 +16,9 @@ from functools import lru_cache
 from harness.configs.frameworks import Configuration
 from harness.configs.settings import Setting
 from skewsim.skew.advise import effect, fires, not_reached
-from skewsim.skew.healthy import Action, ClosedForm, Fold, Of
-from skewsim.skew.published import FIGURES
+from skewsim.skew.effect import Action, Fold, Of
+from skewsim.skew.healthy import ClosedForm
+from skewsim.skew.published import published_runs
 from skewsim.skew.rules import Rule, Units, number
 
 _LONGEST = 1_000_000
@@ -162,8 +163,9 @@ def noise_of(config: Configuration) -> tuple[float, str]:
     """(rms skew in nats, of what) published for the engine's dtype; bfloat16's where it says none."""
     dtype = {"float16": "float16", "half": "float16", "fp16": "float16", "float32": "float32", "fp32": "float32"}
     wanted = dtype.get(config.text("dtype").lower(), "bfloat16")
-    figure = next(each for each in FIGURES if each.precision == wanted)
-    return figure.rms, f"{wanted} noise (rms {figure.rms:g}, {figure.source})"
+    run = next(each for each in published_runs() if each.yardstick == wanted)
+    rms = run.values["rms"]
+    return rms, f"{wanted} noise (rms {rms:g}, {run.source.title.partition(',')[0]})"
 
 
 def length_of(config: Configuration) -> tuple[int, Setting | None]:
