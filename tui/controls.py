@@ -228,7 +228,7 @@ KNOBS: tuple[Control, ...] = (
         "knob",
         "lag",
         "l",
-        "PipelineRL stats/lag, AReaL max_head_offpolicyness",
+        "AReaL max_head_offpolicyness, PipelineRL max_lag",
         "How many weight versions the engine is behind the trainer when a rollout starts.",
         tuple(Choice(number(v), {"engine.lag": v}) for v in _LAGS),
     ),

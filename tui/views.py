@@ -83,7 +83,7 @@ VIEWS: tuple[View, ...] = (
         "lag",
         0.0,
         smooth=False,
-        help="Trainer's version minus the version that sampled the token: PipelineRL stats/lag.",
+        help="Trainer's version minus the version that sampled the token, mean over tokens.",
     ),
     View("policy/entropy", "entropy", help="Mean entropy of the trainer's distribution in nats. Rising: it unlearns."),
     View(

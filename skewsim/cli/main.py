@@ -184,7 +184,7 @@ def _call(name: str, arguments: list[str]) -> int:
 
 def parser(names: Iterable[str]) -> App:
     """The parser of these commands and switches; making it imports the module of each."""
-    from cyclopts import App
+    from cyclopts import App, Parameter
 
     app = App(
         name="skewsim",
@@ -194,6 +194,7 @@ def parser(names: Iterable[str]) -> App:
         print_error=False,
         result_action="return_value",
         suppress_keyboard_interrupt=False,
+        default_parameter=Parameter(negative=()),  # no --no-json, no --empty-hide
     )
     known = COMMANDS | SWITCHES
     for name in names:
