@@ -14,7 +14,7 @@ from skewsim.errors import UserError
 from skewsim.skew.curves import find_name
 from skewsim.skew.gate import metric_names
 from skewsim.skew.healthy import sigma_of
-from skewsim.skew.metrics import METRICS
+from skewsim.skew.metric_table import METRICS
 from skewsim.skew.profile import SkewProfile, load_profile
 from skewsim.skew.tokens import TokenTable
 

@@ -198,7 +198,7 @@ class SkewProfile(_Part):
 
     @property
     def _dtype(self) -> str | None:
-        """The less precise of engine and trainer, fp8 if keys and values are; None if unknown or quantised otherwise."""
+        """The less precise of engine and trainer, fp8 if keys and values are; None if neither is known."""
         where = self.provenance
         asked = where.settings.get("asked", {})
         if asked.get("kv_cache_dtype", "auto") != "auto" or asked.get("quantization") == "fp8":
