@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 import skewsim
 from skewsim.cli.main import main
 from skewsim.cli.published import as_markdown
+from skewsim.diagnose import normal
 from skewsim.errors import FileFormatError, UserError
 from skewsim.skew import published
 from skewsim.skew.healthy import SCALES, SHARES, sigma_of
@@ -267,6 +268,17 @@ def test_a_metric_goes_by_any_of_its_names_and_is_turned_round_where_its_name_me
     names = ("kl_k3", "skew/kl_k3", "mismatch_kl/all/mean", "rollout_corr/k3_kl", "train/gen_kl_error")
     assert len({place(name, 0.001).sentence for name in names}) == 1
     assert skewsim.place("rms", 0.05) == place("rms", 0.05)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_usual_is_said_beside_the_published_range(dtype: str, kind: str) -> None:
+    most = normal.most(dtype, kind)
+    usual, above = (normal.usual(rms, dtype, kind) for rms in (most, most * 1.01))
+    low, high = map(float, re.findall(r"published ([-\d.e]+) to ([-\d.e]+)\)", usual)[0])
+    assert low <= high
+    assert high <= most  # the limit leaves room above what is published
+    assert ("usual for" in usual, "above what is usual for" in above) == (True, True)
 
 
 @pytest.mark.parametrize(
