@@ -346,7 +346,7 @@ def _report(found: Measurement, split: Legs | None, *, json: bool) -> None:
     profile = found.profile
     if json:
         legs = {} if split is None else {"legs": split.to_json()["legs"]}
-        print_json(profile.model_dump(mode="json") | {"verdict": profile.verdict.to_json()} | legs)
+        print_json(profile.model_dump(mode="json") | profile.beside_published() | legs)
     else:
         show_lines(*profile.describe())
         print_table("Metrics, nats", METRIC_COLUMNS, metric_rows(profile))

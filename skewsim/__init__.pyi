@@ -18,7 +18,8 @@ from .settings import Scenario
 from .skew.advise import AdviseReport, advise
 from .skew.fitting import fit_profile
 from .skew.gate import GateReport, gate
-from .skew.metrics import METRICS, by_probability, skew_metrics
+from .skew.metric_table import METRICS
+from .skew.metrics import by_probability, skew_metrics
 from .skew.placing import Placing, place
 from .skew.profile import SkewProfile, load_profile, save_profile, shipped_profiles
 from .skew.published import PublishedRun, published_runs

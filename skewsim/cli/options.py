@@ -29,7 +29,7 @@ METRIC_COLUMNS = ["metric", "value", "elsewhere called"]
 
 def metric_rows(found: SkewProfile) -> list[list[str]]:
     """Every metric of a profile with its interval and its names in other frameworks."""
-    from skewsim.skew.metrics import METRICS, SKEW_KEYS
+    from skewsim.skew.metric_table import METRICS, SKEW_KEYS
 
     names = {key: METRICS[SKEW_KEYS[key]].aliases if key in SKEW_KEYS else {} for key in found.metrics}
     words = {key: "; ".join(f"{who} {name}" for who, name in aliases.items()) for key, aliases in names.items()}

@@ -165,7 +165,7 @@ def _size(run: PublishedRun) -> str:
 
 
 def _formula(metric: str) -> str:
-    from skewsim.skew.metrics import METRICS, SKEW_KEYS
+    from skewsim.skew.metric_table import METRICS, SKEW_KEYS
     from skewsim.skew.published import OTHER_METRICS
 
     if metric == "rms":

@@ -313,7 +313,7 @@ def show_profile(name: str, /, *, json: Flag = False, plain: Flag = False) -> No
 
     found = load_profile(name)
     if json:
-        print_json(found.model_dump(mode="json") | {"verdict": found.verdict.to_json()})
+        print_json(found.model_dump(mode="json") | found.beside_published())
         return
     show_lines(*found.describe())
     print_table("Metrics, nats", METRIC_COLUMNS, metric_rows(found), plain=plain)

@@ -33,7 +33,7 @@ class MetricName:
     pattern: str
     """A regular expression for the whole name."""
     key: str
-    """One of `metrics.METRICS`."""
+    """One of `metric_table.METRICS`."""
     convert: str = ""
     """How the value is converted to ours: one of `CONVERSIONS`, or empty for no change."""
     remark: str = ""

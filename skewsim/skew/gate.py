@@ -20,7 +20,8 @@ import numpy.typing as npt
 
 from skewsim.errors import UserError
 from skewsim.skew.curves import find_name
-from skewsim.skew.metrics import METRICS, SKEW_KEYS, skew_metrics
+from skewsim.skew.metric_table import METRICS, SKEW_KEYS
+from skewsim.skew.metrics import skew_metrics
 from skewsim.skew.tokens import TokenTable
 
 Side = Literal["max", "min"]

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from skewsim.errors import UserError
 from skewsim.skew.curves import find_name
 from skewsim.skew.gate import metric_names
-from skewsim.skew.metrics import METRICS
+from skewsim.skew.metric_table import METRICS
 from skewsim.skew.mixture import sigma_of
 from skewsim.skew.profile import SkewProfile, load_profile
 from skewsim.skew.tokens import TokenTable

