@@ -2,7 +2,8 @@
 
 Builds logs of 100 thousand, a million and four million tokens as verl's fields have them (JSON lines and parquet, 500
 tokens a response, 8 responses a prompt, 256 a step, bfloat16's skew), and a file of metrics of 10,000 steps; runs the
-command on each in a process of its own; prints a row of wall seconds, processor seconds and peak memory for each, as Markdown.
+command on each in a process of its own; prints a row of wall seconds, processor seconds and peak memory for each, as
+Markdown.
 """
 
 from __future__ import annotations

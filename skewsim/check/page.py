@@ -15,6 +15,8 @@ WIDTH = 80
 LABEL = 11
 MOST_CAUSES, MOST_CANDIDATES, MOST_PLACES, MOST_RULES = 3, 2, 5, 6
 LONGEST_EVIDENCE = 600
+LEAST_SHARE = 0.02
+"""Share of the mean square of a place that is worth a line."""
 STATUS = {"normal": "NORMAL", "wrong": "WRONG", "unknown": "CANNOT TELL"}
 
 
@@ -42,8 +44,9 @@ def sections(found: Checkup) -> Iterator[Section]:
         yield Section("bias/noise", (found.kind_text,))
     if found.values:
         yield Section("odd values", found.values)
-    if found.diagnosis is not None and found.diagnosis.where:
-        yield Section("where", table=tuple(_where(found.diagnosis.where)))
+    places = [] if found.diagnosis is None else [p for p in found.diagnosis.where if p.explained >= LEAST_SHARE]
+    if places:
+        yield Section("where", table=tuple(_where(places)))
     if found.trend is not None:
         yield Section("trend", (f"rms {found.trend}" if found.trend.shape != "too_short" else str(found.trend),))
     yield from _causes(found)
