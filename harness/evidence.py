@@ -157,12 +157,13 @@ def _streamed(logs: list[Identity]) -> Tokens:
 
 
 def _told(report: Report) -> list[str]:
-    """What was noticed; the values, which `Moments` has counted, are left to it."""
-    return [line for line in report.lines() if not line.startswith("values of ")]
+    """What was noticed, without what the verdict says itself: odd values, a missing mask, missing trainer's numbers."""
+    said = ("values of ", "the engine's logprobs only") + (("no loss mask",) if report.values.left_out else ())
+    return [line for line in report.lines() if not line.startswith(said)]
 
 
 def _of_tokens(tokens: Tokens) -> str:
     moments = tokens.moments
     steps = len([step for step in moments.by_step if step >= 0])
     words = f"{moments.sequences:,} sequences, {moments.tokens:,} sampled tokens"
-    return words + (f", {steps} steps" if steps else "")
+    return words + (f", {steps} step{'' if steps == 1 else 's'}" if steps else "")

@@ -18,6 +18,8 @@ from skewsim.errors import FileFormatError, UserError
 SUFFIXES = (".jsonl", ".json", ".ndjson", ".parquet", ".pt")
 METRICS = (".csv", ".wandb", ".db", ".prom")
 PICKLES = (".pkl", ".pickle")
+ROWS = 128
+"""Rows of a parquet file that are in memory at once, beside the row group that they are in."""
 LONGEST_LINE = 1 << 28
 """Bytes of a line of JSON, or of a file that is one JSON value."""
 PLAIN_SKYRL = (
@@ -122,8 +124,8 @@ def _parquet_rows(file: Path) -> Iterator[Any]:
     import pyarrow.parquet
 
     try:
-        source = pyarrow.parquet.ParquetFile(file)
-        for batch in source.iter_batches(batch_size=1024):
+        source = pyarrow.parquet.ParquetFile(file, pre_buffer=False)
+        for batch in source.iter_batches(batch_size=ROWS, use_threads=False):
             columns = {name: _values(batch.column(name)) for name in batch.schema.names}
             for index in range(batch.num_rows):
                 yield {name: values[index] for name, values in columns.items()}

@@ -13,6 +13,8 @@ from skewsim.skew.sequences import SequenceRecord
 
 SENTINELS = (-9999.0, -1e9, -100.0, 1.0)
 """Values for a missing logprob: vLLM's floor, masked logits, ignored labels, and open-instruct's own value."""
+LOW = -99.0
+"""Between this and 0 there is nothing to count."""
 SURE = -0.1
 """Nats. A run of exact zeros is a tool's answer if the trainer's mean there is below this."""
 
@@ -60,6 +62,8 @@ class ValueCounts:
 
 def count_values(logprobs: np.ndarray) -> Counter[str]:
     """How many are not finite, above 0, exactly 0, or a sentinel."""
+    if len(logprobs) and logprobs.max() < 0 and logprobs.min() > LOW:  # false where one is NaN
+        return Counter()
     with np.errstate(invalid="ignore"):
         found = {
             "NaN or null": np.isnan(logprobs),

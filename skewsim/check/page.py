@@ -15,6 +15,8 @@ WIDTH = 80
 LABEL = 11
 MOST_CAUSES, MOST_CANDIDATES, MOST_PLACES, MOST_RULES = 3, 2, 5, 6
 LONGEST_EVIDENCE = 600
+LEAST_SHARE = 0.02
+"""Share of the mean square of a place that is worth a line."""
 STATUS = {"normal": "NORMAL", "wrong": "WRONG", "unknown": "CANNOT TELL"}
 
 
@@ -42,8 +44,9 @@ def sections(found: Checkup) -> Iterator[Section]:
         yield Section("bias/noise", (found.kind_text,))
     if found.values:
         yield Section("odd values", found.values)
-    if found.diagnosis is not None and found.diagnosis.where:
-        yield Section("where", table=tuple(_where(found.diagnosis.where)))
+    places = [] if found.diagnosis is None else [p for p in found.diagnosis.where if p.explained >= LEAST_SHARE]
+    if places:
+        yield Section("where", table=tuple(_where(places)))
     if found.trend is not None:
         yield Section("trend", (f"rms {found.trend}" if found.trend.shape != "too_short" else str(found.trend),))
     yield from _causes(found)
@@ -88,9 +91,9 @@ def _normal(found: Checkup) -> Iterator[str]:
 
 
 def _where(places: Sequence[Place]) -> Iterator[tuple[str, ...]]:
-    yield ("place", "share", "rms in", "rms out", "bias in", "tokens")
+    yield ("place", "share", "rms in", "rms out", "tokens")
     for place in places[:MOST_PLACES]:
-        sizes = f"{place.rms_inside:.2g}", f"{place.rms_outside:.2g}", f"{place.bias_inside:+.1g}", f"{place.tokens:,}"
+        sizes = f"{place.rms_inside:.2g}", f"{place.rms_outside:.2g}", f"{place.tokens:,}"
         yield (f"{place.column} {place.value}", f"{_bar(place.explained)} {place.explained:.0%}", *sizes)
 
 
@@ -102,17 +105,18 @@ def _bar(share: float, width: int = 6) -> str:
 def _causes(found: Checkup) -> Iterator[Section]:
     shown = [cause for cause in found.causes if cause.name != "healthy"][:MOST_CAUSES]
     for number, cause in enumerate(shown, start=1):
-        yield Section("cause" if len(shown) == 1 else f"cause {number}", tuple(_cause(cause)))
+        label = "made of" if found.normal else "cause" if len(shown) == 1 else f"cause {number}"
+        yield Section(label, tuple(_cause(cause, mend=not found.normal)))
     if found.candidates:
         named = [f"{cause.name}: {SAYS[cause.name]}. Then: {cause.fix}" for cause in found.candidates[:MOST_CANDIDATES]]
         yield Section("may be", ("curves name no cause; such curves are left by:", *named))
 
 
-def _cause(cause: Cause) -> Iterator[str]:
+def _cause(cause: Cause, *, mend: bool) -> Iterator[str]:
     yield f"{cause.name} ({cause.explained:.0%} of the mean square): {SAYS[cause.name]}"
     if cause.evidence:
         yield f"evidence: {_short(cause.evidence)}"
-    if cause.fix:
+    if cause.fix and mend:
         yield f"set: {cause.fix}"
 
 
@@ -151,7 +155,7 @@ def text(found: Checkup) -> str:
     """The page for a terminal."""
     lines = textwrap.wrap(headline(found), WIDTH, subsequent_indent="  ")
     for section in sections(found):
-        lines += ["", *_laid_out(section)] if section.label.startswith("cause") else _laid_out(section)
+        lines += ["", *_laid_out(section)] if section.label.startswith(("cause", "made of")) else _laid_out(section)
     return "\n".join(lines)
 
 

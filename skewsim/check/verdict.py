@@ -22,6 +22,8 @@ EXIT_CODE: dict[Status, int] = {"normal": 0, "wrong": 1, "unknown": 2}
 SCHEMA_VERSION = 1
 DISAGREE = 2.0
 """Factor between the levels of a token log and of the curves beside it from which on it is said."""
+UNSURE = ("unknown", "outlier_sequences", "compute_dtype", "moe_routing")
+"""Verdicts that a further column of the log might turn into a cause."""
 LENGTH = 1000
 """Tokens of a response, where no log and no curve tells."""
 
@@ -204,5 +206,5 @@ def _more(evidence: Evidence, parts: list[Part], framework: str | None) -> Itera
         general = "give --framework to read how; docs/logs.md has all" if framework is None else "see docs/logs.md"
         yield f"log both log-probabilities of every token, and check that: {how or general}"
     for part in parts:
-        if part.problems:
+        if part.diagnosis is not None and part.problems and part.diagnosis.verdict in UNSURE:
             yield from (LOG_COLUMNS[name] for name in part.missing)

@@ -92,7 +92,7 @@ def sigma_by_name(text: str) -> float:
 TELLING = ("kl_k3", "logprob_diff_mean", "mult_prob_error", "logprob_diff_std", "chi2_token", "ess", "kl_k1")
 """The metrics that tell a noise level, the most telling first."""
 LEAST_SIGMA = 1e-5
-FINE = 40
+FINE = 12
 """Values of a metric between which its noise level is interpolated."""
 
 
