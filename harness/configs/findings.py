@@ -110,7 +110,7 @@ class ConfigReport:
     def _rest(self) -> list[str]:
         lines = ["", *_wrapped(f"looked at: {', '.join(self.looked_at)}")]
         if self.defaults:
-            lines += ["", f"vLLM {self.vllm}, where nothing is set:"]
+            lines += ["", f"vLLM {self.vllm}, where neither the file nor {self.framework} sets it:"]
             lines += [line for name, value in self.defaults for line in _wrapped(f"{name}: {value}", "  ", "    ")]
         return lines + [line for note in self.notes for line in ("", *_wrapped(f"note: {note}"))]
 

@@ -19,7 +19,7 @@ from harness.configs.findings import Certainty, Finding
 from harness.configs.frameworks import FIELDS, Configuration, Field
 from harness.configs.settings import Setting
 from harness.configs.versions import before, raw_by_default
-from harness.versions import at_least
+from harness.versions import HIGHEST_TEMPERATURE, at_least, refuses_hot
 
 GITHUB = "https://github.com/"
 _VLLM = GITHUB + "vllm-project/vllm/"
@@ -305,9 +305,15 @@ def _temperature_range(case: Case) -> Iterator[Finding]:
     if found.number <= 0:
         what = "Greedy rollouts: the ratio of probabilities means nothing, and all responses to a prompt are one."
         yield _found("temperature_range", found, what, case.config.written(found.name, 1.0))
-    elif found.number > 2 and case.on_vllm and not before(case.version, "0.19.0"):
-        sure = case.version is not None and at_least(case.version, "0.24.0")
-        yield _found("temperature_range", found, "vLLM refuses it.", case.config.written(found.name, 2.0), sure=sure)
+    elif found.number > HIGHEST_TEMPERATURE and case.on_vllm and not before(case.version, "0.19.0"):
+        sure = case.version is not None and refuses_hot(case.version)
+        yield _found(
+            "temperature_range",
+            found,
+            "vLLM refuses it.",
+            case.config.written(found.name, HIGHEST_TEMPERATURE),
+            sure=sure,
+        )
 
 
 # ------------------------------------------------------------------------------------ caches and updates
@@ -670,11 +676,11 @@ def _summed(case: Case) -> Iterator[Finding]:
     for bound in limits.bounds(case.config):
         if bound.rule.fold != "sum" or bound.rule.action == "reject" or not limits.holds_one(bound):
             continue
-        if case.config.flag("normalised"):
-            continue  # weights of mean one; how few of them count is another matter
+        if said is None or case.config.flag("normalised"):
+            continue  # normalised weights have mean one; how few of them count is another matter
         mean, bias = limits.bias(bound, rms, length)
         if bias > BIAS:
-            what = f"At {length} tokens{'' if said else ' (no length in the file)'} and {of} the mean weight is {mean:.2g}."
+            what = f"At {length} tokens and {of} the mean weight is {mean:.2g}."
             yield _found("summed_weight", bound.setting, what, _by_token(case.config), sure=False)
 
 

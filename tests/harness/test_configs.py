@@ -156,6 +156,7 @@ CLEAN = [
     (verl(GEOMETRIC.format(bounds="0.99_1.01"), 4096), "0.18.1"),
     (verl(f"{SUMMED} algorithm.rollout_correction.rollout_is_batch_normalize=true", 8192), "0.18.1"),
     (trl("temperature=0.7,"), "0.18.1"),
+    (("t.py", trl("")[1].replace("256", "arguments.length")), "0.18.1"),
     (trl("vllm_importance_sampling_mode='token_truncate',"), None),
     (prime("temperature = 0.7"), "0.18.1"),
     (slime("--rollout-temperature 0.8 --rollout-top-p 0.9 --attention-dropout 0.0 --hidden-dropout 0.0"), None),
@@ -302,8 +303,11 @@ def test_a_version_that_is_none_is_refused(tmp_path: Path) -> None:
         report(tmp_path, serve(PROCESSED), "newest")
 
 
-@pytest.mark.parametrize("framework", FRAMEWORKS)
-@given(content=st.binary(max_size=300), suffix=st.sampled_from([".yaml", ".toml", ".sh", ".py"]))
+@given(
+    framework=st.sampled_from(FRAMEWORKS),
+    content=st.binary(max_size=300),
+    suffix=st.sampled_from([".yaml", ".toml", ".sh", ".py"]),
+)
 def test_any_bytes_are_read_or_refused_in_one_line(
     framework: str, content: bytes, suffix: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -318,8 +322,7 @@ values = st.one_of(
 templates = st.sampled_from([("{n}: {v}\n", ".yaml"), ("{n} = {v}\n", ".toml"), ("--{n} {v} {n}={v}\n", ".sh")])
 
 
-@pytest.mark.parametrize("framework", FRAMEWORKS)
-@given(rows=st.lists(st.tuples(names, values), max_size=8), template=templates)
+@given(framework=st.sampled_from(FRAMEWORKS), rows=st.lists(st.tuples(names, values), max_size=8), template=templates)
 def test_any_value_of_a_known_setting_is_read_or_refused_in_one_line(
     framework: str, rows: list[tuple[str, str]], template: tuple[str, str], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
