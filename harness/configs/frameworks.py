@@ -193,6 +193,7 @@ _NEMO_RL: dict[str, Field] = {
     "recompute_kv": _f("grpo.async_grpo.recompute_kv_cache_after_weight_updates", default=False),
     "asynchronous": _f("grpo.async_grpo.enabled", default=False),
     "router_replay": _f("policy.router_replay.enabled", default=False),
+    "megatron": _f("policy.megatron_cfg.enabled", default=False),
     "dropout": _f("policy.megatron_cfg.peft.dropout", default=0.0),
     "dropout_on": _f("policy.megatron_cfg.peft.enabled", default=False),
     "correction": _f("loss_fn.use_importance_sampling_correction", default=False),

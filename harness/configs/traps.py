@@ -269,7 +269,7 @@ def _generation_config(case: Case) -> Iterator[Finding]:
         )
         yield _found("generation_config", said, what, config.line("generation_config", "vllm"), sure=False)
     http = config.get("http_server")
-    if http is not None and http.flag:
+    if http is not None and http.flag and case.on_vllm:
         what = "Requests over HTTP send temperature and top_p; a repetition penalty of the model's generation_config.json applies."
         fix = config.written("policy.generation.vllm_kwargs.generation_config", "vllm")
         yield _found("generation_config", http, what, fix, sure=False)
@@ -346,7 +346,7 @@ def _prefix_cache(case: Case) -> Iterator[Finding]:
 )
 def _in_flight(case: Case) -> Iterator[Finding]:
     config = case.config
-    flying = config.get("in_flight")
+    flying = config.get("in_flight") if config.text("engine") in ("vllm", "megatron") else None
     if flying is not None and flying.flag and config.flag("asynchronous") and not config.flag("recompute_kv"):
         what = "Running requests keep the keys and values of the old weights."
         yield _found("update_in_flight", flying, what, config.line("recompute_kv", True))
@@ -490,6 +490,8 @@ def _moe(case: Case) -> Iterator[Finding]:
     change = config.line("router_replay", True)
     if config.framework == "verl":
         change += " actor_rollout_ref.actor.router_replay.mode=R3"
+    if config.framework == "NeMo-RL" and not (config.flag("megatron") and case.on_vllm):
+        change = f"{config.line('correction_mode', 'icepop')} with bounds (replay needs Megatron and vLLM)"
     yield _found("moe_without_replay", replay, what, change, sure=False)
 
 
