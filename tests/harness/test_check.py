@@ -25,7 +25,6 @@ from skewsim.skew.sequences import SequenceLog, SequenceRecord, build_table
 from skewsim.skew.tokens import TokenTable
 from skewsim.skew.trends import trend
 
-
 ROOT = Path(__file__).resolve().parents[2]
 
 
