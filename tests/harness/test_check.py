@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,8 @@ from skewsim.skew.profile import SHIPPED
 from skewsim.skew.sequences import SequenceLog, SequenceRecord, build_table
 from skewsim.skew.tokens import TokenTable
 from skewsim.skew.trends import trend
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def records(
@@ -76,6 +79,26 @@ def judged(rows: Iterator[SequenceRecord], **declared: Any) -> Checkup:
     from skewsim.check import Evidence
 
     return check(Evidence((), of_records(rows, {})), **declared)
+
+
+# ---------------------------------------------------------------------------------------------------- the document
+
+PAGE = (ROOT / "docs" / "check.md").read_text()
+
+
+@pytest.mark.parametrize("example", re.findall(r"```\n\$ skewsim (.*?)\n(.*?)\n```", PAGE, flags=re.DOTALL), ids=str)
+def test_the_examples_of_the_page_are_what_the_command_prints(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, example: tuple[str, str]
+) -> None:
+    words, printed = example
+    monkeypatch.chdir(ROOT)
+    assert main(words.split()) == 1
+    assert capsys.readouterr().out.rstrip("\n") == printed
+
+
+def test_the_page_lists_every_key_of_the_json() -> None:
+    listed = set(re.findall(r"`(\w+)`", PAGE.partition("## For programs")[2].partition("In Python")[0]))
+    assert set(judged(records()).to_json()) <= listed
 
 
 # ------------------------------------------------------------------------------------------- each kind of input
