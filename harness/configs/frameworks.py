@@ -293,8 +293,10 @@ class Configuration:
         return self.written(self._name(entry) if found is None else found.name, value)
 
     def written(self, name: str, value: Any) -> str:
-        """``name`` set to a value, as a line of this file."""
-        syntax = self.settings.syntax
+        """``name`` set to a value, as a line of the file that has it, or else of the first."""
+        found = self.settings.found.get(name)
+        in_yaml = found is not None and found.file.endswith((".yaml", ".yml")) and self.settings.syntax == "shell"
+        syntax = "yaml" if in_yaml and self.framework in ("slime", "Miles") else self.settings.syntax
         if syntax == "toml":
             table, _, key = name.rpartition(".")
             return (f"[{table}] " if table else "") + f"{key} = {_toml(value)}"

@@ -276,6 +276,7 @@ def test_slimes_mis_file_is_read_with_its_script(tmp_path: Path) -> None:
     bounds = next(each for each in found.findings if each.trap == "bounds_below_noise")
     assert (bounds.where, bounds.certainty) == ("mis.yaml:4", "may be")
     assert "2048 tokens" in bounds.what
+    assert bounds.change.startswith("rs_lower_bound: 0.99")
 
 
 @pytest.mark.parametrize(
