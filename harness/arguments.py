@@ -11,6 +11,7 @@ from typing import Any
 
 from harness.requests import Size
 from harness.specs import EngineSpec
+from harness.versions import HIGHEST_TEMPERATURE, refuses_hot
 from skewsim.errors import UserError
 from skewsim.settings import EngineSettings, Scenario
 
@@ -135,6 +136,10 @@ def refuse_lacking(spec: EngineSpec, settings: EngineSettings) -> None:
         raise UserError(
             "engine.dtype='float32': vLLM's int8 kernels on GPUs and on CPUs with AMX refuse it in mid-generation; "
             "allowed with quantization='int8': bfloat16, float16"
+        )
+    if settings.temperature > HIGHEST_TEMPERATURE and refuses_hot(spec.version):
+        raise UserError(
+            f"engine.temperature={settings.temperature:g}: {spec.name} allows at most {HIGHEST_TEMPERATURE:g}"
         )
     if settings.logprobs_mode not in spec.logprobs_modes:
         allowed = ", ".join(spec.logprobs_modes)

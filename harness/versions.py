@@ -56,6 +56,15 @@ def at_least(version: str, since: str) -> bool:
     return Version(Version(version).base_version) >= Version(since)
 
 
+HIGHEST_TEMPERATURE = 2.0
+"""The temperature above which vLLM refuses a request, from the version on that has pull request 44965."""
+
+
+def refuses_hot(version: str) -> bool:
+    """Whether it refuses temperatures above `HIGHEST_TEMPERATURE`: 0.24 and 0.32 do, 0.18.1 does not."""
+    return at_least(version, "0.24.0")
+
+
 def logprobs_modes(found: frozenset[str], generation: Generation) -> Iterator[str]:
     """The values of logprobs_mode that exist: V0 reports processed logprobs only, V1 before 0.10 raw ones only."""
     if generation == "v1":

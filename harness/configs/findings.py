@@ -102,15 +102,15 @@ class ConfigReport:
         for each in self.findings:
             lines += ["", *_wrapped(f"{_SURE[each.certainty]}: {each.trap}")]
             lines += _wrapped(f"{each.where}: {each.said}", "  ")
-            lines += _wrapped(each.what, "  ") + _wrapped(f"change to: {each.change}", "  ", "    ")
-            lines += _wrapped(f"source: {each.source}", "  ", "    ")
+            lines += _wrapped(each.what, "  ") + _wrapped(f"change to: {each.change}", "  ", "    ", whole=True)
+            lines.append(f"  source: {each.source}")
         lines += self._rest()
         return "\n".join(lines)
 
     def _rest(self) -> list[str]:
         lines = ["", *_wrapped(f"looked at: {', '.join(self.looked_at)}")]
         if self.defaults:
-            lines += ["", f"vLLM {self.vllm}, where nothing is set:"]
+            lines += ["", f"vLLM {self.vllm}, where neither the file nor {self.framework} sets it:"]
             lines += [line for name, value in self.defaults for line in _wrapped(f"{name}: {value}", "  ", "    ")]
         return lines + [line for note in self.notes for line in ("", *_wrapped(f"note: {note}"))]
 
@@ -130,9 +130,17 @@ class ConfigReport:
 _SURE = {"is": "TRAP", "may be": "possible"}
 
 
-def _wrapped(text: str, indent: str = "", hanging: str | None = None) -> list[str]:
+def _wrapped(text: str, indent: str = "", hanging: str | None = None, *, whole: bool = False) -> list[str]:
+    """Lines of `_WIDTH`; `whole`: but no word is broken, so that a line to change can be copied."""
     hanging = indent if hanging is None else hanging
-    return textwrap.wrap(shown(text), _WIDTH, initial_indent=indent, subsequent_indent=hanging, break_on_hyphens=False)
+    wrapper = textwrap.TextWrapper(
+        _WIDTH,
+        initial_indent=indent,
+        subsequent_indent=hanging,
+        break_long_words=not whole,
+        break_on_hyphens=False,
+    )
+    return wrapper.wrap(shown(text))
 
 
 def _cell(text: str) -> str:

@@ -193,6 +193,7 @@ _NEMO_RL: dict[str, Field] = {
     "recompute_kv": _f("grpo.async_grpo.recompute_kv_cache_after_weight_updates", default=False),
     "asynchronous": _f("grpo.async_grpo.enabled", default=False),
     "router_replay": _f("policy.router_replay.enabled", default=False),
+    "megatron": _f("policy.megatron_cfg.enabled", default=False),
     "dropout": _f("policy.megatron_cfg.peft.dropout", default=0.0),
     "dropout_on": _f("policy.megatron_cfg.peft.enabled", default=False),
     "correction": _f("loss_fn.use_importance_sampling_correction", default=False),
@@ -292,8 +293,10 @@ class Configuration:
         return self.written(self._name(entry) if found is None else found.name, value)
 
     def written(self, name: str, value: Any) -> str:
-        """``name`` set to a value, as a line of this file."""
-        syntax = self.settings.syntax
+        """``name`` set to a value, as a line of the file that has it, or else of the first."""
+        found = self.settings.found.get(name)
+        in_yaml = found is not None and found.file.endswith((".yaml", ".yml")) and self.settings.syntax == "shell"
+        syntax = "yaml" if in_yaml and self.framework in ("slime", "Miles") else self.settings.syntax
         if syntax == "toml":
             table, _, key = name.rpartition(".")
             return (f"[{table}] " if table else "") + f"{key} = {_toml(value)}"

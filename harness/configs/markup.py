@@ -15,9 +15,10 @@ from harness.configs.settings import MOST_SETTINGS, Setting, Settings, Unknown
 from skewsim.border import DEEPEST, parse_toml, read_small
 from skewsim.errors import FileFormatError, shown
 
-LARGEST = 1 << 20
+LARGEST = 1 << 18
 """Bytes of a configuration file."""
 _MOST_PARENTS = 8
+_MOST_BRACKETS = 200
 _REFERENCE = re.compile(r"\$\{(\.*)([A-Za-z_][\w.]*)\}")
 
 
@@ -58,6 +59,7 @@ def _yaml_rows(text: str, path: Path) -> Iterator[Setting]:
     """Every value of a YAML file. FileFormatError if it is none."""
     import yaml
 
+    _check_brackets(text, path)
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
         yield from _walk(root, str(path))
@@ -65,6 +67,15 @@ def _yaml_rows(text: str, path: Path) -> Iterator[Setting]:
         raise FileFormatError(f"{path}: is no YAML file: {shown(error, 200)}") from None
     except RecursionError:
         raise FileFormatError(f"{path}: nested more than {DEEPEST} deep") from None
+
+
+def _check_brackets(text: str, path: Path) -> None:
+    """FileFormatError if brackets are open within each other by the hundred: composing takes time as their square."""
+    depth = 0
+    for character in text:
+        depth += (character in "[{") - (character in "]}")
+        if depth > _MOST_BRACKETS:
+            raise FileFormatError(f"{path}: nested more than {_MOST_BRACKETS} deep")
 
 
 def _walk(root: Any, file: str) -> Iterator[Setting]:

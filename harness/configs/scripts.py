@@ -11,6 +11,7 @@ from __future__ import annotations
 import ast
 import re
 import shlex
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -229,7 +230,8 @@ def read_python(text: str, path: Path) -> Settings:
     """The keyword literals of a Python file's calls of `CALLS`. FileFormatError if it is no Python."""
     settings = Settings("python")
     try:
-        tree = ast.parse(text)
+        with warnings.catch_warnings(action="ignore", category=SyntaxWarning):
+            tree = ast.parse(text)
         known = _literals(tree)
         for setting in _from_calls(tree, known, str(path)):
             settings.add(setting)

@@ -19,7 +19,7 @@ from harness.configs.findings import Certainty, Finding
 from harness.configs.frameworks import FIELDS, Configuration, Field
 from harness.configs.settings import Setting
 from harness.configs.versions import before, raw_by_default
-from harness.versions import at_least
+from harness.versions import HIGHEST_TEMPERATURE, at_least, refuses_hot
 
 GITHUB = "https://github.com/"
 _VLLM = GITHUB + "vllm-project/vllm/"
@@ -269,7 +269,7 @@ def _generation_config(case: Case) -> Iterator[Finding]:
         )
         yield _found("generation_config", said, what, config.line("generation_config", "vllm"), sure=False)
     http = config.get("http_server")
-    if http is not None and http.flag:
+    if http is not None and http.flag and case.on_vllm:
         what = "Requests over HTTP send temperature and top_p; a repetition penalty of the model's generation_config.json applies."
         fix = config.written("policy.generation.vllm_kwargs.generation_config", "vllm")
         yield _found("generation_config", http, what, fix, sure=False)
@@ -305,9 +305,15 @@ def _temperature_range(case: Case) -> Iterator[Finding]:
     if found.number <= 0:
         what = "Greedy rollouts: the ratio of probabilities means nothing, and all responses to a prompt are one."
         yield _found("temperature_range", found, what, case.config.written(found.name, 1.0))
-    elif found.number > 2 and case.on_vllm and not before(case.version, "0.19.0"):
-        sure = case.version is not None and at_least(case.version, "0.24.0")
-        yield _found("temperature_range", found, "vLLM refuses it.", case.config.written(found.name, 2.0), sure=sure)
+    elif found.number > HIGHEST_TEMPERATURE and case.on_vllm and not before(case.version, "0.19.0"):
+        sure = case.version is not None and refuses_hot(case.version)
+        yield _found(
+            "temperature_range",
+            found,
+            "vLLM refuses it.",
+            case.config.written(found.name, HIGHEST_TEMPERATURE),
+            sure=sure,
+        )
 
 
 # ------------------------------------------------------------------------------------ caches and updates
@@ -340,7 +346,7 @@ def _prefix_cache(case: Case) -> Iterator[Finding]:
 )
 def _in_flight(case: Case) -> Iterator[Finding]:
     config = case.config
-    flying = config.get("in_flight")
+    flying = config.get("in_flight") if config.text("engine") in ("vllm", "megatron") else None
     if flying is not None and flying.flag and config.flag("asynchronous") and not config.flag("recompute_kv"):
         what = "Running requests keep the keys and values of the old weights."
         yield _found("update_in_flight", flying, what, config.line("recompute_kv", True))
@@ -484,6 +490,8 @@ def _moe(case: Case) -> Iterator[Finding]:
     change = config.line("router_replay", True)
     if config.framework == "verl":
         change += " actor_rollout_ref.actor.router_replay.mode=R3"
+    if config.framework == "NeMo-RL" and not (config.flag("megatron") and case.on_vllm):
+        change = f"{config.line('correction_mode', 'icepop')} with bounds (replay needs Megatron and vLLM)"
     yield _found("moe_without_replay", replay, what, change, sure=False)
 
 
@@ -670,11 +678,11 @@ def _summed(case: Case) -> Iterator[Finding]:
     for bound in limits.bounds(case.config):
         if bound.rule.fold != "sum" or bound.rule.action == "reject" or not limits.holds_one(bound):
             continue
-        if case.config.flag("normalised"):
-            continue  # weights of mean one; how few of them count is another matter
+        if said is None or case.config.flag("normalised"):
+            continue  # normalised weights have mean one; how few of them count is another matter
         mean, bias = limits.bias(bound, rms, length)
         if bias > BIAS:
-            what = f"At {length} tokens{'' if said else ' (no length in the file)'} and {of} the mean weight is {mean:.2g}."
+            what = f"At {length} tokens and {of} the mean weight is {mean:.2g}."
             yield _found("summed_weight", bound.setting, what, _by_token(case.config), sure=False)
 
 

@@ -15,6 +15,10 @@ WIDTH = 80
 LABEL = 11
 MOST_CAUSES, MOST_CANDIDATES, MOST_PLACES, MOST_RULES = 3, 2, 5, 6
 LONGEST_EVIDENCE = 600
+FELT = 0.02
+"""Share of the data, or of the gradient, that a rule may take without being mentioned."""
+LEAST_SHARE = 0.02
+"""Share of the mean square of a place that is worth a line."""
 STATUS = {"normal": "NORMAL", "wrong": "WRONG", "unknown": "CANNOT TELL"}
 
 
@@ -42,9 +46,10 @@ def sections(found: Checkup) -> Iterator[Section]:
         yield Section("bias/noise", (found.kind_text,))
     if found.values:
         yield Section("odd values", found.values)
-    if found.diagnosis is not None and found.diagnosis.where:
-        yield Section("where", table=tuple(_where(found.diagnosis.where)))
-    if found.trend is not None:
+    places = [] if found.diagnosis is None else [p for p in found.diagnosis.where if p.explained >= LEAST_SHARE]
+    if places:
+        yield Section("where", table=tuple(_where(places)))
+    if found.trend is not None and found.trend.shape not in {problem.name for problem in found.problems}:
         yield Section("trend", (f"rms {found.trend}" if found.trend.shape != "too_short" else str(found.trend),))
     yield from _causes(found)
     yield from _thresholds(found)
@@ -105,7 +110,7 @@ def _causes(found: Checkup) -> Iterator[Section]:
         label = "made of" if found.normal else "cause" if len(shown) == 1 else f"cause {number}"
         yield Section(label, tuple(_cause(cause, mend=not found.normal)))
     if found.candidates:
-        named = [f"{cause.name}: {SAYS[cause.name]}. Then: {cause.fix}" for cause in found.candidates[:MOST_CANDIDATES]]
+        named = [f"{cause.name}: {cause.fix}" for cause in found.candidates[:MOST_CANDIDATES]]
         yield Section("may be", ("curves name no cause; such curves are left by:", *named))
 
 
@@ -132,15 +137,17 @@ def _thresholds(found: Checkup) -> Iterator[Section]:
 def _of_rules(report: AdviseReport, assumed: str, *, mend: bool) -> Iterator[str]:
     """What each rule that touches such data does to it; a better setting only where the skew itself is in order."""
     whose = report.rows[0].framework
-    yield f"{whose}'s own, on healthy data of rms {report.sigma:.3g} and {report.length:,} tokens{assumed}:"
+    yield f"{whose}'s own, on noise of rms {report.sigma:.3g} and responses of {report.length:,} tokens{assumed}:"
     if not mend:
         yield "mend the cause first: wider bounds let the fault through, narrower ones hide it"
-    touched = [row for row in report.rows if row.advice != "as it is"]
+    touched = [row for row in report.rows if row.advice != "as it is" or row.fired > FELT or row.mean_weight < 1 - FELT]
     for row in touched[:MOST_RULES]:
         name = row.rule.split(" (")[0]
         yield f"{name}: touches {row.fired:.1%}, mean weight {row.mean_weight:.2g}" + (
             f"; {row.advice}" if mend else ""
         )
+    if len(touched) > MOST_RULES:
+        yield f"{len(touched) - MOST_RULES} more: skewsim advise --rms {report.sigma:.3g} --length {report.length}"
     if len(touched) < len(report.rows):
         yield f"{len(report.rows) - len(touched)} of {len(report.rows)} do next to nothing to such data"
 

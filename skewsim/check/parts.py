@@ -14,10 +14,11 @@ import numpy as np
 
 from skewsim.check.by_step import ByStep
 from skewsim.check.evidence import Tokens
-from skewsim.check.words import SAYS
+from skewsim.check.words import SAYS, WEIGH_TOKENS
 from skewsim.diagnose import Diagnosis, diagnose, normal
 from skewsim.skew.noise_level import LARGEST
 from skewsim.skew.profile import SkewProfile
+from skewsim.skew.rules import RULES
 from skewsim.skew.trends import Trend, trend
 
 TWICE = 2.0
@@ -209,16 +210,27 @@ def _of_numbers(found: ByStep) -> list[Problem]:
 def _weight(found: ByStep) -> str:
     assert found.weight is not None
     curve, value = found.weight
+    how = weigh_tokens(found.source.framework)
     return (
-        f"{curve.name} is {value:.3g}; of single tokens it would be near 1. Use a weight per token, or a mean over the "
-        "sequence instead of its sum"
+        f"{curve.name} is {value:.3g}; of single tokens it would be near 1. Use a weight per token"
+        + (f" ({how})" if how else "")
+        + ", or a mean over the sequence instead of its sum"
     )
+
+
+def weigh_tokens(framework: str | None) -> str:
+    """The setting with which a framework weighs tokens instead of sequences; empty where none is known."""
+    sums = (rule for rule in RULES if rule.framework == framework and rule.fold == "sum" and rule.action != "reject")
+    return next((rule.instead for rule in sums), WEIGH_TOKENS.get(framework or "", ""))
 
 
 def _kind(found: ByStep, *, usual: bool) -> tuple[str | None, str, tuple[str, ...]]:
     """(kind, words, hints): from E exp(d) where k1 and k3 tell it."""
     if found.ratio is None:
-        words = "not told by these metrics: with both k1 and k3 logged, k3 - k1 = E exp(d) - 1"
+        words = (
+            "not told by these metrics: with both estimates of the KL logged, k1 and k3, their difference is E exp(d) - 1, "
+            "which is 0 if the engine reports what it samples from"
+        )
         return None, words, ("heavy",) if found.heavy else ()
     off, error = found.ratio
     said = f"E exp(d) - 1 = k3 - k1 = {off:+.2g} ± {error:.1g}"

@@ -205,6 +205,8 @@ def _more(evidence: Evidence, parts: list[Part], framework: str | None) -> Itera
         how = LOG_TOKENS.get(framework or "")
         general = "give --framework to read how; docs/logs.md has all" if framework is None else "see docs/logs.md"
         yield f"log both log-probabilities of every token, and check that: {how or general}"
+    elif framework is None and any(part.problems for part in parts):
+        yield "--framework verl (TRL, prime-rl, slime, NeMo-RL, ...) adds its own settings and thresholds"
     for part in parts:
         if part.diagnosis is not None and part.problems and part.diagnosis.verdict in UNSURE:
             yield from (LOG_COLUMNS[name] for name in part.missing)

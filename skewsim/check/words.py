@@ -64,6 +64,9 @@ LOG_TOKENS: dict[str, str] = {
 }
 """How a framework logs both log-probabilities of every token."""
 
+WEIGH_TOKENS = {"NeMo-RL": "loss_fn.sequence_level_importance_ratios=false"}
+"""Where no rule of a framework says how it weighs tokens."""
+
 
 def canonical(framework: str | None) -> str | None:
     """A framework's name as it writes it itself."""

