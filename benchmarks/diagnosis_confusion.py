@@ -29,6 +29,8 @@ from skewsim.errors import UserError
 from skewsim.files import atomic_writer
 
 HELD_OUT = 10_000
+FIELD_HELD_OUT = 30_000
+"""The field's seeds from 10,000 and 20,000 were counted before rules were changed."""
 BEGIN, END = "<!-- confusion: begin -->", "<!-- confusion: end -->"
 FIELD_BEGIN, FIELD_END = "<!-- field: begin -->", "<!-- field: end -->"
 
@@ -60,13 +62,16 @@ def main() -> None:
     )
     parser.add_argument("--real", type=int, default=3, help="cases of each label on the real engine")
     parser.add_argument("--field", type=int, default=0, help="cases of each fault that people report, and nothing else")
+    parser.add_argument("--field-healthy", type=int, default=50, help="healthy cases beside them, of each of two kinds")
     parser.add_argument("--write", type=Path, help="document whose confusion section is replaced")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     began = time.perf_counter()
     start = HELD_OUT if arguments.split == "held-out" else 0
     if arguments.field:
-        text = field_report(start, arguments.field, arguments.split, began)
+        first = FIELD_HELD_OUT if arguments.split == "held-out" else 0
+        counts = dict.fromkeys(MAKERS, arguments.field) | dict.fromkeys(HEALTHY, arguments.field_healthy)
+        text = field_report(first, counts, arguments, began)
         print(text)
         if arguments.write:
             replace_section(arguments.write, text, FIELD_BEGIN, FIELD_END)
@@ -195,9 +200,10 @@ def replace_section(path: Path, text: str, begin: str = BEGIN, end: str = END) -
 
 SURE = ("healthy", "compute_dtype", "unknown")
 """Verdicts that accuse nobody."""
+HEALTHY = ("healthy", "healthy_declared")
 
 
-def field_report(start: int, count: int, split: str, began: float) -> str:
+def field_report(start: int, counts: dict[str, int], arguments: argparse.Namespace, began: float) -> str:
     """The faults of `benchmarks.field_cases`: label, verdict, and whether the right column came first in `where`."""
     verdicts: Counter[tuple[str, str]] = Counter()
     cases: Counter[str] = Counter()
@@ -206,7 +212,7 @@ def field_report(start: int, count: int, split: str, began: float) -> str:
     placed: Counter[str] = Counter()
     located: Counter[str] = Counter()
     for label in MAKERS:
-        for seed in range(start, start + count):
+        for seed in range(start, start + counts[label]):
             case = make_field_case(label, seed)
             found = diagnose(case.log)
             verdicts[label, found.verdict] += 1
@@ -216,15 +222,16 @@ def field_report(start: int, count: int, split: str, began: float) -> str:
             if case.where:
                 placed[label] += 1
                 located[label] += bool(found.where) and found.where[0].column in case.where
-    named = [label for label in MAKERS if label != "unnamed"]
+    named = [label for label in MAKERS if label not in ("unnamed", *HEALTHY)]
+    well, broken = sum(cases[label] for label in HEALTHY), sum(wrong[label] for label in HEALTHY)
     total, hits = sum(cases[label] for label in named), sum(right[label] for label in named)
     names = [name for name in LAYER_OF if any(verdicts[label, name] for label in MAKERS)]
     lines = [
-        f"`python benchmarks/diagnosis_confusion.py --split {split} --field {count}`: {sum(cases.values())} cases, {split} half, "
-        f"{time.perf_counter() - began:.0f} s.",
+        f"`python benchmarks/diagnosis_confusion.py --split {arguments.split} --field {arguments.field} --field-healthy "
+        f"{arguments.field_healthy}`: {sum(cases.values())} cases, seeds from {start}, {time.perf_counter() - began:.0f} s.",
         "",
         f"Right cause: {hits} of {total} ({hits / total:.1%}); another cause named: {sum(wrong[label] for label in named)} "
-        f"({sum(wrong[label] for label in named) / total:.1%}); healthy called broken: {wrong['healthy']} of {cases['healthy']}; where no "
+        f"({sum(wrong[label] for label in named) / total:.1%}); healthy called broken: {broken} of {well}; where no "
         f"cause goes with the place, the right column first: {located['unnamed']} of {placed['unnamed']}.",
         "",
         "| fault \\ verdict | " + " | ".join(names) + " | right | right column first |",

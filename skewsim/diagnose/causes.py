@@ -205,12 +205,11 @@ def fix_for(fix: str, framework: str) -> str:
     wanted = known.get(framework.lower())
     if wanted is None:
         raise UserError(f"framework={framework!r} is not known; allowed: {', '.join(_FRAMEWORKS)}")
+    general, *settings = fix_parts(fix)
+    return " ".join([general, *(part for part in settings if part.partition(": ")[0] in ("vLLM", wanted))])
+
+
+def fix_parts(fix: str) -> list[str]:
+    """What a fix says in general, then what it says to each framework."""
     names = "|".join(map(re.escape, _FRAMEWORKS))
-    parts = re.split(rf"(?:(?<=\s)|^)(?=(?:{names})(?:, (?:{names}))*: )", fix)
-    kept = [part for part in parts if _speaks_to(part, wanted, names)]
-    return "".join(kept).strip()
-
-
-def _speaks_to(part: str, wanted: str, names: str) -> bool:
-    head = re.match(rf"((?:{names})(?:, (?:{names}))*): ", part)
-    return head is None or bool({"vLLM", wanted} & set(head[1].split(", ")))
+    return [part.strip() for part in re.split(rf"\s(?=(?:{names}): )", fix)]

@@ -12,7 +12,7 @@ from skewsim.diagnose import where
 from skewsim.diagnose.causes import found
 from skewsim.diagnose.groups import in_groups
 from skewsim.diagnose.rows import Bools, Floats, Rows
-from skewsim.diagnose.view import LARGEST_ROUNDING, LEAST_SHIFT, LEAST_Z, Named, View, other_context
+from skewsim.diagnose.view import LARGEST_ROUNDING, LEAST_RATIO, LEAST_SHIFT, LEAST_Z, Named, View, other_context
 from skewsim.diagnose.where import Contrast
 
 EARLIEST = 8
@@ -165,7 +165,9 @@ def _beyond_chance(view: View, each: Contrast) -> bool:
         return False
     if at >= 3 * EARLIEST and place.z > 6 and place.explained > 0.6 and place.rms_inside > 1.8 * place.rms_outside:
         return True
-    return each.place.rms_inside > 3 * each.place.rms_outside or each.place.rms_inside > LARGEST_ROUNDING
+    return place.rms_inside > 3 * place.rms_outside or (
+        place.rms_inside > LARGEST_ROUNDING and place.rms_inside > LEAST_RATIO * place.rms_outside
+    )
 
 
 def _onset(view: View, at: int) -> str:

@@ -29,7 +29,11 @@ from skewsim.errors import UserError
 from skewsim.skew.sequences import SequenceLog, SequenceRecord, write_sequences
 from skewsim.skew.tokens import TokenTable
 
-NEW = [label for label in MAKERS if label not in ("healthy", "wrong_temperature", "raw_logprobs", "unnamed")]
+NEW = [
+    label
+    for label in MAKERS
+    if label not in ("healthy", "healthy_declared", "wrong_temperature", "raw_logprobs", "unnamed")
+]
 
 
 def quiet_log(seed: int, *, noise: float = 0.08, sequences: int = 48, length: int = 60) -> SequenceLog:
