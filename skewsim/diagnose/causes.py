@@ -82,6 +82,10 @@ class Place:
     z: float
     """How sure the difference is, with the sequence as the unit and all columns that were looked at counted."""
 
+    @property
+    def words(self) -> str:
+        return in_words(self.column, self.value)
+
     def to_json(self) -> dict[str, Any]:
         return {
             key: float(f"{value:.4g}") if isinstance(value, float) else value for key, value in asdict(self).items()
@@ -185,6 +189,16 @@ class Diagnosis:
 def found(name: str, explained: float, evidence: str, *, fix: str | None = None) -> Cause:
     """A cause with its standard fix."""
     return Cause(name, explained, evidence, FIX[name] if fix is None else fix)
+
+
+def in_words(column: str, value: str) -> str:
+    """A place as a person would say it."""
+    if column == "sequence modulo":
+        rest, _, every = value.removeprefix("not ").partition(" mod ")
+        return f"sequence number mod {every} {'not ' if value.startswith('not ') else ''}{rest}"
+    if column.startswith("seen before"):
+        return column if value == "yes" else f"not {column}"
+    return f"{column} {value}"
 
 
 def ranked(causes: list[Cause]) -> tuple[Cause, ...]:

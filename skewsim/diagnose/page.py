@@ -9,7 +9,7 @@ from skewsim.diagnose.causes import Cause, Diagnosis, fix_parts
 
 NARROW, WIDE = 60, 120
 """Columns between which lines are folded."""
-BAR = 8
+BAR = 6
 
 
 def page(found: Diagnosis, width: int = 80) -> Iterator[str]:
@@ -33,12 +33,19 @@ def _head(found: Diagnosis) -> Iterator[str]:
     layer = f" ({found.layer} layer)" if found.layer else ""
     yield f"verdict: {found.verdict}{layer}; rms skew {found.rms:.3g} nats, {found.tokens} tokens in {found.sequences} sequences"
     if found.usual:
-        yield f"normal: {'yes' if found.normal else 'no'}; {found.usual}"
+        yield f"normal: {_normal(found)}{found.usual}"
     if found.kind_text:
         yield f"kind: {found.kind_text}"
     if found.agreement is not None:
         apart = ", ".join(f"{pair} {rms:.3g}" for pair, rms in found.agreement.items())
         yield f"odd one out: {found.odd_one_out or 'none'} (rms apart: {apart})"
+
+
+def _normal(found: Diagnosis) -> str:
+    """Whether it is; where the size is usual though something is wrong, what the size is of."""
+    if found.normal or "above what is usual" in found.usual:
+        return "yes; " if found.normal else "no; "
+    return "no; without those values " if found.verdict == "placeholder_logprobs" else "no, though its size would be; "
 
 
 def _told(cause: Cause, width: int) -> Iterator[str]:
@@ -58,13 +65,15 @@ def _where(found: Diagnosis, width: int) -> Iterator[str]:
     if not found.where:
         yield "where it lives: no column stands out"
         return
-    names = [f"{place.column} {place.value}" for place in found.where]
-    wide = min(max(map(len, names)), width - 48)
-    yield f"{'where it lives':{wide + 2}}  {'share':>{BAR + 5}}  rms in     out    bias     z  seqs"
+    names = [place.words for place in found.where]
+    wide = min(max(map(len, names)), max(width, 80) - 50)
+    yield _folded(
+        "where it lives (share of the mean square; rms inside, outside and bias inside; z; sequences):", width
+    )
     for name, p in zip(names, found.where, strict=True):
         yield (
-            f"  {name:{wide}}  {bar(p.explained, BAR)} {p.explained:4.0%} {p.rms_inside:7.3g} {p.rms_outside:7.3g} "
-            f"{p.bias_inside:+7.2g} {p.z:5.1f} {p.sequences:5}"
+            f"  {name:{wide}} {bar(p.explained, BAR)} {p.explained:4.0%} {p.rms_inside:7.3g} {p.rms_outside:7.3g} "
+            f"{p.bias_inside:+8.2g} {p.z:5.1f} {p.sequences:4}"
         )
 
 

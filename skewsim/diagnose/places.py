@@ -85,7 +85,7 @@ def _other_history(view: View, each: Contrast, inside: Bools, first: int) -> Nam
     return view.named(
         "different_context",
         inside,
-        f"rms {view.rms(inside):.3g} from turn {first + 1} on ({each.place.column} {each.place.value}), {view.rms(~inside):.3g} elsewhere "
+        f"rms {view.rms(inside):.3g} from turn {first + 1} on (turn {first} in a count from 0), {view.rms(~inside):.3g} elsewhere "
         f"(z {each.place.z:.1f}): trainer and engine read a different history from turn {first + 1} on (a template that drops earlier "
         "thinking, a tool's answer written otherwise)",
     )
