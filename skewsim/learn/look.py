@@ -139,7 +139,7 @@ def look_at(policy: Policy, rollouts: Rollouts, scenario: Scenario, *, step: int
     with torch.no_grad():
         scored = score_rollouts(policy, rollouts, scenario)
         scores = Task(scenario.task).score(rollouts.prompt_ids, rollouts.tokens, rollouts.mask)
-        return take(rollouts, scored, grade(scores, scenario), scenario, step=step, member=member)
+        return take(rollouts, scored, grade(scores, rollouts.mask, scenario), scenario, step=step, member=member)
 
 
 def take(

@@ -105,7 +105,7 @@ class Trainer:
         scenario, trainer = self.scenario, self.scenario.trainer
         rollouts = self.engine.generate(self._request(k))
         scores = self.task.score(rollouts.prompt_ids, rollouts.tokens, rollouts.mask)
-        graded = grade(scores, scenario)
+        graded = grade(scores, rollouts.mask, scenario)
         with torch.no_grad():
             before = score_rollouts(self.policy, rollouts, scenario)
             reference = score_rollouts(self._start(), rollouts, scenario).logprobs if trainer.beta else None
