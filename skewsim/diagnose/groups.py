@@ -144,8 +144,11 @@ def _group_of(view: View, each: Contrast, loud: Bools) -> Named | None:
     if beginning is not None and view.rms(beginning) > 1.5 * view.rms(inside & ~beginning):
         return other_context(view, loud, beginning)
     prompts = _whole_prompts(view, loud)
-    if prompts > 1 and column not in ("replica", "rank", "sequence modulo") and not _contiguous(loud):
-        return _by_prompt(view, inside, prompts, loud)
+    if prompts > 1 and column not in ("replica", "rank", "sequence modulo"):
+        if not _contiguous(loud):
+            return _by_prompt(view, inside, prompts, loud)
+        if prompts == 2:
+            return None  # two prompts side by side by chance, or an engine's share: nothing here tells
     one = view.strong.get("prompt")
     if (
         column == "prompt"
@@ -172,7 +175,8 @@ def _loose_group(view: View, loud: Bools) -> Named | None:
     beginning = view.decay(inside)
     early = view.strong.get("position")
     if beginning is not None and (early is None or view.share(beginning) > 0.5 * early.place.explained):
-        return other_context(view, loud, beginning)
+        stands_out = view.rms(beginning) > 2.5 * view.rms(~beginning)
+        return other_context(view, loud, beginning) if stands_out else None
     if loud.mean() > MOST_STALE or (view.rms(inside) < LARGEST_ROUNDING and view.rms(inside) < 5 * view.rms(~inside)):
         return None  # a few quiet sequences are no group, nor are two sizes that rounding has
     if view.rms(inside) < max(LEAST_RMS, 1.5 * view.rms(~inside)) or view.share(inside) < LEAST_EXPLAINED:
@@ -180,7 +184,7 @@ def _loose_group(view: View, loud: Bools) -> Named | None:
     prompts = _whole_prompts(view, loud)
     if prompts > 1 and not _contiguous(loud):
         return _by_prompt(view, inside, prompts, loud)
-    if prompts == 1 or not truthful(view, inside):
+    if prompts in (1, 2) or not truthful(view, inside):
         return None
     return view.named(
         "stale_replica",

@@ -104,8 +104,8 @@ def _unplaced(findings: Findings, law: sign.Noise, rms: float, share: float, tex
 
 def _bent(findings: Findings, text: str) -> bool:
     bend = None if findings.causes else _bend(findings.rows)
-    if bend is None:
-        return False
+    if bend is None or sign.truth(findings.rows).bias.z > 4:
+        return False  # an engine that samples from what it reports has a bias below 0
     findings.add(
         "one_sided_processor",
         bend,
@@ -121,6 +121,8 @@ def _routed_otherwise(findings: Findings, rms: float, share: float, text: str) -
     heavy, bulk = marks.tail(rows, findings.rest)
     least = HEAVY_REPEATED if _repeats_itself(rows) else HEAVY
     if heavy < least or bulk > LARGEST_SIGMA or not 0.05 < rms < MOST_ROUTING or _old_on_record(rows):
+        return False
+    if not _truthful(sign.truth(rows)):
         return False
     findings.add(
         "moe_routing",
@@ -209,8 +211,13 @@ def is_rounding(law: sign.Noise) -> bool:
 def _like_noise(rows: Rows, rest: Floats) -> bool:
     """Truthful, and for no token more than for another."""
     facts = sign.truth(rows)
-    truthful = abs(facts.ratio.z) < 5 or abs(facts.ratio.value) < 0.01
-    return truthful and facts.bias.value < 0.1 * np.sqrt(facts.square) and marks.by_token(rows, rest).unrelated
+    centred = facts.bias.value < 0.1 * np.sqrt(facts.square)
+    return _truthful(facts) and bool(centred) and marks.by_token(rows, rest).unrelated
+
+
+def _truthful(facts: sign.Truth) -> bool:
+    """Whether the mean ratio is 1, as of an engine that reports what it samples from."""
+    return abs(facts.ratio.z) < 5 or abs(facts.ratio.value) < 0.01
 
 
 def low_precision(rows: Rows) -> bool:
