@@ -277,6 +277,20 @@ def healthy(rng: Rng, seed: int) -> FieldCase:
     return case_of("healthy", world, draw(world), accepted=accepted, meta=declared, detail=f"noise {world.noise}")
 
 
+USUAL = {"float32": (0.0, 0.004), "float16": (0.003, 0.01), "bfloat16": (0.04, 0.12), "fp8": (0.12, 0.3)}
+"""Noise on each logit that the dtypes have, least and most."""
+
+
+def healthy_declared(rng: Rng, seed: int) -> FieldCase:
+    """Any dtype, dense or a mixture of experts whose router is now and then near a tie, and the log says which."""
+    dtype, kind = str(rng.choice(list(USUAL))), str(rng.choice(["dense", "moe"]))
+    world = make_world(rng, noise=float(rng.uniform(*USUAL[dtype])), tail=float(rng.choice([0.0, 5.0])))
+    if kind == "moe" and dtype in ("bfloat16", "fp8"):
+        world.experts, world.flip = float(rng.choice([0.05, 0.1])), float(rng.choice([0.003, 0.01]))
+    meta = {"dtype": dtype, "trainer_dtype": dtype, "model_kind": kind}
+    return case_of("healthy_declared", world, draw(world), accepted=("healthy",), meta=meta, detail=f"{dtype} {kind}")
+
+
 def placeholder_logprobs(rng: Rng, seed: int) -> FieldCase:
     """Zeros at the last token, missing values filled, sentinels, NaN, tool tokens without a mask, positive values."""
     world = make_world(rng)
@@ -520,6 +534,7 @@ MAKERS: dict[str, Maker] = {
     maker.__name__: maker
     for maker in (
         healthy,
+        healthy_declared,
         placeholder_logprobs,
         not_the_sampled_token,
         different_context,

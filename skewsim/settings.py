@@ -284,6 +284,8 @@ class TrainerSettings(Settings):
     """KL penalty towards the policy that training started from (`beta` of TRL's GRPO, verl `kl_loss_coef`); 0: none."""
     use_bias_correction_kl: bool = False
     """Weigh the KL penalty by the update ratio (TRL's name, on there since 1.16; slime `--use-unbiased-kl`)."""
+    whiten_over: Literal["sequences", "tokens"] = "sequences"
+    """What REINFORCE++ and PPO whiten over: sequences, each counting once, or tokens (verl, slime, OpenRLHF)."""
     old_logprobs: Literal["rollout", "recompute"] = "rollout"
     """rollout (bypass): the engine's logprobs are old. recompute (decoupled): the trainer computes them itself."""
     correction: CorrectionSettings = CorrectionSettings()

@@ -3,9 +3,10 @@ gate."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from shutil import get_terminal_size
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
@@ -15,7 +16,6 @@ from skewsim.cli.options import Flag
 from skewsim.errors import UserError
 
 if TYPE_CHECKING:
-    from skewsim.diagnose.causes import Diagnosis
     from skewsim.skew.tokens import TokenTable
 
 Limits = Annotated[list[str] | None, Parameter(negative="")]
@@ -46,7 +46,8 @@ def diagnose(
     model_kind
         dense or moe: a mixture of experts has more skew, and heavier tails.
     framework
-        Only this one's settings in the fixes: vLLM, PipelineRL, verl, TRL, prime-rl, slime, Miles, NeMo-RL or SkyRL.
+        Only this one's settings in the fixes: vLLM, PipelineRL, verl, TRL, prime-rl, slime, Miles, NeMo-RL, SkyRL,
+        OpenRLHF or AReaL.
     batch_tokens
         Tokens of prompts and responses that a model scores at once (default 8192): fewer need less memory.
     json
@@ -54,6 +55,7 @@ def diagnose(
     """
     from skewsim.cli.main import FIND_MODEL, READ_LOG, resolve
     from skewsim.diagnose import diagnose, load_models
+    from skewsim.diagnose.page import page
 
     notes: list[str] = []
     source = resolve(READ_LOG)(table, notes)
@@ -66,7 +68,7 @@ def diagnose(
     if json:
         print_json(found.to_json())
         return
-    show_lines("\n".join(_told(found)))
+    show_lines(*page(found, get_terminal_size().columns))
     _say_all([f"note: {note}" for note in found.notes])
 
 
@@ -156,38 +158,6 @@ def _check_config(
     else:
         show_lines(found.to_markdown() if as_markdown else found.to_text())
     return int(found.trapped)
-
-
-def _told(found: Diagnosis) -> Iterator[str]:
-    """A diagnosis as lines: is it normal, bias or noise, the causes, where it lives."""
-    layer = f" ({found.layer} layer)" if found.layer else ""
-    yield f"verdict: {found.verdict}{layer}; rms skew {found.rms:.3g} nats, {found.tokens} tokens in {found.sequences} sequences"
-    if found.usual:
-        yield f"normal: {'yes' if found.normal else 'no'}; {found.usual}"
-    if found.placed:
-        yield f"published: {found.placed}"
-    if found.kind_text:
-        yield f"kind: {found.kind_text}"
-    if found.agreement is not None:
-        yield f"odd one out: {found.odd_one_out or 'none'} (rms apart: {', '.join(f'{k} {v:.3g}' for k, v in found.agreement.items())})"
-    for cause in found.to_mend:
-        yield f"\n{cause.name}: explains {cause.explained:.0%}\n  {cause.evidence}"
-        if cause.fix:
-            yield f"  fix: {cause.fix}"
-    if found.where:
-        yield "\nwhere it lives (rms inside and outside, share of the mean square, z):"
-        wide = max(len(f"{place.column} {place.value}") for place in found.where)
-        yield from (
-            f"  {f'{p.column} {p.value}':{wide}}  {bar(p.explained)} {p.explained:4.0%}  {p.rms_inside:7.3g} {p.rms_outside:7.3g}  "
-            f"bias {p.bias_inside:+.2g}  z {p.z:.1f}  {p.tokens} tokens in {p.sequences} sequences"
-            for p in found.where
-        )
-
-
-def bar(share: float, width: int = 12) -> str:
-    """A share as a bar of plain characters."""
-    filled = round(min(max(share, 0.0), 1.0) * width)
-    return "#" * filled + "." * (width - filled)
 
 
 def advise(

@@ -82,6 +82,10 @@ class Place:
     z: float
     """How sure the difference is, with the sequence as the unit and all columns that were looked at counted."""
 
+    @property
+    def words(self) -> str:
+        return in_words(self.column, self.value)
+
     def to_json(self) -> dict[str, Any]:
         return {
             key: float(f"{value:.4g}") if isinstance(value, float) else value for key, value in asdict(self).items()
@@ -197,6 +201,16 @@ def found(name: str, explained: float, evidence: str, *, fix: str | None = None)
     return Cause(name, explained, evidence, FIX[name] if fix is None else fix)
 
 
+def in_words(column: str, value: str) -> str:
+    """A place as a person would say it."""
+    if column == "sequence modulo":
+        rest, _, every = value.removeprefix("not ").partition(" mod ")
+        return f"sequence number mod {every} {'not ' if value.startswith('not ') else ''}{rest}"
+    if column.startswith("seen before"):
+        return column if value == "yes" else f"not {column}"
+    return f"{column} {value}"
+
+
 def ranked(causes: list[Cause]) -> tuple[Cause, ...]:
     """By share explained, the largest first."""
     return tuple(sorted(causes, key=lambda cause: -cause.explained))
@@ -215,12 +229,11 @@ def fix_for(fix: str, framework: str) -> str:
     wanted = known.get(framework.lower())
     if wanted is None:
         raise UserError(f"framework={framework!r} is not known; allowed: {', '.join(_FRAMEWORKS)}")
+    general, *settings = fix_parts(fix)
+    return " ".join([general, *(part for part in settings if part.partition(": ")[0] in ("vLLM", wanted))])
+
+
+def fix_parts(fix: str) -> list[str]:
+    """What a fix says in general, then what it says to each framework."""
     names = "|".join(map(re.escape, _FRAMEWORKS))
-    parts = re.split(rf"(?:(?<=[^,]\s)|^)(?=(?:{names})(?:, (?:{names}))*: )", fix)
-    kept = [part for part in parts if _speaks_to(part, wanted, names)]
-    return "".join(kept).strip()
-
-
-def _speaks_to(part: str, wanted: str, names: str) -> bool:
-    head = re.match(rf"((?:{names})(?:, (?:{names}))*): ", part)
-    return head is None or bool({"vLLM", wanted} & set(head[1].split(", ")))
+    return [part.strip() for part in re.split(rf"\s(?=(?:{names}): )", fix)]

@@ -8,6 +8,7 @@ import numpy as np
 from scipy import special
 
 from skewsim.diagnose import where
+from skewsim.diagnose.causes import in_words
 from skewsim.diagnose.rows import Bools, Ints
 from skewsim.diagnose.view import (
     LARGEST_ROUNDING,
@@ -90,7 +91,7 @@ def _first_in_pack(view: View, number: Ints) -> Iterator[tuple[str, Bools, int]]
         yield "pack_index from 1 on", pack[first_rows_of(view.sizes.sequence)] == 0, 1
         return
     for modulo in where.MODULO:
-        yield f"sequence modulo not 0 mod {modulo}", number % modulo == 0, len(where.MODULO)
+        yield in_words("sequence modulo", f"not 0 mod {modulo}"), number % modulo == 0, len(where.MODULO)
 
 
 def _parts(view: View, group: Contrast) -> bool:
@@ -115,9 +116,9 @@ def _regular_group(view: View, loud: Bools) -> Named | None:
                 beginning = view.decay(view.in_sequences(loud))
                 packed = quiet_one and remainder[0] == 0
                 if packed and beginning is not None:
-                    return _packed(view, f"sequence modulo not 0 mod {modulo}", beginning)
+                    return _packed(view, in_words("sequence modulo", f"not 0 mod {modulo}"), beginning)
                 if not quiet_one and beginning is None and len(loud) >= 3 * modulo:
-                    return _stale(view, loud, f"sequence modulo {remainder[0]} mod {modulo}")
+                    return _stale(view, loud, in_words("sequence modulo", f"{remainder[0]} mod {modulo}"))
     return None
 
 
@@ -137,14 +138,17 @@ def _group_of(view: View, each: Contrast, loud: Bools) -> Named | None:
     beginning = view.decay(inside)
     quiet_one = value.startswith("not ") or (column == "sequence modulo" and value == "1 mod 2")
     if column == "sequence modulo" and quiet_one and beginning is not None:
-        return _packed(view, f"{column} {value}", beginning)
+        return _packed(view, in_words(column, value), beginning)
     if column == "sequence modulo" and value.startswith("not ") and loud.mean() > 0.5:
-        return _packed(view, f"{column} {value}", inside)
+        return _packed(view, in_words(column, value), inside)
     if beginning is not None and view.rms(beginning) > 1.5 * view.rms(inside & ~beginning):
         return other_context(view, loud, beginning)
     prompts = _whole_prompts(view, loud)
-    if prompts > 1 and column not in ("replica", "rank", "sequence modulo") and not _contiguous(loud):
-        return _by_prompt(view, inside, prompts, loud)
+    if prompts > 1 and column not in ("replica", "rank", "sequence modulo"):
+        if not _contiguous(loud):
+            return _by_prompt(view, inside, prompts, loud)
+        if prompts == 2:
+            return None  # two prompts side by side by chance, or an engine's share: nothing here tells
     one = view.strong.get("prompt")
     if (
         column == "prompt"
@@ -152,7 +156,7 @@ def _group_of(view: View, each: Contrast, loud: Bools) -> Named | None:
         or loud.sum() < 2
     ):
         return None  # one prompt or sequence that is off: no fault goes with it
-    return _stale(view, loud, f"{column} {value}, z {each.place.z:.1f}")
+    return _stale(view, loud, f"{in_words(column, value)}, z {each.place.z:.1f}")
 
 
 def _stale(view: View, loud: Bools, which: str) -> Named:
@@ -171,7 +175,8 @@ def _loose_group(view: View, loud: Bools) -> Named | None:
     beginning = view.decay(inside)
     early = view.strong.get("position")
     if beginning is not None and (early is None or view.share(beginning) > 0.5 * early.place.explained):
-        return other_context(view, loud, beginning)
+        stands_out = view.rms(beginning) > 2.5 * view.rms(~beginning)
+        return other_context(view, loud, beginning) if stands_out else None
     if loud.mean() > MOST_STALE or (view.rms(inside) < LARGEST_ROUNDING and view.rms(inside) < 5 * view.rms(~inside)):
         return None  # a few quiet sequences are no group, nor are two sizes that rounding has
     if view.rms(inside) < max(LEAST_RMS, 1.5 * view.rms(~inside)) or view.share(inside) < LEAST_EXPLAINED:
@@ -179,7 +184,7 @@ def _loose_group(view: View, loud: Bools) -> Named | None:
     prompts = _whole_prompts(view, loud)
     if prompts > 1 and not _contiguous(loud):
         return _by_prompt(view, inside, prompts, loud)
-    if prompts == 1 or not truthful(view, inside):
+    if prompts in (1, 2) or not truthful(view, inside):
         return None
     return view.named(
         "stale_replica",

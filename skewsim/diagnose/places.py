@@ -12,7 +12,7 @@ from skewsim.diagnose import where
 from skewsim.diagnose.causes import found
 from skewsim.diagnose.groups import in_groups
 from skewsim.diagnose.rows import Bools, Floats, Rows
-from skewsim.diagnose.view import LARGEST_ROUNDING, LEAST_SHIFT, LEAST_Z, Named, View, other_context
+from skewsim.diagnose.view import LARGEST_ROUNDING, LEAST_RATIO, LEAST_SHIFT, LEAST_Z, Named, View, other_context
 from skewsim.diagnose.where import Contrast
 
 EARLIEST = 8
@@ -85,7 +85,7 @@ def _other_history(view: View, each: Contrast, inside: Bools, first: int) -> Nam
     return view.named(
         "different_context",
         inside,
-        f"rms {view.rms(inside):.3g} from turn {first + 1} on ({each.place.column} {each.place.value}), {view.rms(~inside):.3g} elsewhere "
+        f"rms {view.rms(inside):.3g} from turn {first + 1} on (turn {first} in a count from 0), {view.rms(~inside):.3g} elsewhere "
         f"(z {each.place.z:.1f}): trainer and engine read a different history from turn {first + 1} on (a template that drops earlier "
         "thinking, a tool's answer written otherwise)",
     )
@@ -165,7 +165,9 @@ def _beyond_chance(view: View, each: Contrast) -> bool:
         return False
     if at >= 3 * EARLIEST and place.z > 6 and place.explained > 0.6 and place.rms_inside > 1.8 * place.rms_outside:
         return True
-    return each.place.rms_inside > 3 * each.place.rms_outside or each.place.rms_inside > LARGEST_ROUNDING
+    return place.rms_inside > 3 * place.rms_outside or (
+        place.rms_inside > LARGEST_ROUNDING and place.rms_inside > LEAST_RATIO * place.rms_outside
+    )
 
 
 def _onset(view: View, at: int) -> str:

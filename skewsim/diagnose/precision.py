@@ -63,7 +63,7 @@ def name_precision(findings: Findings) -> None:
 
 MOST_ROUTING = 0.6  # nats; 0.45 is the most that was published for a mixture of experts in training
 HEAVY_REPEATED = 1.45
-"""The same where both sides repeat themselves, so that no dropout is behind it."""
+"""The same where the trainer repeats itself, so that no dropout is behind it."""
 HEAVY = 2.2
 """rms over what the median says; a Student-t of 3 degrees has 1.5, of 2.2 about 2.5."""
 
@@ -92,48 +92,68 @@ def _has_place(findings: Findings) -> bool:
 
 
 def _unplaced(findings: Findings, law: sign.Noise, rms: float, share: float, text: str) -> bool:
-    """Truthful and of no place: a trainer that does not repeat itself, a bend, a few tokens far off among quiet
-    ones.
+    """Truthful and of no place, and no rounding: a bend, a few tokens far off among quiet ones, a trainer that does not
+    repeat itself.
     """
-    rows, rest = findings.rows, findings.rest
+    if law.lawful and (is_rounding(law) or low_precision(findings.rows)):
+        return False
+    return (
+        _bent(findings, text) or _routed_otherwise(findings, rms, share, text) or _by_chance(findings, rms, share, text)
+    )
+
+
+def _bent(findings: Findings, text: str) -> bool:
+    bend = None if findings.causes else _bend(findings.rows)
+    if bend is None or sign.truth(findings.rows).bias.z > 4:
+        return False  # an engine that samples from what it reports has a bias below 0
+    findings.add(
+        "one_sided_processor",
+        bend,
+        f"{text}; a function of the token's probability explains {bend:.0%} of the square, and it is no straight line: a bend, as "
+        "of a softcap or a processor of logits on one side",
+    )
+    return True
+
+
+def _routed_otherwise(findings: Findings, rms: float, share: float, text: str) -> bool:
+    """Heavy tails: most tokens as quiet as a 16-bit type's, a few far off."""
+    rows = findings.rows
+    heavy, bulk = marks.tail(rows, findings.rest)
+    least = HEAVY_REPEATED if _repeats_itself(rows) else HEAVY
+    if heavy < least or bulk > LARGEST_SIGMA or not 0.05 < rms < MOST_ROUTING or _old_on_record(rows):
+        return False
+    if not _truthful(sign.truth(rows)):
+        return False
+    findings.add(
+        "moe_routing",
+        share,
+        f"{text}; rms {heavy:.2g} times what the median says, so a few tokens are far off among quiet ones: as where a token near a tie "
+        "goes to another expert; usual for a mixture of experts"
+        + ("" if rows.meta.get("model_kind") != "dense" else ", but this model was declared dense"),
+    )
+    return True
+
+
+def _by_chance(findings: Findings, rms: float, share: float, text: str) -> bool:
+    """Too large for rounding, and no token has a preference of its own, as it would have under other weights."""
+    rows = findings.rows
+    if findings.causes or _repeats_itself(rows) or rms < 0.15 or sign.truth(rows).bias.value >= 0:
+        return False
+    if not marks.by_token(rows, findings.rest).unrelated:
+        return False
+    findings.add(
+        "stochastic_trainer",
+        share,
+        f"{text}; truthful, in no place, too large for rounding, and different for every occurrence of a token, where other weights "
+        "would favour some tokens: as of dropout in the trainer's pass (score one batch twice to see)",
+    )
+    return True
+
+
+def _repeats_itself(rows: Rows) -> bool:
+    """Whether tokens that were asked for again show that the trainer gives the same value each time."""
     again = marks.repeats(rows)
-    rounding = law.lawful and (is_rounding(law) or low_precision(rows))
-    heavy, bulk = marks.tail(rows, rest)
-    if (
-        not rounding
-        and heavy > (HEAVY_REPEATED if again.enough and again.the_same else HEAVY)
-        and bulk < LARGEST_SIGMA
-        and 0.05 < rms < MOST_ROUTING
-        and not _old_on_record(rows)
-    ):
-        findings.add(
-            "moe_routing",
-            share,
-            f"{text}; rms {heavy:.2g} times what the median says, so a few tokens are far off among quiet ones: as where a token near a tie "
-            "goes to another expert; usual for a mixture of experts"
-            + ("" if rows.meta.get("model_kind") != "dense" else ", but this model was declared dense"),
-        )
-        return True
-    if not rounding and not findings.causes:
-        bend = _bend(rows)
-        if bend is not None:
-            findings.add(
-                "one_sided_processor",
-                bend,
-                f"{text}; a function of the token's probability explains {bend:.0%} of the square, and it is no straight line: a bend, as "
-                "of a softcap or a processor of logits on one side",
-            )
-            return True
-    unrelated = marks.by_token(rows, rest).unrelated and not (again.enough and not again.trainer_varies)
-    if not rounding and not findings.causes and unrelated and rms > 0.15 and sign.truth(rows).bias.value < 0:
-        findings.add(
-            "stochastic_trainer",
-            share,
-            f"{text}; truthful, in no place, too large for rounding, and different for every occurrence of a token, where other weights "
-            "would favour some tokens: as of dropout in the trainer's pass (score one batch twice to see)",
-        )
-        return True
-    return False
+    return again.enough and not again.trainer_varies
 
 
 def _bend(rows: Rows) -> float | None:
@@ -191,8 +211,13 @@ def is_rounding(law: sign.Noise) -> bool:
 def _like_noise(rows: Rows, rest: Floats) -> bool:
     """Truthful, and for no token more than for another."""
     facts = sign.truth(rows)
-    truthful = abs(facts.ratio.z) < 5 or abs(facts.ratio.value) < 0.01
-    return truthful and facts.bias.value < 0.1 * np.sqrt(facts.square) and marks.by_token(rows, rest).unrelated
+    centred = facts.bias.value < 0.1 * np.sqrt(facts.square)
+    return _truthful(facts) and bool(centred) and marks.by_token(rows, rest).unrelated
+
+
+def _truthful(facts: sign.Truth) -> bool:
+    """Whether the mean ratio is 1, as of an engine that reports what it samples from."""
+    return abs(facts.ratio.z) < 5 or abs(facts.ratio.value) < 0.01
 
 
 def low_precision(rows: Rows) -> bool:

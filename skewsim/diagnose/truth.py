@@ -53,16 +53,18 @@ def _temperature(findings: Findings, facts: sign.Truth) -> bool:
     if slope is not None:
         k, share = slope.k.value, slope.explained
         if abs(k - 1) < max(0.02, 5 * slope.k.error) or share < LEAST_SHARE:
-            findings.notes.append(f"no temperature: slope within contexts {slope.k} over {slope.tokens} tokens")
+            findings.notes.append(
+                f"a temperature is ruled out: slope within contexts {slope.k} over {slope.tokens} tokens"
+            )
             return False
         if not LEAST_K < k < MOST_K or k * slope.back < TOGETHER:
             findings.notes.append(
-                f"no temperature: slope within contexts {slope.k}, the other way round {slope.back:.3g}: not one line"
+                f"a temperature is ruled out: slope within contexts {slope.k}, the other way round {slope.back:.3g}: not one line"
             )
             return False
         alone = rows.context < 0
         if alone.sum() >= 50 and not _stretched(rows.select(alone), k, slope.k.error):
-            findings.notes.append(f"no temperature: slope {slope.k} does not hold outside equal contexts")
+            findings.notes.append(f"a temperature is ruled out: slope {slope.k} does not hold outside equal contexts")
             return False
         how = f"within {slope.tokens} tokens of equal context, engine = {slope.k} x trainer + const, explaining {share:.0%}"
         if alone.any():

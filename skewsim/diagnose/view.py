@@ -110,8 +110,8 @@ class View:
         if later.sum() < LEAST_ROUGH or self.rms(uncertain) < 1.5 * self.rms(later):
             return None
         number, count = self.sizes.sequence, self.sizes.count
-        n, m = (np.bincount(number, weights=side, minlength=count) for side in (chosen, rest))
-        both = (n > 0) & (m > 0)
+        n, m = (np.bincount(number, weights=side, minlength=count) for side in (uncertain, later))
+        both = (n >= 3) & (m >= 3)
         gap = (levels_of(self.sizes, chosen) - levels_of(self.sizes, rest))[both]
         if len(gap) == 0 or gap.mean() < np.log(1.5) or self.rms(chosen) < 2 * self.rms(rest):
             return None

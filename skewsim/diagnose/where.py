@@ -9,7 +9,7 @@ what is reported of a place (rms, bias, share of the square) is of d itself.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,8 @@ LAW_GAIN = 0.05
 """The same for probability: the law holds roughly only, and nearly certain tokens carry the rounding of the log."""
 LEAST_Z = 2.5
 SHOWN = 6
+LEAST_SHOWN = 0.01
+"""Share of the mean square below which a place, however sure, is none to look at."""
 LAW = "engine's probability"
 """Every noise follows it, so it comes last."""
 SAME = 1e-5
@@ -51,6 +53,8 @@ class Contrast:
     """Difference of the mean of d / h, in units of its size outside."""
     z_size: float
     z_shift: float
+    by_means: float = 0.0
+    """Share of the mean square of d that the difference of the two means makes."""
 
 
 @dataclass(frozen=True)
@@ -203,7 +207,9 @@ _PLAIN = (
 
 
 def places(contrasts: list[Contrast], most: int = SHOWN) -> tuple[Place, ...]:
-    return tuple(each.place for each in contrasts[:most])
+    """The strongest places that account for something, by their size or by their bias."""
+    found = (replace(each.place, explained=max(each.place.explained, each.by_means)) for each in contrasts)
+    return tuple(place for place in found if place.explained >= LEAST_SHOWN)[:most]
 
 
 def _best_group(
@@ -330,7 +336,9 @@ def _contrast(
         share * max(high - low, 0.0) / float(square.mean()),
         round(survived(strongest, 2 * looks), 2),
     )
-    return Contrast(place, inside, gain, size_in / max(size_out, 1e-12), shift, z_size, z_shift)
+    apart = float(sizes.skew[inside].mean() - sizes.skew[~inside].mean())
+    by_means = share * (1 - share) * apart**2 / float(square.mean())
+    return Contrast(place, inside, gain, size_in / max(size_out, 1e-12), shift, z_size, z_shift, by_means)
 
 
 def _value(rows: Rows, text: str) -> str:

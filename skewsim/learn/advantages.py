@@ -15,6 +15,8 @@ from torch import Tensor
 
 STD_OFFSET = 1e-4  # TRL's, added to every standard deviation of rewards
 
+WHITEN_OFFSET = 1e-8  # verl's, added to the variance over tokens
+
 
 @dataclass(frozen=True)
 class Groups:
@@ -91,6 +93,17 @@ def leave_one_out(rewards: Tensor, group_ids: Tensor) -> Tensor:
 def globally_normalised(rewards: Tensor, group_ids: Tensor) -> Tensor:
     """REINFORCE++: the group's mean subtracted, then mean and standard deviation of the batch normalised."""
     return _normalised(group_centered(rewards, group_ids), Groups.whole(group_ids))
+
+
+def whitened_over_tokens(values: Tensor, lengths: Tensor) -> Tensor:
+    """(..., N) -> (..., N): mean 0 and unbiased variance 1 over tokens, of which sequence i has ``lengths[..., i]``.
+
+    As verl's `masked_whiten`, where every token of a sequence has the sequence's value.
+    """
+    tokens = lengths.sum(-1, keepdim=True).clamp(min=1)
+    centered = values - (values * lengths).sum(-1, keepdim=True) / tokens
+    variance = (centered.square() * lengths).sum(-1, keepdim=True) / (tokens - 1).clamp(min=1)
+    return centered * (variance + WHITEN_OFFSET).rsqrt()
 
 
 def _normalised(rewards: Tensor, groups: Groups) -> Tensor:

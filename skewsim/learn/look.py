@@ -167,7 +167,7 @@ def look_at(policy: Policy, rollouts: Rollouts, scenario: Scenario, *, step: int
         dropout = Dropout.of(scenario.trainer.dropout, range(len(policy.flat)), step)
         scored = score_rollouts(policy, rollouts, scenario, dropout=dropout)
         scores = Task(scenario.task).score(rollouts.prompt_ids, rollouts.tokens, rollouts.mask)
-        return take(rollouts, scored, grade(scores, scenario), scenario, step=step, member=member)
+        return take(rollouts, scored, grade(scores, rollouts.mask, scenario), scenario, step=step, member=member)
 
 
 def take(

@@ -27,6 +27,7 @@ from skewsim.learn.advantages import (
     group_centered,
     group_normalised,
     leave_one_out,
+    whitened_over_tokens,
     without_spread,
 )
 from skewsim.learn.clipping import clip_bounds, epsilons, form
@@ -100,9 +101,20 @@ def objective_terms(inputs: LossInputs, settings: TrainerSettings) -> Terms:
     return find_objective(settings).loss(batch, settings)
 
 
-def compute_advantages(rewards: Tensor, group_ids: Tensor, settings: TrainerSettings) -> Tensor:
-    """Advantages ``(..., N)`` of rewards ``(..., N)``: over the whole rollout, before it is cut into minibatches."""
-    return find_objective(settings).advantage(rewards, group_ids)
+def compute_advantages(
+    rewards: Tensor, group_ids: Tensor, settings: TrainerSettings, *, lengths: Tensor | None = None
+) -> Tensor:
+    """Advantages ``(..., N)`` of rewards ``(..., N)``: over the whole rollout, before it is cut into minibatches.
+
+    `lengths` ``(..., N)``, the sequences' sampled tokens, are needed where `settings.whiten_over` is tokens.
+    UserError if they are missing then.
+    """
+    objective = find_objective(settings)
+    if settings.whiten_over == "sequences" or objective.centered is None:
+        return objective.advantage(rewards, group_ids)
+    if lengths is None:
+        raise UserError('trainer.whiten_over="tokens" needs the lengths of the sequences: compute_advantages(lengths=)')
+    return whitened_over_tokens(objective.centered(rewards, group_ids), lengths.to(rewards.dtype))
 
 
 def _kl_to_reference(inputs: LossInputs, sampled: Tensor) -> Tensor:
@@ -296,14 +308,16 @@ class Objective:
     advantage: Callable[[Tensor, Tensor], Tensor]
     drops_equal_groups: bool = False
     """Whether groups whose rewards are all equal leave the batch."""
+    centered: Callable[[Tensor, Tensor], Tensor] | None = None
+    """For an advantage that is whitened over the batch: what is whitened."""
 
 
 OBJECTIVES: dict[str, Objective] = {
     "reinforce": Objective(score, "sequence_sum", batch_centered),
     "rloo": Objective(score, "sequence_sum", leave_one_out),
     "rloo/clipped": Objective(sequence_sum_ratio, "sequence_sum", leave_one_out),
-    "reinforce_pp": Objective(clipped_ratio, "token", globally_normalised),
-    "ppo": Objective(clipped_ratio, "token", batch_normalised),
+    "reinforce_pp": Objective(clipped_ratio, "token", globally_normalised, centered=group_centered),
+    "ppo": Objective(clipped_ratio, "token", batch_normalised, centered=batch_centered),
     "grpo": Objective(clipped_ratio, "sequence", group_normalised),
     "dr_grpo": Objective(clipped_ratio, "constant", group_centered),
     "dapo": Objective(clipped_ratio, "token", group_normalised, drops_equal_groups=True),

@@ -63,11 +63,12 @@ class Graded:
     """(N,) equal for responses to the same prompt."""
 
 
-def grade(scores: Scores, scenario: Scenario) -> Graded:
-    """Rewards and advantages of scored responses, by a scenario's task and trainer."""
+def grade(scores: Scores, mask: Tensor, scenario: Scenario) -> Graded:
+    """Rewards and advantages of scored responses, by a scenario's task and trainer; mask (E, N, T): sampled tokens."""
     rewards = scores.exact if scenario.task.reward == "exact" else scores.partial
     group_ids = torch.arange(rewards.shape[1], device=rewards.device) // scenario.trainer.num_generations
-    return Graded(rewards, compute_advantages(rewards, group_ids, scenario.trainer), group_ids)
+    advantages = compute_advantages(rewards, group_ids, scenario.trainer, lengths=mask.sum(-1))
+    return Graded(rewards, advantages, group_ids)
 
 
 @dataclass(frozen=True)

@@ -107,7 +107,7 @@ class Trainer:
         scenario, trainer = self.scenario, self.scenario.trainer
         rollouts = self.engine.generate(self._request(k))
         scores = self.task.score(rollouts.prompt_ids, rollouts.tokens, rollouts.mask)
-        graded = grade(scores, scenario)
+        graded = grade(scores, rollouts.mask, scenario)
         self._dropout = Dropout.of(trainer.dropout, self.seeds, k)
         with torch.no_grad():
             before = score_rollouts(self.policy, rollouts, scenario, dropout=self._dropout)

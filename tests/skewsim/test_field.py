@@ -20,8 +20,9 @@ from scipy import stats
 from benchmarks.field_cases import MAKERS, draw, finish, make_field_case, make_world
 from skewsim.cli.main import main
 from skewsim.diagnose import FIX, Diagnosis, diagnose, where
-from skewsim.diagnose.causes import LAYER_OF, Cause, fix_for
+from skewsim.diagnose.causes import LAYER_OF, Cause, fix_for, in_words
 from skewsim.diagnose.fixes import FIXES, REPOSITORIES
+from skewsim.diagnose.page import page
 from skewsim.diagnose.parties import compare_three
 from skewsim.diagnose.rows import Rows
 from skewsim.diagnose.values import inspect
@@ -29,7 +30,11 @@ from skewsim.errors import UserError
 from skewsim.skew.sequences import SequenceLog, SequenceRecord, write_sequences
 from skewsim.skew.tokens import TokenTable
 
-NEW = [label for label in MAKERS if label not in ("healthy", "wrong_temperature", "raw_logprobs", "unnamed")]
+NEW = [
+    label
+    for label in MAKERS
+    if label not in ("healthy", "healthy_declared", "wrong_temperature", "raw_logprobs", "unnamed")
+]
 
 
 def quiet_log(seed: int, *, noise: float = 0.08, sequences: int = 48, length: int = 60) -> SequenceLog:
@@ -177,6 +182,31 @@ def test_every_cause_has_a_fix_with_a_source_for_every_setting() -> None:
             assert framework in REPOSITORIES, framework
             assert not text.endswith("."), (name, framework)
             assert re.search(r"(\.(py|yaml|md|sh)|/)$", source), (name, framework, source)
+
+
+@pytest.mark.parametrize("label", ["stale_replica", "packed_rows", "placeholder_logprobs", "one_sided_processor"])
+def test_the_page_fits_its_columns_and_shows_no_place_that_accounts_for_nothing(label: str) -> None:
+    found = diagnose(make_field_case(label, 1).log)
+    assert all(place.explained >= 0.01 for place in found.where)
+    for width in (60, 80, 120):
+        text = "\n".join(page(found, width))
+        assert all(len(line) <= max(width, 80) for line in text.split("\n") if "://" not in line), text
+        assert "- verl: " in text
+    if not found.where:
+        assert "no column stands out" in text
+
+
+def test_a_healthy_logs_page_has_no_place_and_says_so() -> None:
+    text = "\n".join(page(diagnose(quiet_log(3), dtype="bfloat16")))
+    assert text.startswith("verdict: healthy")
+    assert "normal: yes" in text
+    assert "where it lives: no column stands out" in text
+
+
+def test_a_place_is_put_in_words() -> None:
+    assert in_words("sequence modulo", "not 0 mod 4") == "sequence number mod 4 not 0"
+    assert in_words("seen before in the output", "no") == "not seen before in the output"
+    assert in_words("turn", "from 1 on") == "turn from 1 on"
 
 
 def test_a_framework_leaves_its_own_settings_in_the_fix_and_vllms() -> None:

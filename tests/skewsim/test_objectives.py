@@ -240,6 +240,34 @@ def test_advantages_equal_the_float64_formula(name):
     np.testing.assert_allclose(found, oracles.advantages(name, p.rewards, uneven), rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("name", ["reinforce_pp", "ppo"])
+def test_whitening_over_tokens_is_a_whitening_of_every_token_by_its_sequences_value(name):
+    """The tokens written out, in float64 numpy: mean off, divided by the unbiased standard deviation."""
+    rng = np.random.default_rng(1)
+    rewards, lengths = rng.normal(size=12), rng.integers(1, 40, 12)
+    groups = np.repeat(np.arange(3), 4)
+    base = rewards - (np.repeat(rewards.reshape(3, 4).mean(1), 4) if name == "reinforce_pp" else rewards.mean())
+    tokens = np.repeat(base, lengths)
+    expected = (base - tokens.mean()) / np.sqrt(tokens.var(ddof=1) + 1e-8)
+    over = trainer_settings(name, whiten_over="tokens")
+    found = compute_advantages(torch.tensor(rewards), torch.tensor(groups), over, lengths=torch.tensor(lengths))
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+    assert not np.allclose(
+        found, compute_advantages(torch.tensor(rewards), torch.tensor(groups), trainer_settings(name))
+    )
+    alike = compute_advantages(torch.full((12,), 0.1), torch.tensor(groups), over, lengths=torch.tensor(lengths))
+    assert (alike == 0).all()
+    with pytest.raises(UserError, match="lengths"):
+        compute_advantages(torch.tensor(rewards), torch.tensor(groups), over)
+
+
+def test_only_an_objective_that_whitens_over_the_batch_heeds_what_is_whitened_over():
+    rewards, groups = torch.rand(8), torch.arange(2).repeat_interleave(4)
+    assert {name for name, each in OBJECTIVES.items() if each.centered is not None} == {"reinforce_pp", "ppo"}
+    plain = compute_advantages(rewards, groups, trainer_settings("grpo"))
+    assert torch.equal(plain, compute_advantages(rewards, groups, trainer_settings("grpo", whiten_over="tokens")))
+
+
 def test_dapo_drops_groups_without_reward_spread_from_numerator_and_denominator():
     p = oracles.problem(2)
     rewards = torch.tensor(p.rewards)
