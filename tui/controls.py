@@ -328,14 +328,37 @@ def explore_controls(profiles: Sequence[str] = ()) -> tuple[Control, ...]:
     return (*FIXES, *KNOBS, *selectors(profiles))
 
 
+FAULTS: tuple[str, ...] = (
+    "engine.placeholder_logprobs",
+    "engine.placeholder_value",
+    "engine.placeholder_share",
+    "engine.repetition_penalty",
+    "engine.presence_penalty",
+    "engine.frequency_penalty",
+    "engine.logits_soft_cap",
+    "engine.weight_sync",
+    "engine.replicas",
+    "engine.stale_replicas",
+    "trainer.packing",
+    "trainer.pack_size",
+    "trainer.chat_template",
+    "trainer.dropout",
+)
+"""Settings that make the faults which people report; the settings page has them in a group of their own."""
+
+
 def all_controls() -> Iterator[Control]:
-    """One control for every engine, skew, trainer and correction field, from the settings themselves."""
-    scenario = Scenario()
+    """One control for every engine, skew, trainer and correction field, from the settings themselves; faults last."""
+    scenario, faults = Scenario(), dict[str, Control]()
     for section in ("engine", "skew", "trainer", "trainer.correction"):
         model = type(value_at(scenario, section))
         for name, field in model.model_fields.items():
-            if not _is_section(field):
-                yield _field_control(f"{section}.{name}", field)
+            path = f"{section}.{name}"
+            if path in FAULTS:
+                faults[path] = _field_control(path, field)
+            elif not _is_section(field):
+                yield _field_control(path, field)
+    yield from (faults[path] for path in FAULTS)
 
 
 def _is_section(field: FieldInfo) -> bool:

@@ -20,7 +20,7 @@ import numpy as np
 from skewsim.errors import UserError
 from skewsim.scenarios import INITIAL_V1
 from skewsim.settings import Scenario, changes, with_changes
-from tui.controls import FIXES, Control, explore_controls
+from tui.controls import FAULTS, FIXES, Control, explore_controls
 from tui.driver import SPEEDS, TrackSpec, TrackUpdate
 from tui.playback import Playback, Track
 from tui.recordings import LIVE, Archive, RecordedRun
@@ -38,8 +38,10 @@ _MARKS = 200
 _STUCK = 10
 _FURTHEST = 20
 """How many choices away a recorded one is looked for."""
-_NOT_SHARED = {"old_logprobs", "correction", "dtype", "head_dtype", "temperature"}
-"""Trainer settings that are an answer to the engine's: yours may differ in them; all others the three curves share."""
+_NOT_SHARED = {"old_logprobs", "correction", "dtype", "head_dtype", "temperature"} | {
+    path.removeprefix("trainer.") for path in FAULTS if path.startswith("trainer.")
+}
+"""Trainer settings that are an answer to the engine's, or faults: yours may differ in them; all others are shared."""
 
 OPENING = {
     "trainer.objective": "reinforce",

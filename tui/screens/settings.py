@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import ClassVar
 
 from rich.text import Text
@@ -15,7 +16,7 @@ from textual.widgets.option_list import Option
 from skewsim.errors import UserError, shown
 from skewsim.settings import Scenario
 from skewsim.share import parse_assignments
-from tui.controls import Control, all_controls, number, value_at
+from tui.controls import FAULTS, Control, all_controls, number, value_at
 from tui.lab import Lab
 from tui.screens.dialog import Dialog
 
@@ -36,8 +37,14 @@ class SettingsScreen(Dialog):
             yield Static(
                 "Every setting of yours   left/right change   enter types   escape closes", id="settings-title"
             )
-            yield OptionList(*(Option(self._line(c), id=c.id) for c in self._controls.values()))
+            yield OptionList(*self._options())
             yield Static("", id="settings-help", markup=False)
+
+    def _options(self) -> Iterator[Option]:
+        for path, control in self._controls.items():
+            if path == FAULTS[0]:
+                yield Option(Text("  -- faults that people report: each can be switched on --"), disabled=True)
+            yield Option(self._line(control), id=path)
 
     def on_option_list_option_highlighted(self, event: OptionList.OptionHighlighted) -> None:
         self._explain(self._controls[str(event.option.id)])
