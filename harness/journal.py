@@ -23,7 +23,7 @@ from typing import Any, Self
 import numpy as np
 
 from skewsim.errors import FileFormatError, UserError
-from skewsim.files import atomic_writer
+from skewsim.files import atomic_writer, remove_leftovers
 from skewsim.skew.tokens import TokenTable
 
 FORMAT, SCHEMA_VERSION = "skewsim-measurement", 1
@@ -58,6 +58,7 @@ class Journal:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._open()
+            remove_leftovers(self.folder, (ASKED, TABLE, SEQUENCES, PROFILE))
             os.truncate(self.lines, self._end)
         except OSError as error:
             raise UserError(f"{self.folder} cannot be written: {error.strerror}") from None

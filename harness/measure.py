@@ -22,7 +22,7 @@ import numpy as np
 from harness.journal import PROFILE, SEQUENCES, TABLE, Journal
 from harness.plan import Plan, Prompts, make_plan
 from harness.protocols import RealChoice, Session
-from harness.requests import Request, Row, Size
+from harness.requests import Request, Row, Size, check_ids
 from harness.scorer import Processing, TokenScores, TrainerScorer, TrainerSide
 from skewsim.errors import EngineError, UserError
 from skewsim.settings import EngineSettings
@@ -206,6 +206,7 @@ class _Work:
             return session.info
 
     def _take(self, rows: list[Row]) -> None:
+        check_ids(rows, self._scorer.vocab_size)
         began, numbers = time.monotonic(), [self._plan.prompt_id(row.id) for row in rows]
         prompts = [self._plan.prompts[number] for number in numbers]
         scores = self._scorer.score(prompts, [row.tokens for row in rows], self._processing)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from skewsim.errors import EngineError
+
 
 @dataclass(frozen=True)
 class Size:
@@ -68,3 +70,12 @@ class Row:
     """The engine's own record of weight versions, [version, start, end], where it keeps one."""
     cached: int | None = None
     """Prompt tokens that were taken from the prefix cache."""
+
+
+def check_ids(rows: list[Row], vocab_size: int) -> list[Row]:
+    """The rows. EngineError for a token that the model does not have."""
+    for row in rows:
+        if row.tokens and not 0 <= min(row.tokens) <= max(row.tokens) < vocab_size:
+            odd = next(token for token in row.tokens if not 0 <= token < vocab_size)
+            raise EngineError(f"engine sent token {odd}; the model has 0 to {vocab_size - 1}")
+    return rows

@@ -7,10 +7,17 @@ as were asked for. A server that drops tokens, adds some, or stops by rules of i
 from __future__ import annotations
 
 import json
+import math
+import reprlib
 from typing import Any
 
 from harness.requests import Request, Row
 from skewsim.errors import EngineError
+
+ABOVE_ZERO = 1e-5
+"""Rounding of a log-softmax may leave a logprob this little above 0."""
+MOST_TOO_MANY = 1000
+"""Tokens beyond those that were asked for after which an answer is not read to its end."""
 
 
 class Incomplete(Exception):
@@ -55,7 +62,9 @@ class Answer:
         self.tokens += tokens
         self.logprobs += logprobs
         self.versions += [version] * len(tokens)
-        self.finish = choice.get("finish_reason") or self.finish
+        self.finish = str(choice.get("finish_reason") or "") or self.finish
+        if len(self.tokens) > max(self._max_tokens, 1) + MOST_TOO_MANY:
+            raise EngineError(f"sent {len(self.tokens)} tokens where {self._max_tokens} were asked for")
 
     def check(self) -> None:
         """The whole answer. Raises EngineError, or Incomplete if its end is missing."""
@@ -114,12 +123,16 @@ def _tokens(choice: dict[str, Any]) -> tuple[list[int], list[float]]:
     values = logprobs.get("token_logprobs") if isinstance(logprobs, dict) else None
     if not isinstance(values, list) or any(isinstance(v, bool) or not isinstance(v, int | float) for v in values):
         raise EngineError("returned no logprobs for some tokens (token_logprobs)")
+    if odd := next((v for v in values if not (v == -math.inf or -1e30 < v <= ABOVE_ZERO)), None):
+        raise EngineError(f"sent {reprlib.repr(odd)} as a log-probability; none is above 0")
     if ids is None:
         ids = [_token_id(name) for name in logprobs.get("tokens") or []]
     if not isinstance(ids, list) or any(isinstance(i, bool) or not isinstance(i, int) for i in ids):
         raise EngineError(
             "returned no token ids; vLLM does, with return_token_ids or return_tokens_as_token_ids (from 0.8 on)"
         )
+    if odd_id := next((i for i in ids if not 0 <= i < 2**31), None):
+        raise EngineError(f"sent {reprlib.repr(odd_id)} as the id of a token")
     if len(ids) != len(values):
         raise EngineError(f"sent {len(ids)} tokens with {len(values)} logprobs")
     return ids, [float(v) for v in values]

@@ -15,6 +15,8 @@ from typing import Any
 from skewsim.errors import EngineError, UserError, shown
 from skewsim.settings import EngineSettings
 
+LONGEST_LABELS = 10_000
+"""Characters of a metric's labels that are read; vLLM's cache_config_info has 1,000."""
 ARGUMENTS = {
     "dtype": "--dtype {}",
     "head_dtype": '--hf-overrides \'{{"head_dtype": "{}"}}\'',
@@ -50,7 +52,15 @@ def facts_of(model: dict[str, Any], version: Any, details: Any, metrics: str | N
     facts |= _from_metrics(metrics or "")
     config = details.get("vllm_config") if isinstance(details, dict) else None
     facts = {name: value for name, value in facts.items() if value is not None}
-    return facts | (_from_config(config) if isinstance(config, dict) else {})
+    facts |= _from_config(config) if isinstance(config, dict) else {}
+    return {name: value for name, value in facts.items() if _is_fact(name, value)}
+
+
+def _is_fact(name: str, value: Any) -> bool:
+    """Whether a value is of the kind that a fact of this name has: a whole number, or something short and plain."""
+    if name in ("max_model_len", "block_size", "max_num_seqs"):
+        return type(value) is int and 0 < value < 2**53
+    return value is None or isinstance(value, bool | int) or (isinstance(value, str) and len(value) <= 400)
 
 
 def known_settings(
@@ -96,7 +106,7 @@ def logprobs_mode(warm: dict[str, Any], cold: dict[str, Any]) -> str | None:
 def _from_metrics(text: str) -> dict[str, Any]:
     """Settings of the cache from Prometheus' text format."""
     found = re.search(r"^vllm:cache_config_info\{(.*)\} ", text, flags=re.MULTILINE)
-    labels = dict(re.findall(r'(\w+)="([^"]*)"', found.group(1))) if found else {}
+    labels = dict(re.findall(r'(\w+)="([^"]*)"', found.group(1)[:LONGEST_LABELS])) if found else {}
     facts: dict[str, Any] = {"kv_cache_dtype": labels.get("cache_dtype")}
     if labels.get("enable_prefix_caching") in ("True", "False"):
         facts["enable_prefix_caching"] = labels["enable_prefix_caching"] == "True"

@@ -21,7 +21,7 @@ import json
 import queue
 import threading
 import weakref
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,6 +34,7 @@ from harness.arguments import penalties
 from harness.client import read_seconds
 from harness.requests import InFlightUpdate, Request, Row, Size
 from harness.server_answers import Answer, Incomplete, error_text, parse
+from harness.server_bodies import read_body, read_into
 from harness.server_facts import choose_model, facts_of, known_settings, logprobs_mode
 from skewsim.errors import EngineError, UserError, shown
 from skewsim.settings import EngineSettings
@@ -85,6 +86,10 @@ class ServerSession:
         self.name, self._base, self._root = address.name, address.name, address.name.removesuffix("/v1")
         self._limits = limits or ServerLimits()
         self._key, self._proxies = find_key(), not address.is_loopback
+        try:
+            httpx2.URL(self._base)
+        except (httpx2.InvalidURL, ValueError) as error:
+            raise UserError(f"engine={shown(repr(self.name), 80)} is no address: {shown(error, 80)}") from None
         self.version = 0
         self.stats: dict[str, Any] = {}
         self._moved = 0.0
@@ -210,9 +215,9 @@ class ServerSession:
         """One answer from its beginning to its end."""
         answer.clear()
         async with self._client.stream("POST", f"{self._base}/completions", json=body | answer.asks()) as response:
-            await self._check(response)
-            async for piece in _pieces(response):
-                answer.take(piece, version=self.version)
+            if response.status_code != 200:
+                self._check(response, await read_body(response))
+            async for _ in read_into(answer, response, version=lambda: self.version):
                 self._moved = self._loop.time()
                 reached(answer)
         answer.check()
@@ -265,41 +270,47 @@ class ServerSession:
 
     async def _takes_weights(self) -> bool:
         """Whether vLLM's development endpoints are there. GET of /collective_rpc, for POST only, is 405 then."""
-        response = await self._client.get(f"{self._root}/is_paused", timeout=LOOK_S)
+        response, content = await self._ask("GET", "/is_paused", timeout=LOOK_S)
         if response.status_code >= 500:  # the server is there, but its engine is dead
-            raise EngineError(f"GET /is_paused: answered {response.status_code}: {error_text(response.content)}")
-        paused = _json(response.text) if response.status_code == 200 else None
+            raise EngineError(f"GET /is_paused: answered {response.status_code}: {error_text(content)}")
+        paused = _json(content) if response.status_code == 200 else None
         if not isinstance(paused, dict) or "is_paused" not in paused:
             return False
-        return (await self._client.get(f"{self._root}/collective_rpc", timeout=LOOK_S)).status_code == 405
+        response, _ = await self._ask("GET", "/collective_rpc", timeout=LOOK_S)
+        return response.status_code == 405
 
     async def _taste(self, model: str, *, temperature: float) -> dict[str, Any]:
         """The answer of one token to a fixed prompt, for its logprobs; empty if the server gives none."""
         body = {"model": model, "prompt": [1, 2, 3], "max_tokens": 1, "logprobs": 1, "seed": 0}
         extra = {"temperature": temperature, "return_tokens_as_token_ids": True}
         with contextlib.suppress(httpx2.HTTPError):
-            response = await self._client.post(f"{self._base}/completions", json=body | extra)
-            found = _json(response.text) if response.status_code == 200 else None
+            response, content = await self._ask("POST", "/v1/completions", json=body | extra)
+            found = _json(content) if response.status_code == 200 else None
             return found if isinstance(found, dict) else {}
         return {}
 
     # -- HTTP -----------------------------------------------------------------------------------------------
 
+    async def _ask(self, method: str, path: str, **parts: Any) -> tuple[httpx2.Response, bytes]:
+        """A response and its body, which is of a bounded size."""
+        async with self._client.stream(method, self._root + path, **parts) as response:
+            return response, await read_body(response)
+
     async def _get(self, path: str) -> dict[str, Any]:
-        response = await self._client.get(self._root + path)
-        await self._check(response)
-        return parse(response.content)
+        response, content = await self._ask("GET", path)
+        self._check(response, content)
+        return parse(content)
 
     async def _try(self, path: str, **params: str) -> str | None:
         """What an endpoint says that a server need not have; None if it is not there."""
         with contextlib.suppress(httpx2.HTTPError):
-            response = await self._client.get(self._root + path, params=params, timeout=LOOK_S)
-            return response.text if response.status_code == 200 else None
+            response, content = await self._ask("GET", path, params=params, timeout=LOOK_S)
+            return content.decode(errors="replace") if response.status_code == 200 else None
         return None
 
     async def _post(self, path: str, *, hint: str = "", **parts: Any) -> None:
         async def once() -> None:
-            await self._check(await self._client.post(self._root + path, **parts))
+            self._check(*await self._ask("POST", path, **parts))
 
         try:
             await self._insist(once)
@@ -307,18 +318,16 @@ class ServerSession:
             raise EngineError(f"POST {path}: {error}{hint}") from None
         self._moved = self._loop.time()
 
-    async def _check(self, response: httpx2.Response) -> None:
+    def _check(self, response: httpx2.Response, content: bytes) -> None:
         """Raises EngineError, or _Again, unless the status is 200."""
         code = response.status_code
         if code == 200:
             return
-        with contextlib.suppress(httpx2.TransportError):
-            await response.aread()
-        words = error_text(response.content if response.is_stream_consumed else b"")
+        words = error_text(content)
         what = f"answered {code}{': ' + words if words else ''}"
         if code == 429 or code >= 500:
             after = response.headers.get("retry-after", "")
-            raise _Again(what, wait=float(after) if after.isdecimal() else 0.0, busy=code == 429)
+            raise _Again(what, wait=min(float(after), 60.0) if after.isdecimal() else 0.0, busy=code == 429)
         if code in (401, 403):
             what += f" (the key comes from {' or '.join(KEYS)}; {'one' if self._key else 'none'} is set)"
         raise EngineError(what)
@@ -351,7 +360,7 @@ class ServerSession:
                     )
                 await asyncio.wait([task], timeout=rest)
             return task.result()
-        except httpx2.TransportError as error:
+        except httpx2.RequestError as error:
             said = EngineError(_said(error, attempts=1))
             raise EngineError(self._short(said, after=f"server {self.name} ")) from None
         except UserError as error:
@@ -375,7 +384,7 @@ class ServerSession:
 
     async def _open(self) -> tuple[httpx2.AsyncClient, asyncio.Semaphore]:
         client = httpx2.AsyncClient(
-            headers=self._key.headers() if self._key else {},
+            headers={"Accept-Encoding": "identity"} | (self._key.headers() if self._key else {}),
             trust_env=self._proxies,
             timeout=httpx2.Timeout(None, connect=self._limits.connect_s),
             limits=httpx2.Limits(max_connections=None, max_keepalive_connections=self._limits.concurrency),
@@ -396,26 +405,15 @@ class ServerSession:
             future.cancel()
 
 
-def _json(text: str | None) -> Any:
-    with contextlib.suppress(ValueError):
+def _json(text: str | bytes | None) -> Any:
+    with contextlib.suppress(ValueError, RecursionError):
         return json.loads(text or "")
     return None
 
 
-async def _pieces(response: httpx2.Response) -> AsyncIterator[dict[str, Any]]:
-    """The answer's parts: server-sent events, or the whole at once."""
-    if "event-stream" not in response.headers.get("content-type", ""):
-        yield parse(await response.aread())
-        return
-    async for line in response.aiter_lines():
-        data = line.removeprefix("data:").strip()
-        if line.startswith("data:") and data != "[DONE]":
-            yield parse(data)
-
-
 def _said(error: Exception, *, attempts: int) -> str:
     what = str(error)
-    if isinstance(error, httpx2.TransportError):
+    if isinstance(error, httpx2.RequestError):
         what = f"cannot be reached or broke off ({type(error).__name__}{': ' + what if what else ''})"
     return f"{what}, {attempts} times" if attempts > 1 else what
 

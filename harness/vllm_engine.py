@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from harness.protocols import RealChoice, Session
-from harness.requests import InFlightUpdate, Request, Row, Size
+from harness.requests import InFlightUpdate, Request, Row, Size, check_ids
 from skewsim.engine.rollouts import FINISH_ABORT, FINISH_LENGTH, FINISH_STOP, RolloutRequest, Rollouts, WeightUpdate
 from skewsim.errors import UserError
 from skewsim.model.policy import Policy
@@ -165,6 +165,7 @@ class VllmEngine:
                 update=self._in_flight(update, member, at=request.update_at) if update else None,
             )
         )
+        check_ids(rows, self._config.vocab_size)
         if update:
             self._held = (update.version, member, update.flat[member].clone())
         if (

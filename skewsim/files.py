@@ -7,9 +7,10 @@ middle leaves the old file or none, never half of one.
 from __future__ import annotations
 
 import os
+import re
 import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -25,8 +26,11 @@ def state_folder() -> Path:
 
 
 @contextmanager
-def atomic_writer(path: Path | str) -> Iterator[BinaryIO]:
-    """A binary handle whose content becomes the file `path` when the block ends, and is deleted if it raises."""
+def atomic_writer(path: Path | str, *, previous: Path | None = None) -> Iterator[BinaryIO]:
+    """A binary handle whose content becomes the file `path` when the block ends, and is deleted if it raises.
+
+    A file that is there is renamed to `previous` first, if that is given. File and folder are on the disk at the end.
+    """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
     try:
@@ -34,11 +38,46 @@ def atomic_writer(path: Path | str) -> Iterator[BinaryIO]:
             yield handle
             handle.flush()
             os.fsync(handle.fileno())
+        if previous is not None and path.exists():
+            os.replace(path, previous)
         os.replace(temporary, path)
+        _sync_folder(path.parent)
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror or error}") from None
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Put the names of a folder's files on the disk, where its file system can."""
+    with suppress(OSError):
+        number = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(number)
+        finally:
+            os.close(number)
+
+
+_TEMPORARY = re.compile(r"\.(.+)\.(\d+)\.[0-9a-f]{8}")
+
+
+def remove_leftovers(folder: Path, names: Collection[str] = ()) -> None:
+    """Delete the temporary files of writers that were killed. Of the files called `names` no other process writes any,
+    so that theirs are deleted whoever seems to run."""
+    for entry in os.scandir(folder):
+        found = _TEMPORARY.fullmatch(entry.name)
+        if found and (found[1] in names or not _runs(int(found[2]))):
+            Path(entry.path).unlink(missing_ok=True)
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def check_schema_version(what: str, version: object, *, newest: int) -> None:

@@ -31,12 +31,31 @@ class StepRecord:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> StepRecord:
-        """The inverse of to_json; the caller has checked the schema version. KeyError if something is missing."""
+        """The inverse of to_json; the caller has checked the schema version.
+
+        KeyError if something is missing, TypeError if a field has another type.
+        """
         known = {n: data[n] for n in ("step", "scenario", "seed", "events", "diverged", "sources")}
         metrics = {sys.intern(k): v for k, v in data.items() if k not in _NO_METRICS}  # every record's names
-        return cls(metrics=metrics, **known)
+        row = cls(metrics=metrics, **known)
+        if not row._well_typed():
+            raise TypeError("a field of another type than a record's")
+        return row
+
+    def _well_typed(self) -> bool:
+        counts = type(self.step) is int and self.step >= 0 and type(self.seed) is int
+        texts = isinstance(self.scenario, str) and isinstance(self.diverged, str | None)
+        inner = isinstance(self.events, list) and isinstance(self.sources, dict)
+        return (
+            counts
+            and texts
+            and inner
+            and all(isinstance(each, str) for each in (*self.events, *self.sources.values()))
+            and _NUMBERS.issuperset(map(type, self.metrics.values()))
+        )
 
 
+_NUMBERS = {int, float, bool, type(None)}
 _NO_METRICS = frozenset({"step", "scenario", "seed", "events", "diverged", "sources", "schema_version"})
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -100,7 +100,8 @@ def run(
         state = folder.load_state() if folder else None
         from skewsim.learn.trainer import Trainer
 
-        trainer = Trainer(chosen, rollouts, seeds=members, state=state)
+        with folder.fitting(state) if folder else nullcontext():
+            trainer = Trainer(chosen, rollouts, seeds=members, state=state)
         history: list[StepRecord] = []
         with display(chosen.steps, style=style) as shown, resumable(out):
             for records in record(trainer, folder, steps=chosen.steps, checkpoint_every=checkpoint_every):
@@ -213,8 +214,11 @@ def _climb(
     rungs = tuple(scenario.name for scenario in climb.scenarios)
     folder = RunFolder(path, climb.scenarios[0], seeds=climb.seeds, engine=label, rungs=rungs, resume=resume)
     make = None if engines is None else lambda rung: engines[rung].open(progress=say)
+    state = folder.load_state()
+    with folder.fitting(state):
+        made = climb.ensemble(engine=make, state=state)
     with (
-        closing(climb.ensemble(engine=make, state=folder.load_state())) as ensemble,
+        closing(made) as ensemble,
         display(climb.steps, style="shown") as shown,
         resumable(path),
     ):

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -23,10 +22,11 @@ from typing import Annotated, Any, Self
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from skewsim.errors import FileFormatError, UserError, shown
+from skewsim.files import atomic_writer, remove_leftovers
 from skewsim.model.folder import check_folder, read_config
 from skewsim.model.layers import rms_norm, swiglu
 from skewsim.settings import one_line
@@ -184,10 +184,12 @@ class Policy:
         """Write one member as a Hugging Face folder that transformers and vLLM load; each file atomically."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        save_tensors(self.named(member), folder / "model.safetensors")
-        temporary = folder / "config.json.tmp"
-        temporary.write_text(json.dumps(_huggingface_config(self.config), indent=1) + "\n")
-        os.replace(temporary, folder / "config.json")
+        remove_leftovers(folder)
+        tensors = {name: tensor.contiguous() for name, tensor in self.named(member).items()}
+        with atomic_writer(folder / "model.safetensors") as handle:
+            handle.write(save(tensors, metadata={"format": "pt"}))
+        with atomic_writer(folder / "config.json") as handle:
+            handle.write(json.dumps(_huggingface_config(self.config), indent=1).encode() + b"\n")
 
     def named(self, member: int = 0) -> dict[str, Tensor]:
         """One member's weights under their Hugging Face names, float32 copies on the CPU."""
@@ -251,13 +253,6 @@ def _embed(table: Tensor, tokens: Tensor) -> Tensor:
 def _linear(x: Tensor, weight: Tensor) -> Tensor:
     """Multiply x (E, R, in) by each member's own weight (E, out, in); returns (E, R, out)."""
     return torch.bmm(x, weight.transpose(1, 2))
-
-
-def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
-    """A safetensors file, written to a temporary name and renamed."""
-    temporary = path.with_name(path.name + ".tmp")
-    save_file({n: t.contiguous() for n, t in tensors.items()}, temporary, metadata={"format": "pt"})
-    os.replace(temporary, path)
 
 
 def _huggingface_config(config: PolicyConfig) -> dict[str, Any]:

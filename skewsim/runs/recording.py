@@ -1,19 +1,22 @@
 """The run folder: a run's scenario, every step's records, and the state from which a killed run is resumed.
 
 ``scenario.toml`` is the scenario, ``steps.jsonl`` has a line per member and step, ``summary.json`` says how the run
-ended, ``checkpoint.safetensors`` is the trainer's state. A checkpoint also holds the length of ``steps.jsonl`` when it
-was made. Resuming cuts the file to that length and trains on, so that no step is lost or repeated, at whatever moment
-the run was killed. Whole files are written aside and renamed; ``steps.jsonl`` is only appended to. The lock is held by
-the operating system and is released when its process ends.
+ended, ``checkpoint.safetensors`` is the trainer's state, ``checkpoint.previous.safetensors`` the one before. A
+checkpoint also holds the length of ``steps.jsonl`` when it was made. Resuming checks state and records, cuts the file
+to that length and trains on, so that no step is lost or repeated, at whatever moment the run was killed. Whole files
+are written aside and renamed; ``steps.jsonl`` is only appended to. The lock is held by the operating system and is
+released when its process ends.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
+import zlib
 from collections.abc import Generator, Iterable, Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, Self
@@ -21,10 +24,12 @@ from typing import IO, TYPE_CHECKING, Any, Self
 from filelock import FileLock, Timeout
 
 from skewsim import __version__
+from skewsim.border import open_regular, parse_json, read_small
 from skewsim.errors import FileFormatError, UserError
-from skewsim.files import atomic_writer, check_schema_version
+from skewsim.files import atomic_writer, check_schema_version, remove_leftovers
 from skewsim.records import SCHEMA_VERSION as RECORD_VERSION
 from skewsim.records import StepRecord, last_tenth
+from skewsim.runs.checkpoint import Checkpoint, fitting, read_checkpoint, write_checkpoint
 from skewsim.settings import Scenario
 from skewsim.share import load_toml, to_toml
 
@@ -34,6 +39,7 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1
 SCENARIO, STEPS, SUMMARY, CHECKPOINT = "scenario.toml", "steps.jsonl", "summary.json", "checkpoint.safetensors"
+PREVIOUS = "checkpoint.previous.safetensors"
 LOCK = ".lock"
 
 
@@ -65,22 +71,46 @@ class RunFolder:
         except BaseException:
             self._lock.release()
             raise
-        self._resume_at = 0
+        self._resume_at, self._checksum = 0, 0
 
     def load_state(self) -> TrainState | None:
         """The state to resume from; None at the start of a run, or if it was killed before the first checkpoint."""
-        if not self.resume or not (self.path / CHECKPOINT).exists():
+        there = [path for name in (CHECKPOINT, PREVIOUS) if (path := self.path / name).exists()]
+        if not self.resume or not there:
             return None
-        state, self._resume_at = _read_checkpoint(self.path / CHECKPOINT)
-        steps = self.path / STEPS
-        if not steps.exists() or steps.stat().st_size < self._resume_at:
-            raise FileFormatError(f"{steps} is shorter than its checkpoint says; it was changed since")
-        return state
+        try:
+            found = self._whole(there[0])
+        except FileFormatError as error:
+            self._lock.release()
+            raise FileFormatError(f"{error}{self._offer(there[1:])}") from None
+        self._resume_at = found.length
+        return found.state
+
+    def _whole(self, path: Path) -> Checkpoint:
+        """A checkpoint that is as it was written, and whose records are."""
+        found = read_checkpoint(path)
+        self._checksum = check_records(self.path / STEPS, found)
+        return found
+
+    def _offer(self, others: list[Path]) -> str:
+        """What to do about a checkpoint that was altered, if the one before it is whole."""
+        for other in others:
+            with suppress(FileFormatError):
+                self._whole(other)
+                return f"; the one before it is whole: mv {other} {self.path / CHECKPOINT}, and resume"
+        return ""
+
+    @contextmanager
+    def fitting(self, state: TrainState | None) -> Iterator[None]:
+        """The block gives `state` to a trainer; FileFormatError if it does not fit."""
+        with fitting(self.path / CHECKPOINT, state):
+            yield
 
     def __enter__(self) -> Self:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._acquire()
+            remove_leftovers(self.path, (SCENARIO, SUMMARY, CHECKPOINT))
             with atomic_writer(self.path / SCENARIO) as file:
                 file.write(to_toml(self.scenario).encode())
             self._steps = (self.path / STEPS).open("ab")
@@ -101,14 +131,17 @@ class RunFolder:
     def append(self, records: list[StepRecord]) -> None:
         """Append a step's records; they are with the operating system on return, so that a kill does not lose them."""
         assert self._steps is not None
-        self._steps.write(b"".join(_line(record.to_json()) for record in records))
+        lines = b"".join(_line(record.to_json()) for record in records)
+        self._steps.write(lines)
         self._steps.flush()
+        self._checksum = zlib.crc32(lines, self._checksum)
 
     def checkpoint(self, state: TrainState) -> None:
         """Save the state that belongs to the records appended so far."""
         assert self._steps is not None
         os.fsync(self._steps.fileno())
-        _write_checkpoint(self.path / CHECKPOINT, state, self._steps.tell())
+        found = Checkpoint(state, self._steps.tell(), self._checksum)
+        write_checkpoint(self.path / CHECKPOINT, self.path / PREVIOUS, found)
 
     def _look(self) -> None:
         if self.path.is_dir():
@@ -177,15 +210,34 @@ def read_records(folder: Path) -> Iterator[StepRecord]:
                 yield _parse_record(line, f"{path}, line {number}")
 
 
+def check_records(path: Path, checkpoint: Checkpoint) -> int:
+    """The CRC-32 of the records that belong to a checkpoint. FileFormatError if one is none, or was altered."""
+    checksum, left = 0, checkpoint.length
+    with open_regular(path) as lines:
+        for number in itertools.count(1):
+            line = lines.readline(left) if left else b""
+            if not line:
+                break
+            if not line.endswith(b"\n"):
+                raise FileFormatError(f"{path}, line {number} is not as long as its checkpoint says; it was altered")
+            _parse_record(line, f"{path}, line {number}")
+            checksum, left = zlib.crc32(line, checksum), left - len(line)
+    if left:
+        raise FileFormatError(f"{path} is shorter than its checkpoint says; it was changed since")
+    if checkpoint.records not in (None, checksum):
+        raise FileFormatError(f"{path}: its records were altered since the checkpoint was written")
+    return checksum
+
+
 def read_summary(folder: Path) -> dict[str, Any]:
     """``summary.json`` of a run folder; empty if there is none yet."""
     path = folder / SUMMARY
     if not path.exists():
         return {}
     try:
-        summary = json.loads(path.read_bytes())
+        summary = parse_json(read_small(path), str(path))
         version = summary["schema_version"]
-    except (ValueError, TypeError, KeyError, OSError):
+    except (TypeError, KeyError, FileFormatError):
         raise FileFormatError(f"{path} is not a run's summary") from None
     check_schema_version(str(path), version, newest=SCHEMA_VERSION)
     return dict(summary)
@@ -256,30 +308,5 @@ def _parse_record(line: bytes, where: str) -> StepRecord:
         row = json.loads(line)
         check_schema_version(where, row.get("schema_version", 1), newest=RECORD_VERSION)
         return StepRecord.from_json(row)
-    except (ValueError, TypeError, AttributeError, KeyError):
+    except (ValueError, TypeError, AttributeError, KeyError, RecursionError):
         raise FileFormatError(f"{where} is not a step record") from None
-
-
-def _write_checkpoint(path: Path, state: TrainState, length: int) -> None:
-    from safetensors.torch import save
-
-    note = {"schema_version": SCHEMA_VERSION, "length": length, "meta": state.meta}
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.tensors.items()}
-    with atomic_writer(path) as file:
-        file.write(save(tensors, metadata={"skewsim": json.dumps(note)}))
-
-
-def _read_checkpoint(path: Path) -> tuple[TrainState, int]:
-    from safetensors import SafetensorError, safe_open
-
-    from skewsim.learn.trainer import TrainState
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            note = json.loads((file.metadata() or {})["skewsim"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        version, length, meta = note["schema_version"], note["length"], note["meta"]
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError):
-        raise FileFormatError(f"{path} is not a checkpoint of a run, or is cut off") from None
-    check_schema_version(str(path), version, newest=SCHEMA_VERSION)
-    return TrainState(tensors=tensors, meta=meta), length

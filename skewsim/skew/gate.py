@@ -1,6 +1,6 @@
 """A gate for CI: does a token table stay within limits on its metrics?
 
-Limits are written ``kl_k3=1e-3`` and name a metric of `skewsim.skew.metrics.skew_metrics`, with or without its record
+Limits are written ``kl_k3=1e-3`` and name a metric of `skewsim.skew.metrics`, with or without its record
 group (``skew/kl_k3``), or by another framework's name for it (``token_mult_prob_error``, ``rollout_corr/k3_kl``).
 ``abs_bias`` is the bias without its sign. ``nonfinite`` and ``placeholder`` count the tokens whose values are no number
 or no log-probability (above 0, -9999, a zero that the other side does not bear out); both are 0 unless a limit allows
@@ -21,7 +21,7 @@ import numpy.typing as npt
 from skewsim.errors import UserError
 from skewsim.skew.curves import find_name
 from skewsim.skew.metric_table import METRICS, SKEW_KEYS
-from skewsim.skew.metrics import skew_metrics
+from skewsim.skew.metrics import ragged_skew_metrics
 from skewsim.skew.tokens import TokenTable
 
 Side = Literal["max", "min"]
@@ -116,18 +116,13 @@ def gate(
 
 
 def table_metrics(table: TokenTable) -> dict[str, float]:
-    """`skew_metrics` of a table's rows, sequence by sequence; rows without two finite values are left out."""
-    _, row = np.unique(table.sequence, return_inverse=True)
-    order = np.argsort(row, kind="stable")
-    row = row[order]
-    starts = np.flatnonzero(np.diff(row, prepend=-1))
-    column = np.arange(len(row)) - np.repeat(starts, np.diff(np.append(starts, len(row))))
-    shape = (len(starts), int(column.max(initial=-1)) + 1)
-    trainer, engine, mask = np.zeros(shape), np.zeros(shape), np.zeros(shape)
-    trainer[row, column] = table.trainer_logprob[order]
-    engine[row, column] = table.engine_logprob[order]
-    mask[row, column] = np.isfinite(table.skew[order])
-    return skew_metrics(trainer, engine, mask)
+    """The skew metrics of a table's rows; those without two finite values are left out.
+
+    Memory is that of the rows, however their sequences differ in length.
+    """
+    kept = np.isfinite(table.skew)
+    _, sequence = np.unique(table.sequence[kept], return_inverse=True)
+    return ragged_skew_metrics(table.trainer_logprob[kept], table.engine_logprob[kept], sequence)
 
 
 def metric_names() -> dict[str, str]:

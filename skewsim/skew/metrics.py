@@ -93,6 +93,22 @@ def skew_metrics(trainer_logprobs: Array, engine_logprobs: Array, mask: Array) -
     return {name: float(value) for name, value in batched_skew_metrics(trainer, engine, sampled).items()}
 
 
+def ragged_skew_metrics(trainer_logprobs: Floats, engine_logprobs: Floats, sequence: Ints) -> dict[str, float]:
+    """`skew_metrics` of rows in any order: finite logprobs (rows,) and the index of each one's sequence, from 0.
+
+    What is averaged over tokens needs no sequences; what is averaged over sequences needs their sums alone.
+    """
+    if not len(sequence):
+        return dict.fromkeys(SKEW_KEYS, float("nan"))
+    found = skew_metrics(trainer_logprobs[None], engine_logprobs[None], np.ones((1, len(sequence))))
+    total, length = np.bincount(sequence, weights=trainer_logprobs - engine_logprobs), np.bincount(sequence)
+    every = np.ones(len(total), dtype=bool)
+    with _silent():
+        terms = {name: _mean(term, every, SEQUENCES) for name, term in sequence_terms(total, length).items()}
+        terms["ess_seq"] = _effective_share(sequence_log_ratio(total), every, SEQUENCES)
+    return found | {name: float(value) for name, value in terms.items()}
+
+
 @overload
 def batched_skew_metrics(trainer_logprobs: Tensor, engine_logprobs: Tensor, mask: Tensor) -> dict[str, Tensor]: ...
 @overload

@@ -6,11 +6,13 @@ compute what a client must make of them.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import struct
 import threading
 import time
+import zlib
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -169,6 +171,12 @@ class Handler(BaseHTTPRequestHandler):
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self.connection.close()
             self.close_connection = True
+        elif how in ("empty events", "long line", "blank lines"):
+            self.stream_forever(
+                {"empty events": b'data: {"choices": []}\n\n', "long line": b"x" * (1 << 20)}.get(how, b"\n" * 4096)
+            )
+        elif how in ("large", "bomb", "zstd"):
+            self.send_large(how)
         elif how == "hang":
             self.server.stopping.wait(60)
         elif how == "html":
@@ -177,6 +185,28 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(200, [1, 2])
         else:
             self.tokens(body, fault=how)
+
+    def stream_forever(self, piece: bytes) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
+        self.end_headers()
+        with contextlib.suppress(OSError):
+            while not self.server.stopping.is_set():
+                self.wfile.write(piece)
+        self.close_connection = True
+
+    def send_large(self, how: str) -> None:
+        """64 MiB, also packed into 64 KiB, or in an encoding that was not asked for."""
+        content = bytes(1 << 26)
+        content = content if how == "large" else zlib.compress(content, 9, 31)
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(content)))
+        if how != "large":
+            self.send_header("Content-Encoding", "gzip" if how == "bomb" else "zstd")
+        self.end_headers()
+        with contextlib.suppress(OSError):
+            self.wfile.write(content)
+        self.close_connection = True
 
     def tokens(self, body: dict[str, Any], *, fault: str = "") -> None:
         """The answer, token by token or at once."""
@@ -219,6 +249,8 @@ class Handler(BaseHTTPRequestHandler):
         one = token(body["prompt"], body.get("seed", 0), position)
         value = logprob(position, manner.weights) / (1.0 if manner.raw else body.get("temperature", 1.0))
         found: dict[str, Any] = {"text": "x", "index": 0}
+        one = {"negative id": -1, "huge id": 2**40}.get(fault, one)
+        value = {"above 0": 0.5, "nan": float("nan"), "huge": -(10**400)}.get(fault, value)
         values = [value] if fault != "ragged" else [value, value]
         found["logprobs"] = {
             "tokens": [f"token_id:{one}" if manner.ids != "none" else "x"],

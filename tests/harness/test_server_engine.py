@@ -27,7 +27,7 @@ from skewsim.task import Task
 from tests.harness.fake_server import Manner, Server, logprob, token
 
 QUICK = ServerLimits(waits_s=(0.01, 0.02))
-SILENCE_S = {"hang": 1.5, "stalls": 1.5}
+SILENCE_S = {"hang": 1.5, "stalls": 1.5, "empty events": 1.5, "blank lines": 1.5}
 """Of what sends nothing; all else has the time that it has by default."""
 ASKED = [Request(i, [5, 6, 7 + i], seed=i) for i in range(8)]
 SETTINGS = EngineSettings(temperature=1.0)
@@ -107,6 +107,17 @@ def test_requests_are_under_way_together(serve: Callable[..., Server]) -> None:
         ("more", r"sent 7 tokens where 6 were asked for"),
         ("stops", r"sent 5 tokens where 6 were asked for: it stopped at a token of its own choice"),
         ("prompt", r"changed the prompt"),
+        ("negative id", r"sent -1 as the id of a token"),
+        ("huge id", r"sent 1099511627776 as the id of a token"),
+        ("above 0", r"sent 0\.5 as a log-probability; none is above 0"),
+        ("nan", r"sent nan as a log-probability"),
+        ("huge", r"sent -10+\.\.\.0+ as a log-probability"),
+        ("empty events", r"sent nothing for 1\.5 s|MiB without a token"),
+        ("blank lines", r"sent nothing for 1\.5 s|MiB without a token"),
+        ("long line", r"sent a line of more than 32 MiB"),
+        ("large", r"sent an answer of more than 32 MiB"),
+        ("bomb", r"sent an answer of more than 32 MiB"),
+        ("zstd", r"answered in the encoding 'zstd', which nobody asked for"),
     ],
 )
 def test_whatever_a_server_does_wrong_is_one_line_and_the_rows_before_it_are_kept(

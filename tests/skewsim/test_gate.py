@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -101,3 +102,28 @@ def test_values_that_are_no_log_probabilities_fail_unless_allowed_and_are_in_no_
     assert {check.metric: check.value for check in report.checks}[count] == 4
     assert report.checks[0].value == pytest.approx(table_metrics(clean.select(keep))["kl_k3"])
     assert gate(rows, maximum=["kl_k3=1", f"{count}=4"], placeholder=filled).exit_code == 0
+
+
+def test_metrics_of_ragged_sequences_equal_those_of_padded_ones_and_take_the_memory_of_their_rows() -> None:
+    rng = np.random.default_rng(0)
+    lengths = np.r_[30_000, np.ones(5_000, dtype=int), rng.integers(1, 50, 100)]
+    sequence = np.repeat(np.arange(len(lengths)), lengths)
+    rows, order = len(sequence), rng.permutation(lengths.sum())
+    engine = np.log(rng.uniform(0.01, 1, rows))
+    trainer = engine + rng.normal(0, 0.02, rows)
+    table = TokenTable(
+        sequence=sequence[order], position=np.zeros(rows), token=np.zeros(rows), engine_logprob=engine[order],
+        trainer_logprob=trainer[order], weight_version=np.zeros(rows),
+    )  # fmt: skip
+    tracemalloc.start()
+    found = table_metrics(table)
+    assert tracemalloc.get_traced_memory()[1] < 100 * 8 * rows  # padded: 5,101 x 30,000 values in each array
+    tracemalloc.stop()
+    few = sequence > 5_000
+    place = (sequence[few] - 5_001, np.concatenate([np.arange(length) for length in lengths[5_001:]]))
+    padded = [np.zeros((100, 50)) for _ in range(3)]
+    for array, values in zip(padded, (trainer[few], engine[few], np.ones(few.sum())), strict=True):
+        array[place] = values
+    small = table_metrics(table.select(table.sequence > 5_000))
+    assert small == pytest.approx(skew_metrics(*padded), rel=1e-12)
+    assert found["logprob_diff_max"] == np.abs(trainer - engine).max()

@@ -4,18 +4,32 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import random
+import shutil
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from skewsim.cli.main import main
 from skewsim.errors import FileFormatError, UserError
 from skewsim.learn.trainer import Trainer
 from skewsim.records import StepRecord
-from skewsim.runs.recording import CHECKPOINT, STEPS, SUMMARY, RunFolder, read_records, read_summary, record, summarise
+from skewsim.runs.recording import (
+    CHECKPOINT,
+    PREVIOUS,
+    STEPS,
+    SUMMARY,
+    RunFolder,
+    read_records,
+    read_summary,
+    record,
+    summarise,
+)
 from skewsim.settings import Scenario, parse_scenario
 from skewsim.share import load_toml, to_toml
 
@@ -249,3 +263,102 @@ def test_a_line_that_is_no_record_is_named(tmp_path: Path, line: bytes) -> None:
     (tmp_path / "steps.jsonl").write_bytes(line)
     with pytest.raises(FileFormatError, match="line 1"):
         list(read_records(tmp_path / "steps.jsonl"))
+
+
+def altered(content: bytes, rng: random.Random) -> bytes:
+    """The same bytes with one to three of them changed."""
+    changed = bytearray(content)
+    for place in rng.sample(range(len(content)), rng.randint(1, 3)):
+        changed[place] ^= rng.randint(1, 255)
+    return bytes(changed)
+
+
+def corrupt_and_resume(whole: Path, undisturbed: Path, place: Path, numbers: range) -> dict[str, int]:
+    """Alter a few bytes of a killed run and resume it: refused with the part's name and nothing touched, or equal."""
+    ended = {"refused": 0, "equal": 0}
+    for number in numbers:
+        rng = random.Random(number)
+        path = place / str(number)
+        shutil.copytree(whole, path)
+        name = rng.choice((CHECKPOINT, CHECKPOINT, STEPS, PREVIOUS, SUMMARY, "scenario.toml"))
+        (path / name).write_bytes(altered((path / name).read_bytes(), rng))
+        before = contents(path)
+        try:
+            go(path, resume=True)
+        except UserError as error:
+            said = str(error)
+            assert contents(path) == before, f"{number}: a refused run was touched"
+            assert "\n" not in said
+            assert name in said or name == SUMMARY, f"{number}: {said}"
+            ended["refused"] += 1
+        else:
+            assert timeless(path) == timeless(undisturbed), f"{number}: {name} was altered, and the run is another"
+            ended["equal"] += 1
+        shutil.rmtree(path)
+    return ended
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("killed") / "run"
+    go(path, stop_after=SMALL.steps - 1)
+    return path
+
+
+def test_a_few_altered_bytes_are_refused_by_name_or_change_nothing(
+    killed: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    assert corrupt_and_resume(killed, undisturbed, tmp_path, range(20))["refused"] >= 10
+
+
+@pytest.mark.slow
+def test_two_hundred_corruptions_are_refused_by_name_or_change_nothing(
+    killed: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    assert corrupt_and_resume(killed, undisturbed, tmp_path, range(1000, 1200))["refused"] >= 100
+
+
+def test_an_altered_checkpoint_is_refused_with_the_one_before_it_and_that_one_leads_to_the_same_run(
+    killed: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    path = shutil.copytree(killed, tmp_path / "run")
+    content = bytearray((path / CHECKPOINT).read_bytes())
+    content[-5] ^= 1
+    (path / CHECKPOINT).write_bytes(content)
+    said = refused(path, resume=True)
+    assert "its part" in said
+    assert f"mv {path / PREVIOUS} {path / CHECKPOINT}" in said
+    (path / PREVIOUS).rename(path / CHECKPOINT)
+    go(path, resume=True)
+    assert timeless(path) == timeless(undisturbed)
+
+
+def test_a_checkpoint_without_checksums_still_resumes(killed: Path, undisturbed: Path, tmp_path: Path) -> None:
+    path = shutil.copytree(killed, tmp_path / "run")
+    with safe_open(path / CHECKPOINT, framework="pt") as file:
+        note = json.loads(file.metadata()["skewsim"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    old = {key: note[key] for key in ("schema_version", "length", "meta")}
+    save_file(tensors, path / CHECKPOINT, metadata={"skewsim": json.dumps(old)})
+    go(path, resume=True)
+    assert timeless(path) == timeless(undisturbed)
+
+
+def test_a_bad_row_is_found_before_anything_is_cut(killed: Path, tmp_path: Path) -> None:
+    path = shutil.copytree(killed, tmp_path / "run")
+    lines = (path / STEPS).read_bytes().splitlines(keepends=True)
+    lines[1] = lines[1].replace(b'"seed"', b'"sead"')
+    (path / STEPS).write_bytes(b"".join(lines) + b"a half line")
+    before = contents(path)
+    assert "steps.jsonl, line 2 is not a step record" in refused(path, resume=True)
+    assert contents(path) == before
+
+
+def test_what_a_killed_writer_left_is_removed_when_a_writer_next_opens_the_folder(killed: Path, tmp_path: Path) -> None:
+    path = shutil.copytree(killed, tmp_path / "run")
+    left = path / f".{CHECKPOINT}.{os.getpid()}.0123abcd"  # of this very process's number: the lock says who writes
+    left.write_bytes(b"half")
+    (path / ".notes").write_bytes(b"mine")
+    go(path, resume=True)
+    assert not left.exists()
+    assert (path / ".notes").exists()
