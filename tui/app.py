@@ -22,7 +22,7 @@ from textual.widgets import Footer
 from skewsim.errors import UserError, shown
 from skewsim.share import to_share
 from tui.actions import ACTIONS, REVERSING, Action, bindings, by_id, key_text, valid_on
-from tui.files import any_scenario, curves_csv, last_state, stamp, write
+from tui.files import any_scenario, curves_csv, last_state, shared_scenario, stamp, write
 from tui.lab import Lab, next_speed, speed_text
 from tui.lesson import Player, load_lesson
 from tui.measuring import Measuring
@@ -37,6 +37,8 @@ from tui.views import Look, ascii_wanted
 _FRAME = 0.1
 _SKIP = 10
 SMALLEST = (60, 18)
+LARGEST = (2000, 1000)
+"""Columns and rows; a terminal that says it has more is not believed, because its screen would fill the memory."""
 
 
 class KeyLine(Footer):
@@ -157,6 +159,8 @@ class SkewsimApp(App[None]):
         super().exit(result, return_code, message)
 
     async def on_event(self, event: events.Event) -> None:
+        if isinstance(event, events.Resize) and (event.size.width > LARGEST[0] or event.size.height > LARGEST[1]):
+            return
         if not (self.leaving and isinstance(event, events.InputEvent)):
             await super().on_event(event)
 
@@ -436,10 +440,13 @@ class SkewsimApp(App[None]):
     def do_paste(self) -> None:
         from tui.screens.prompt import Prompt
 
-        self.push_screen(Prompt("Share string, scenario name, or TOML file", self._enter))
+        title = (
+            "Share string or scenario name" if self.options.visiting else "Share string, scenario name, or TOML file"
+        )
+        self.push_screen(Prompt(title, self._enter))
 
     def _enter(self, text: str) -> None:
-        self.lab.load(any_scenario(text))
+        self.lab.load(shared_scenario(text) if self.options.visiting else any_scenario(text))
         self.say(f"loaded {text[:24]}")
 
     def do_restore(self) -> None:

@@ -38,11 +38,15 @@ def any_scenario(text: str) -> Scenario:
     text = text.strip()
     if text == "last":
         return last_state()
-    if is_share(text) or not text:
-        return parse_share(text)
-    if text.endswith(".toml") or os.path.isfile(text):
+    if text and not is_share(text) and (text.endswith(".toml") or os.path.isfile(text)):
         return load_toml(Path(text))
-    return named_scenario(text)
+    return shared_scenario(text)
+
+
+def shared_scenario(text: str) -> Scenario:
+    """A scenario from a share string or the name of one; no file is looked for. Raises UserError."""
+    text = text.strip()
+    return parse_share(text) if is_share(text) or not text else named_scenario(text)
 
 
 def _state_file() -> Path:

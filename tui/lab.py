@@ -11,7 +11,7 @@ shows recorded runs until `reset` brings the live ones back.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
@@ -100,6 +100,8 @@ class Lab(Playback):
     heard: str = ""
     replaying: str | None = None
     """What is replayed, in a few words; None where the curves are live."""
+    check: Callable[[Scenario], None] = lambda scenario: None
+    """Raises UserError for settings that may not be run here."""
     _pending: list[tuple[int, Mark]] = field(default_factory=list)
     _history: list[Scenario] = field(default_factory=list)
     _replayed: list[TrackSpec] = field(default_factory=list)
@@ -189,6 +191,7 @@ class Lab(Playback):
         if scenario == self.yours:
             self.heard = f"{text}: no further"
             return
+        self.check(scenario)
         self._history.append(self.yours)
         del self._history[:-200]
         self._apply(scenario, letter=letter, text=text)
@@ -313,9 +316,10 @@ class Lab(Playback):
     def load(self, scenario: Scenario) -> None:
         """Take over a scenario from a share string, a preset or a file, and run it from step 0.
 
-        Raises UserError, and changes nothing, where runs are recorded and none is of these settings.
+        Raises UserError, and changes nothing, where they may not be run, or runs are recorded and none is of them.
         """
         scenario = scenario.with_values({"name": YOURS})
+        self.check(scenario)
         if self.archive is not None:
             self.archive.run(scenario)
         self._history.append(self.yours)

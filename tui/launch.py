@@ -47,6 +47,21 @@ def run(
     if not (sys.stdin.isatty() and sys.stdout.isatty()) and "TEXTUAL_DRIVER" not in os.environ:
         build(target, _process(), lesson=lesson, hide=hide, preset=preset)  # other mistakes come first
         raise UserError("the terminal UI needs a terminal; `skewsim run --plain` prints the numbers")
+    return open_app(target, lesson=lesson, hide=hide, preset=preset, out=out)
+
+
+def open_app(
+    target: str = "",
+    *,
+    lesson: str = "",
+    hide: Sequence[str] = (),
+    preset: str = "",
+    out: Path | None = None,
+    visiting: bool = False,
+) -> int:
+    """The app from its start to its end; a visitor's neither reads nor writes what the owner has left. Returns the
+    exit code.
+    """
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # to look for some takes a twentieth of a second
     gc.disable()  # until the first frame: collections during the imports would find nothing
     process = _process(out)
@@ -54,7 +69,8 @@ def run(
         process.start()  # torch is imported while the first frame is drawn
     os.environ.setdefault("TEXTUAL_FPS", "120")  # a change is drawn at the next frame: more frames answer a key sooner
     try:
-        return _run(build(target, process, lesson=lesson, hide=hide, preset=preset, out=out), process)
+        app = build(target, process, lesson=lesson, hide=hide, preset=preset, out=out, visiting=visiting)
+        return _run(app, process)
     finally:
         if process is not None:
             process.stop()
@@ -89,7 +105,8 @@ def _run(app: SkewsimApp, process: TrainingProcess | None) -> int:
     if process is not None:
         process.stop()
     app.lab.driver.stop()  # by now it is waiting for nothing
-    remember(app.lab.yours)
+    if not app.options.visiting:
+        remember(app.lab.yours)
     if app.fault is not None and not app.signal:  # what breaks while a signal ends it is no news
         raise app.fault
     if "TEXTUAL_DRIVER" not in os.environ:
@@ -105,6 +122,7 @@ def build(
     hide: Sequence[str] = (),
     preset: str = "",
     out: Path | None = None,
+    visiting: bool = False,
 ) -> SkewsimApp:
     """The app for these options, with the process that trains for it, or with recorded runs. Raises UserError."""
     from tui.actions import load_keymap
@@ -116,9 +134,10 @@ def build(
     from tui.presets import check_hidden, find_preset
     from tui.recordings import shipped
     from tui.shell import Options
+    from tui.visitor import check_visit
 
     chosen = find_preset(preset) if preset else None
-    keymap = load_keymap()
+    keymap = {} if visiting else load_keymap()
     hidden = check_hidden({*hide, *(chosen.hide if chosen else ())})
     if lesson:
         found = load_lesson(lesson)
@@ -134,8 +153,11 @@ def build(
         archive.run(yours)  # or say that it is not recorded
     train = process.train if process is not None else shipped().train
     driver = Driver(train, speed=chosen.speed if chosen else 10)
-    options = Options(hidden=hidden, lesson=lesson or None, out=out, view=chosen.view if chosen else None)
+    view = chosen.view if chosen else None
+    options = Options(hidden=hidden, lesson=lesson or None, out=out, view=view, visiting=visiting)
     lab = Lab(driver, yours=yours, archive=archive, pause_at=chosen.pause_at if chosen else None, heard=heard)
+    if visiting:
+        lab.check = check_visit
     return SkewsimApp(lab, options, lens=process.watch if process is not None else None, keymap=keymap)
 
 

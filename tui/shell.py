@@ -29,6 +29,8 @@ class Options:
     lesson: str | None = None
     out: Path | None = None
     view: str | None = None
+    visiting: bool = False
+    """Whether the app is one visitor's of `skewsim serve`, who may reach no file of this machine."""
 
 
 class Shell(Protocol):

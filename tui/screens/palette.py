@@ -43,7 +43,7 @@ class PaletteScreen(Dialog):
 
     def compose(self) -> ComposeResult:
         with Vertical(id="palette"):
-            yield Input(placeholder="what to do")
+            yield Input(placeholder="what to do", max_length=80)
             yield Matches()
 
     def on_mount(self) -> None:

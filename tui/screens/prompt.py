@@ -11,6 +11,7 @@ from textual.containers import Vertical
 from textual.widgets import Input, Label
 
 from skewsim.errors import UserError, shown
+from skewsim.share import LONGEST_VALUE
 from tui.screens.dialog import Dialog
 
 
@@ -26,7 +27,7 @@ class Prompt(Dialog):
     def compose(self) -> ComposeResult:
         with Vertical(id="prompt"):
             yield Label(self._title, markup=False)
-            yield Input(value=self.value)
+            yield Input(value=self.value, max_length=2 * LONGEST_VALUE)
             yield Label("enter: accept   escape: close", id="prompt-answer", markup=False)
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
