@@ -86,7 +86,9 @@ def judged(rows: Iterator[SequenceRecord], **declared: Any) -> Checkup:
 PAGE = (ROOT / "docs" / "check.md").read_text()
 
 
-@pytest.mark.parametrize("example", re.findall(r"```\n\$ skewsim (.*?)\n(.*?)\n```", PAGE, flags=re.DOTALL), ids=str)
+@pytest.mark.parametrize(
+    "example", re.findall(r"```\n\$ skewsim (.*?)\n(.*?)\n```", PAGE, flags=re.DOTALL), ids=lambda found: found[0]
+)
 def test_the_examples_of_the_page_are_what_the_command_prints(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, example: tuple[str, str]
 ) -> None:
@@ -178,6 +180,19 @@ def test_a_k1_that_is_not_the_k3_is_a_report_of_something_else(
     code, found = checked(capsys, metrics(tmp_path / "m.jsonl", rows))
     assert (code, found["kind"]) == (1, "misreported")
     assert "raw_logprobs" in [cause["name"] for cause in found["candidates"]]
+
+
+def test_a_k1_below_0_is_no_divergence_and_so_a_report_of_something_else(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    code, found = checked(capsys, metrics(tmp_path / "m.jsonl", [{"vllm_kl": -0.1}] * 4))
+    assert (code, found["kind"], found["problems"][0]["name"]) == (1, "misreported", "misreported")
+
+
+def test_metrics_that_are_no_numbers_are_wrong(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    rows = [{"mismatch_kl/all/mean": 1e-3}] * 4 + [{"mismatch_kl/all/mean": float("nan")}]
+    code, found = checked(capsys, metrics(tmp_path / "m.jsonl", rows))
+    assert (code, [problem["name"] for problem in found["problems"]]) == (1, ["nonfinite"])
 
 
 def test_a_folder_of_a_log_and_metrics_gives_one_verdict_on_both(
