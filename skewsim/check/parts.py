@@ -22,7 +22,9 @@ from skewsim.skew.rules import RULES
 from skewsim.skew.trends import Trend, trend
 
 TWICE = 2.0
-"""A trend by this factor is told; a whole log this much louder than its sample has something rare in it."""
+"""A trend by this factor is told."""
+LOUDER = 1.5
+"""A log whose rms is this much larger than its sample's has something rare in it."""
 REJECTED = 0.5
 """Share of the data that a correction may throw away."""
 
@@ -82,7 +84,7 @@ def of_tokens(tokens: Tokens, dtype: str | None, model_kind: str | None) -> Part
     moved = trend(steps, rms, lag=lag) if len(steps) else None
     problems = [] if found.normal else [Problem(found.verdict, found.first.evidence)]
     problems += [*_impossible(tokens, found), *_unmasked(tokens)]
-    if tokens.sampled and moments.rms > TWICE * tokens.rms_of_sample:
+    if tokens.sampled and moments.rms > LOUDER * tokens.rms_of_sample:
         number, position = moments.worst_at
         problems.append(
             Problem(

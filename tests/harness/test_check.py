@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from skewsim.check import Checkup, check, of_records, of_table
+from skewsim.check import Checkup, Evidence, check, of_records, of_table
 from skewsim.check.moments import Moments
 from skewsim.check.page import WIDTH, markdown, text
 from skewsim.check.sample import Sample
@@ -76,8 +76,6 @@ def checked(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, di
 
 
 def judged(rows: Iterator[SequenceRecord], **declared: Any) -> Checkup:
-    from skewsim.check import Evidence
-
     return check(Evidence((), of_records(rows, {})), **declared)
 
 
@@ -329,14 +327,22 @@ def test_one_value_that_is_no_number_is_found_in_a_sequence_that_the_sample_leav
     engine = rows[lost].engine_logprobs.copy()
     engine[7] = np.nan
     rows[lost] = replace(rows[lost], engine_logprobs=engine)
-    tokens = of_records(iter(rows), {})
-    assert tokens.moments.impossible == 1
-    few = replace(tokens, source=sample(rows, 3000).log({}), sampled=True)
-    from skewsim.check import Evidence
-
-    found = check(Evidence((), few), dtype="bfloat16")
+    tokens = of_records(iter(rows), {}, most=3000)
+    assert (tokens.moments.impossible, tokens.sampled) == (1, True)
+    found = check(Evidence((), tokens), dtype="bfloat16")
     assert [problem.name for problem in found.problems] == ["placeholder_logprobs"]
     assert "1 of the engine's 12,000 values are missing" in found.problems[0].words
+
+
+def test_a_broken_sequence_that_the_sample_leaves_out_is_told_with_its_number() -> None:
+    rows = list(records(400, 30))
+    kept = {number for _, number, _ in sample(rows, 3000).kept}
+    lost = next(number for number in range(400) if number not in kept)
+    rows[lost] = replace(rows[lost], trainer_logprobs=rows[lost].trainer_logprobs - 3)  # type: ignore[operator]
+    found = check(Evidence((), of_records(iter(rows), {}, most=3000)), dtype="bfloat16")
+    assert [problem.name for problem in found.problems] == ["rare"]
+    assert f"of sequence {lost}" in found.problems[0].words
+    assert "of 400 sequences" in found.sample
 
 
 def sample(rows: list[SequenceRecord], most: int) -> Sample:
