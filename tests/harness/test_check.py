@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +19,8 @@ from skewsim.check.moments import Moments
 from skewsim.check.page import WIDTH, markdown, text
 from skewsim.check.sample import Sample
 from skewsim.cli.main import main
-from skewsim.diagnose import diagnose
+from skewsim.diagnose import FIX, diagnose
+from skewsim.diagnose.causes import fix_for
 from skewsim.skew.metrics import skew_metrics
 from skewsim.skew.noise_level import TELLING, levels_of, noise_of
 from skewsim.skew.profile import SHIPPED
@@ -432,3 +435,21 @@ def test_levels_of_many_values_are_the_level_of_each(metric: str) -> None:
     values = zero - small if metric == "ess" else zero + small
     each = [noise_of(10, metric=f"{metric}={value!r}").noise for value in values.tolist()]
     assert levels_of(metric, values) == pytest.approx(each, rel=0.02)
+
+
+def test_a_fix_for_one_framework_has_no_leftover_of_another_s_name() -> None:
+    names = ("vLLM", "PipelineRL", "verl", "TRL", "prime-rl", "slime", "Miles", "NeMo-RL", "SkyRL")
+    for cause, fix in FIX.items():
+        for framework in names:
+            others = [name for name in names if name not in ("vLLM", framework)]
+            told = fix_for(fix, framework)
+            assert not told.endswith(tuple(f"{name}," for name in others)), (cause, framework)
+
+
+def test_check_needs_no_torch(tmp_path: Path) -> None:
+    path = verl(tmp_path / "r.jsonl", records(8))
+    blocked = "import sys; sys.modules['torch'] = None; from skewsim.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    done = subprocess.run(
+        [sys.executable, "-c", blocked, "check", str(path), "--dtype", "bfloat16"], capture_output=True
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
