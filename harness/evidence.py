@@ -6,11 +6,11 @@ in memory as a whole, as their formats demand.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from harness.log_files import log_files
+from harness.log_files import METRICS, SUFFIXES, first_row, log_files
 from harness.logs import Report, detect_format, import_rollouts, import_sequences
 from harness.metric_logs import Identity, identify, read_curves
 from skewsim.check import Evidence, Read, Tokens, of_records, of_table
@@ -97,16 +97,28 @@ def _nothing(what: Identity) -> UserError:
         return UserError(f"{what.path}: no log of tokens, no metrics by step and no profile in this folder")
     if what.kind == "config":
         return UserError(f"{what.path}: a configuration, no log; allowed: logs of tokens, metrics by step, profiles")
-    reason = what.detail or "fields or suffix of no format that is known (docs/logs.md)"
+    reason = what.detail or _unknown(what.path)
     return FileFormatError(shown(reason) if str(what.path) in reason else f"{what.path}: {shown(reason)}")
+
+
+def _unknown(path: Path) -> str:
+    """Why a file is none of what is known."""
+    if path.suffix not in SUFFIXES:
+        return f"suffix {path.suffix!r} is not known; allowed: {', '.join((*SUFFIXES, *METRICS))}"
+    row = first_row(path)
+    if not isinstance(row, Mapping):
+        return "no rows" if row is None else "its rows are no JSON objects"
+    fields = ", ".join(sorted(map(str, row))[:8])
+    return f"fields {fields} fit no known format; skewsim import --column OURS=THEIRS makes a table of any"
 
 
 def _of_curves(curves: MetricCurves) -> str:
     steps = max((len(curve.steps) for curve in curves.curves.values()), default=0)
     skew = [curve.name for key, curve in curves.curves.items() if key.startswith(("skew/", "ratio/"))]
     others = [name for name in curves.runs if name][1:]
-    words = f"{steps} step{'' if steps == 1 else 's'}, {len(skew)} metrics of the skew"
+    words = f"{_many(steps, 'step')}, {_many(len(skew), 'metric')} of the skew"
     words += f" ({', '.join(skew[:3])}{', ...' if len(skew) > 3 else ''})" if skew else ""
+    words += f", {_many(len(curves.covariates), 'metric')} beside it" if curves.covariates else ""
     return words + (f"; run {curves.runs[0]}, others with --run: {', '.join(others[:3])}" if others else "")
 
 
@@ -166,4 +178,8 @@ def _of_tokens(tokens: Tokens) -> str:
     moments = tokens.moments
     steps = len([step for step in moments.by_step if step >= 0])
     words = f"{moments.sequences:,} sequences, {moments.tokens:,} sampled tokens"
-    return words + (f", {steps} step{'' if steps == 1 else 's'}" if steps else "")
+    return words + (f", {_many(steps, 'step')}" if steps else "")
+
+
+def _many(count: int, what: str) -> str:
+    return f"{count:,} {what}{'' if count == 1 else 's'}"

@@ -60,6 +60,8 @@ class ByStep:
     """Level by each further metric that tells one."""
     ratio: tuple[float, float] | None
     """(E exp(d) - 1, its standard error over steps), where it can be told."""
+    k1: tuple[float, float] | None
+    """(k1, its standard error over steps), which is a KL divergence, and so not below 0, if the report is truthful."""
     missing: int
     """Values of skew metrics that are no number."""
 
@@ -71,9 +73,9 @@ class ByStep:
 
     @property
     def untruthful(self) -> bool:
-        """Whether E exp(d) is not 1, beyond chance and rounding."""
+        """Whether E exp(d) is not 1, beyond chance and rounding; or, where it is not known, k1 is below 0."""
         if self.ratio is None:
-            return False
+            return self.k1 is not None and self.k1[0] < -max(OFF / 2, SURE * self.k1[1])
         off, error = self.ratio
         return abs(off) > OFF and abs(off) > SURE * error
 
@@ -117,7 +119,8 @@ def look(curves: MetricCurves) -> ByStep:
         level = Level(curve, curve.steps, sigma, trend(curve.steps, sigma, lag=_lag(curves, curve)))
     missing = sum(int((~np.isfinite(curve.values)).sum()) for curve in found.values())
     others = {name: recent(sigma) for name, sigma in usable.items()}
-    return ByStep(curves, level, others, _ratio(found), missing)
+    k1 = _recent_mean(found["kl_k1"].values) if "kl_k1" in found else None
+    return ByStep(curves, level, others, _ratio(found), k1, missing)
 
 
 def _lag(curves: MetricCurves, curve: Curve) -> Floats | None:
@@ -134,12 +137,16 @@ def _ratio(found: dict[str, Curve]) -> tuple[float, float] | None:
     k1, k3 = found.get("kl_k1"), found.get("kl_k3")
     if k1 is None or k3 is None or k1.remark != k3.remark or not np.array_equal(k1.steps, k3.steps):
         return None
-    off = k3.values - k1.values
-    off = off[np.isfinite(off)]
-    if len(off) < 2:
+    return _recent_mean(k3.values - k1.values)
+
+
+def _recent_mean(values: Floats) -> tuple[float, float] | None:
+    """(mean of the last values, its standard error); None for fewer than two."""
+    known = values[np.isfinite(values)]
+    if len(known) < 2:
         return None
-    off = off[-max(2, len(off) // LAST) :]
-    return float(off.mean()), float(off.std(ddof=1) / np.sqrt(len(off)))
+    known = known[-max(2, len(known) // LAST) :]
+    return float(known.mean()), float(known.std(ddof=1) / np.sqrt(len(known)))
 
 
 def _finite(value: float) -> float | None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from skewsim.check.moments import Moments
-from skewsim.check.sample import Sample, sample_of
+from skewsim.check.sample import MOST_TOKENS, Sample, sample_of
 from skewsim.skew.curves import MetricCurves
 from skewsim.skew.profile import SkewProfile
 from skewsim.skew.sequences import SequenceLog, SequenceRecord, build_table
@@ -87,9 +87,9 @@ class Evidence:
         return next((read.framework for read in self.read if read.framework not in (None, "skewsim")), None)
 
 
-def of_records(records: Iterable[SequenceRecord], meta: dict[str, Any]) -> Tokens:
-    """Read sequences one by one: all are counted, and a bounded sample is kept."""
-    moments, sample = Moments(), Sample()
+def of_records(records: Iterable[SequenceRecord], meta: dict[str, Any], *, most: int = MOST_TOKENS) -> Tokens:
+    """Read sequences one by one: all are counted, and a sample of at most so many tokens is kept."""
+    moments, sample = Moments(), Sample(most)
     for numbers, chunk in _chunks(records):
         moments.add(build_table(chunk, numbers=numbers))
         for record in chunk:

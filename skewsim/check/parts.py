@@ -22,7 +22,9 @@ from skewsim.skew.rules import RULES
 from skewsim.skew.trends import Trend, trend
 
 TWICE = 2.0
-"""A trend by this factor is told; a whole log this much louder than its sample has something rare in it."""
+"""A trend by this factor is told."""
+LOUDER = 1.5
+"""A log whose rms is this much larger than its sample's has something rare in it."""
 REJECTED = 0.5
 """Share of the data that a correction may throw away."""
 
@@ -82,7 +84,7 @@ def of_tokens(tokens: Tokens, dtype: str | None, model_kind: str | None) -> Part
     moved = trend(steps, rms, lag=lag) if len(steps) else None
     problems = [] if found.normal else [Problem(found.verdict, found.first.evidence)]
     problems += [*_impossible(tokens, found), *_unmasked(tokens)]
-    if tokens.sampled and moments.rms > TWICE * tokens.rms_of_sample:
+    if tokens.sampled and moments.rms > LOUDER * tokens.rms_of_sample:
         number, position = moments.worst_at
         problems.append(
             Problem(
@@ -160,7 +162,11 @@ def of_curves(found: ByStep, dtype: str | None, model_kind: str | None) -> Part:
     if found.collapsed and (found.level is None or found.level.now <= normal.most(dtype or "bfloat16", model_kind)):
         problems.append(Problem("weight_collapsed", _weight(found)))
     if found.level is None:
-        return Part(problems=tuple(problems), length=_whole(length))
+        kind, kind_text, hints = _kind(found, usual=False)
+        if kind == "misreported":
+            problems.insert(0, Problem("misreported", kind_text))
+        said = kind_text if kind else ""
+        return Part(kind=kind, kind_text=said, problems=tuple(problems), hints=hints, length=_whole(length))
     rms = found.level.now
     usual, words = place_among_published(rms, dtype, model_kind)
     wrong, watch, hints = _of_trend(found.level.trend, usual=usual)
@@ -200,7 +206,7 @@ def _of_numbers(found: ByStep) -> list[Problem]:
     """What the metrics beside the skew's size say: values that are no numbers, a correction that rejects."""
     problems = []
     if found.missing:
-        problems.append(Problem("nonfinite", f"{found.missing} values of metrics of the skew are NaN or infinite"))
+        problems.append(Problem("nonfinite", f"NaN or infinite values in metrics of the skew: {found.missing}"))
     kept = found.recent("correction/kept")
     if kept is not None and kept < REJECTED:
         problems.append(Problem("rejects", f"{1 - kept:.0%} of the data is masked or rejected"))
@@ -226,6 +232,9 @@ def weigh_tokens(framework: str | None) -> str:
 
 def _kind(found: ByStep, *, usual: bool) -> tuple[str | None, str, tuple[str, ...]]:
     """(kind, words, hints): from E exp(d) where k1 and k3 tell it."""
+    if found.ratio is None and found.untruthful and found.k1 is not None:
+        words = f"bias: k1 = {found.k1[0]:.2g} ± {found.k1[1]:.1g}, and not below 0 if the engine reports what it samples from"
+        return "misreported", words, ("misreported",)
     if found.ratio is None:
         words = (
             "not told by these metrics: with both estimates of the KL logged, k1 and k3, their difference is E exp(d) - 1, "

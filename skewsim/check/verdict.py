@@ -202,9 +202,10 @@ def _more(evidence: Evidence, parts: list[Part], framework: str | None) -> Itera
                 "the log has the engine's numbers only: skewsim import LOG --out s.jsonl, then skewsim diagnose s.jsonl "
                 "--model FOLDER computes the trainer's"
             )
-        how = LOG_TOKENS.get(framework or "")
-        general = "give --framework to read how; docs/logs.md has all" if framework is None else "see docs/logs.md"
-        yield f"log both log-probabilities of every token, and check that: {how or general}"
+        how = LOG_TOKENS.get(
+            framework or "", "docs/logs.md has how" + ("" if framework else "; --framework says it here")
+        )
+        yield f"log both log-probabilities of every token, and check that: {how}"
     elif framework is None and any(part.problems for part in parts):
         yield "--framework verl (TRL, prime-rl, slime, NeMo-RL, ...) adds its own settings and thresholds"
     for part in parts:

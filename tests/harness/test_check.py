@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,12 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from skewsim.check import Checkup, check, of_records, of_table
+from skewsim.check import Checkup, Evidence, check, of_records, of_table
 from skewsim.check.moments import Moments
 from skewsim.check.page import WIDTH, markdown, text
 from skewsim.check.sample import Sample
 from skewsim.cli.main import main
-from skewsim.diagnose import diagnose
+from skewsim.diagnose import FIX, diagnose
+from skewsim.diagnose.causes import fix_for
 from skewsim.skew.metrics import skew_metrics
 from skewsim.skew.noise_level import TELLING, levels_of, noise_of
 from skewsim.skew.profile import SHIPPED
@@ -76,8 +79,6 @@ def checked(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, di
 
 
 def judged(rows: Iterator[SequenceRecord], **declared: Any) -> Checkup:
-    from skewsim.check import Evidence
-
     return check(Evidence((), of_records(rows, {})), **declared)
 
 
@@ -86,7 +87,9 @@ def judged(rows: Iterator[SequenceRecord], **declared: Any) -> Checkup:
 PAGE = (ROOT / "docs" / "check.md").read_text()
 
 
-@pytest.mark.parametrize("example", re.findall(r"```\n\$ skewsim (.*?)\n(.*?)\n```", PAGE, flags=re.DOTALL), ids=str)
+@pytest.mark.parametrize(
+    "example", re.findall(r"```\n\$ skewsim (.*?)\n(.*?)\n```", PAGE, flags=re.DOTALL), ids=lambda found: found[0]
+)
 def test_the_examples_of_the_page_are_what_the_command_prints(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, example: tuple[str, str]
 ) -> None:
@@ -178,6 +181,19 @@ def test_a_k1_that_is_not_the_k3_is_a_report_of_something_else(
     code, found = checked(capsys, metrics(tmp_path / "m.jsonl", rows))
     assert (code, found["kind"]) == (1, "misreported")
     assert "raw_logprobs" in [cause["name"] for cause in found["candidates"]]
+
+
+def test_a_k1_below_0_is_no_divergence_and_so_a_report_of_something_else(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    code, found = checked(capsys, metrics(tmp_path / "m.jsonl", [{"vllm_kl": -0.1}] * 4))
+    assert (code, found["kind"], found["problems"][0]["name"]) == (1, "misreported", "misreported")
+
+
+def test_metrics_that_are_no_numbers_are_wrong(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    rows = [{"mismatch_kl/all/mean": 1e-3}] * 4 + [{"mismatch_kl/all/mean": float("nan")}]
+    code, found = checked(capsys, metrics(tmp_path / "m.jsonl", rows))
+    assert (code, [problem["name"] for problem in found["problems"]]) == (1, ["nonfinite"])
 
 
 def test_a_folder_of_a_log_and_metrics_gives_one_verdict_on_both(
@@ -314,14 +330,22 @@ def test_one_value_that_is_no_number_is_found_in_a_sequence_that_the_sample_leav
     engine = rows[lost].engine_logprobs.copy()
     engine[7] = np.nan
     rows[lost] = replace(rows[lost], engine_logprobs=engine)
-    tokens = of_records(iter(rows), {})
-    assert tokens.moments.impossible == 1
-    few = replace(tokens, source=sample(rows, 3000).log({}), sampled=True)
-    from skewsim.check import Evidence
-
-    found = check(Evidence((), few), dtype="bfloat16")
+    tokens = of_records(iter(rows), {}, most=3000)
+    assert (tokens.moments.impossible, tokens.sampled) == (1, True)
+    found = check(Evidence((), tokens), dtype="bfloat16")
     assert [problem.name for problem in found.problems] == ["placeholder_logprobs"]
     assert "1 of the engine's 12,000 values are missing" in found.problems[0].words
+
+
+def test_a_broken_sequence_that_the_sample_leaves_out_is_told_with_its_number() -> None:
+    rows = list(records(400, 30))
+    kept = {number for _, number, _ in sample(rows, 3000).kept}
+    lost = next(number for number in range(400) if number not in kept)
+    rows[lost] = replace(rows[lost], trainer_logprobs=rows[lost].trainer_logprobs - 3)  # type: ignore[operator]
+    found = check(Evidence((), of_records(iter(rows), {}, most=3000)), dtype="bfloat16")
+    assert [problem.name for problem in found.problems] == ["rare"]
+    assert f"of sequence {lost}" in found.problems[0].words
+    assert "of 400 sequences" in found.sample
 
 
 def sample(rows: list[SequenceRecord], most: int) -> Sample:
@@ -411,3 +435,21 @@ def test_levels_of_many_values_are_the_level_of_each(metric: str) -> None:
     values = zero - small if metric == "ess" else zero + small
     each = [noise_of(10, metric=f"{metric}={value!r}").noise for value in values.tolist()]
     assert levels_of(metric, values) == pytest.approx(each, rel=0.02)
+
+
+def test_a_fix_for_one_framework_has_no_leftover_of_another_s_name() -> None:
+    names = ("vLLM", "PipelineRL", "verl", "TRL", "prime-rl", "slime", "Miles", "NeMo-RL", "SkyRL")
+    for cause, fix in FIX.items():
+        for framework in names:
+            others = [name for name in names if name not in ("vLLM", framework)]
+            told = fix_for(fix, framework)
+            assert not told.endswith(tuple(f"{name}," for name in others)), (cause, framework)
+
+
+def test_check_needs_no_torch(tmp_path: Path) -> None:
+    path = verl(tmp_path / "r.jsonl", records(8))
+    blocked = "import sys; sys.modules['torch'] = None; from skewsim.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    done = subprocess.run(
+        [sys.executable, "-c", blocked, "check", str(path), "--dtype", "bfloat16"], capture_output=True
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
