@@ -110,6 +110,7 @@ class Look:
         engine = self.scenario.engine
         settings = {name: float(getattr(engine, name)) for name in SETTINGS}
         there = self.mask if self.given is None else self.mask | self.given
+        places = self.places
         return SequenceLog(
             tuple(
                 SequenceRecord(
@@ -120,7 +121,7 @@ class Look:
                     mask=None if self.given is None else self.mask[i][live],
                     prompt_tokens=self.prompts[i],
                     settings=settings,
-                    places={name: values[i][live] for name, values in self.places.items()},
+                    places={name: values[i][live] for name, values in places.items()},
                 )
                 for i, live in enumerate(there)
             )

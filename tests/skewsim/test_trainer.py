@@ -154,6 +154,9 @@ def test_every_engine_setting_can_be_toggled_in_mid_run() -> None:
         {"engine.lag": 5},
         {"engine.quantization": "int8"},
         {"engine.enable_prefix_caching": False},
+        {"engine.weight_sync": "partial", "engine.replicas": 2, "engine.stale_replicas": 1},
+        {"engine.repetition_penalty": 1.1, "engine.stale_replicas": 0, "trainer.packing": "leaking"},
+        {"engine.placeholder_logprobs": "eos", "trainer.dropout": 0.1},
     ):
         trainer.step()
         trainer.toggle(trainer.scenario.with_values(values))
