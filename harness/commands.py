@@ -416,7 +416,9 @@ def read_source(path: Path, notes: list[str]) -> TokenTable | SequenceLog:
     from harness.metric_logs import identify
 
     if path.is_file() and (found := identify(path)).kind in ("metrics", "config"):
-        raise UserError(f"{path}: {found.kind}, no log of tokens; allowed: what `skewsim import` reads (docs/logs.md)")
+        raise UserError(
+            f"{path}: {found.kind}, no log of tokens; allowed: what `skewsim import` reads (docs/logs.md); `skewsim check` takes metrics too"
+        )
     report = Report()
     source = read_log(path, report=report)
     notes += report.lines() if report.format else []
