@@ -3,7 +3,7 @@
     python benchmarks/diagnosis_confusion.py --split dev        # the half the rules were written on
     python benchmarks/diagnosis_confusion.py --split held-out   # the other half
     python benchmarks/diagnosis_confusion.py --split held-out --write docs/diagnosis.md
-    python benchmarks/diagnosis_confusion.py --split held-out --field 16 --write docs/diagnosis.md   # faults of the
+    python benchmarks/diagnosis_confusion.py --split held-out --field 9 --write docs/diagnosis.md   # faults of the
     field
     python benchmarks/diagnosis_confusion.py --split held-out --simulated 16 --write docs/diagnosis.md   # the same
     faults, made by the simulator
