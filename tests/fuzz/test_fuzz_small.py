@@ -35,7 +35,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, faults: Faults) -
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_wrong_is_said_in_one_line(kind: str, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     failures = []
-    for number in range(COUNT or COUNTS.get(kind, 150)):
+    for number in range(COUNT or COUNTS.get(kind, 200)):
         folder = workplace / str(number)
         folder.mkdir()
         monkeypatch.chdir(folder)
