@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import struct
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -170,7 +171,7 @@ def _load(file: Path) -> Mapping[str, Any]:
         import torch
     except ModuleNotFoundError:
         raise UserError(f"log {file}: a .pt file needs PyTorch: pip install 'skewsim[sim]'") from None
-    wrong = (pickle.UnpicklingError, zipfile.BadZipFile, RuntimeError, EOFError, OSError, LookupError, TypeError, ValueError, AttributeError, AssertionError, OverflowError, MemoryError)  # fmt: skip
+    wrong = (pickle.UnpicklingError, zipfile.BadZipFile, RuntimeError, EOFError, OSError, LookupError, TypeError, ValueError, AttributeError, AssertionError, OverflowError, MemoryError, struct.error)  # fmt: skip
     try:
         with open_regular(file, what="log") as handle:
             size = handle.seek(0, io.SEEK_END)

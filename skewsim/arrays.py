@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import math
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -135,4 +136,4 @@ def _reading(name: str, kind: str, *theirs: type[Exception]) -> Iterator[None]:
         raise FileFormatError(f"{name}: truncated or no {kind} ({shown(error, 100)})") from None
 
 
-_WRONG: tuple[type[Exception], ...] = (zipfile.BadZipFile, zlib.error, OSError, ValueError, EOFError, MemoryError, RuntimeError, LookupError, TypeError, OverflowError, SyntaxError)  # fmt: skip
+_WRONG: tuple[type[Exception], ...] = (zipfile.BadZipFile, zlib.error, tokenize.TokenError, OSError, ValueError, EOFError, MemoryError, RuntimeError, LookupError, TypeError, OverflowError, SyntaxError)  # fmt: skip

@@ -23,7 +23,7 @@ from skewsim.settings import Scenario
 from skewsim.share import to_toml
 from skewsim.skew.profile import SHIPPED, shipped_profiles
 from skewsim.skew.tokens import TokenTable
-from tests.fuzz import logs
+from tests.fuzz import logs, runs, servers
 from tests.fuzz.common import TEXTS, altered, leaf, paths, spoiled
 
 Make = Callable[[random.Random, Path], list[str]]
@@ -198,8 +198,10 @@ KINDS: dict[str, Make] = {
         logs.parquet,
         logs.dumps,
         logs.models,
+        runs.resumed,
+        servers.servers,
     )
 }
 """Name of a kind -> its maker."""
-COUNTS = {"assignments": 45, "models": 60}
-"""Inputs in the daily tests, where it is not 150."""
+COUNTS = {"assignments": 45, "models": 30, "resumed": 40, "servers": 20, "logs": 200, "shares": 100}
+"""Inputs in the daily tests, where it is not 80."""

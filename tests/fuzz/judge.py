@@ -62,7 +62,9 @@ def wrong(status: int, out: str, err: str, *, left: bool) -> list[str]:
     return found
 
 
-def run(kind: str, number: int, seed: int, folder: Path, main: Callable[[list[str]], int]) -> dict[str, Any]:
+def run(
+    kind: str, number: int, seed: int, folder: Path, main: Callable[[list[str]], int], *, seconds: float = SECONDS
+) -> dict[str, Any]:
     """One input, made in an empty folder and given to the command; what came of it."""
     from tests.fuzz.inputs import KINDS
 
@@ -72,7 +74,7 @@ def run(kind: str, number: int, seed: int, folder: Path, main: Callable[[list[st
     status, hung = 0, False
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
-            with time_limit(SECONDS):
+            with time_limit(seconds):
                 status = main(words)
         except Hang:
             hung = True
