@@ -131,10 +131,10 @@ def build(
     from tui.files import writable_folder
     from tui.lab import Lab
     from tui.lesson import load_lesson
+    from tui.limits import check_visit
     from tui.presets import check_hidden, find_preset
     from tui.recordings import shipped
     from tui.shell import Options
-    from tui.visitor import check_visit
 
     chosen = find_preset(preset) if preset else None
     keymap = {} if visiting else load_keymap()

@@ -16,10 +16,9 @@ import socket
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-from cyclopts import Parameter
-
+from skewsim.cli.options import Repeated
 from skewsim.errors import UserError, shown
 
 if TYPE_CHECKING:
@@ -34,7 +33,7 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 8000,
     visitors: int = 8,
-    allow_host: Annotated[Sequence[str], Parameter(negative="")] = (),
+    allow_host: Repeated = None,
     lesson: str = "",
     preset: str = "",
 ) -> int:
@@ -57,15 +56,15 @@ def serve(
         The classroom preset that everybody starts with.
     """
     from tui.lesson import load_lesson
+    from tui.limits import HIDDEN
     from tui.presets import check_hidden, find_preset
-    from tui.visitor import HIDDEN
 
     address = check_address(host)
     if not 0 < port < 65536:
         raise UserError(f"port={port}: allowed are 1 to 65535")
     if visitors < 1:
         raise UserError(f"visitors={visitors}: must be at least 1")
-    check_names(allow_host)
+    check_names(allow_host or ())
     hidden = check_hidden({*HIDDEN, *(find_preset(preset).hide if preset else ())})
     if lesson:
         load_lesson(lesson).check_visible(hidden)
@@ -74,17 +73,17 @@ def serve(
     from tui.serve_app import Room
     from tui.serve_visit import visitor_command
 
-    token = secrets.token_urlsafe(24)
+    token, names = secrets.token_urlsafe(24), (*names_here(address), *(allow_host or ()))
     room = Room(
         visitor_command(lesson=lesson, preset=preset),
-        hosts=(_name(address), *allow_host),
+        hosts=names,
         token=token,
         cookie=f"skewsim-{port}",  # a browser has one set of cookies for all ports of a host
         visitors=visitors,
         tell=tell,
     )
     listening = listen(address, port)
-    links = [f"http://{name}:{port}/?token={token}" for name in (*names_here(address), *allow_host)]
+    links = [f"http://{name}:{port}/?token={token}" for name in names]
     asyncio.run(_serve(room, listening, address, links))
     return 0
 
@@ -154,7 +153,7 @@ async def _serve(room: Room, listening: socket.socket, address: str, links: Sequ
     asked = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         asyncio.get_running_loop().add_signal_handler(number, asked.set)
-    runner = web.AppRunner(room.application(), access_log=None, shutdown_timeout=3)
+    runner = web.AppRunner(room.application(), access_log=None, shutdown_timeout=1)
     await runner.setup()
     try:
         await web.SockSite(runner, listening).start()

@@ -11,6 +11,7 @@ import asyncio
 import hmac
 import ipaddress
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from importlib import resources
 from pathlib import Path
 from string import Template
@@ -94,7 +95,7 @@ class Room:
         self.inside = 0
         self._command, self._token, self._cookie, self._visitors, self._tell = command, token, cookie, visitors, tell
         self._hosts = {*LOOPBACK, *map(host_name, hosts)}
-        self._sockets: set[web.WebSocketResponse] = set()
+        self._visits: dict[web.WebSocketResponse, Visit] = {}
         self._page = Template((resources.files("tui") / "page" / "page.html").read_text(encoding="utf-8"))
 
     def application(self) -> web.Application:
@@ -165,8 +166,7 @@ class Room:
     async def _attend(self, request: web.Request) -> web.WebSocketResponse:
         socket = web.WebSocketResponse(heartbeat=15, max_msg_size=LONGEST_MESSAGE)
         await socket.prepare(request)
-        self._sockets.add(socket)
-        visit = Visit(self._command, socket)
+        visit = self._visits[socket] = Visit(self._command, socket)
         try:
             await visit.start(*terminal_size(request.query.get("width"), request.query.get("height")))
             await self._listen(socket, visit)
@@ -174,7 +174,7 @@ class Room:
             self._tell(f"a visitor's app could not be started: {error.strerror}")
         finally:
             await visit.end(self._tell)
-            self._sockets.discard(socket)
+            del self._visits[socket]
             await socket.close()
         return socket
 
@@ -191,8 +191,10 @@ class Room:
             await socket.close(code=WSCloseCode.POLICY_VIOLATION, message=b"malformed message")
 
     async def _say_goodbye(self, app: web.Application) -> None:
-        closing = (s.close(code=WSCloseCode.GOING_AWAY, message=b"the server stops") for s in self._sockets)
-        await asyncio.wait_for(asyncio.gather(*closing, return_exceptions=True), 1)
+        await asyncio.gather(*(visit.end(self._tell) for visit in self._visits.values()))
+        closing = (s.close(code=WSCloseCode.GOING_AWAY, message=b"the server stops") for s in self._visits)
+        with suppress(TimeoutError):  # some do not answer
+            await asyncio.wait_for(asyncio.gather(*closing), 1)
 
 
 def _bracketed(address: str) -> str:

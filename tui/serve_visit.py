@@ -125,7 +125,7 @@ class Visit(AppService):
                 raise FileFormatError("message: none that a terminal sends")
 
     async def end(self, tell: Callable[[str], None]) -> None:
-        """End the process, remove its folder, and tell what it said last, if it failed."""
+        """End the process, remove its folder, and tell what it said last, if it failed. May be called again."""
         process, pump = self._process, self._task
         if process is not None and pump is not None:
             assert process.stdin is not None
@@ -136,7 +136,7 @@ class Visit(AppService):
                 process.kill()
                 await process.wait()
             pump.cancel()
-            if process.returncode and process.returncode > 0:
+            if process.returncode and process.returncode > 0 and not self._said.closed:
                 tell(f"a visitor's app ended with exit code {process.returncode}: {self._last_words()}")
         self._said.close()
         shutil.rmtree(self._folder, ignore_errors=True)

@@ -1,8 +1,7 @@
 """One visitor's process of `skewsim serve`: the app without the owner's files, and with runs of a bounded size.
 
 The server starts it in a temporary folder, with a few harmless environment variables, and ends it by closing its
-standard input; so it also ends when the server is killed. What would read or write files, or start processes, is
-hidden from a visitor. A setting that names a path may only name what ships with skewsim.
+standard input; so it also ends when the server is killed. `tui.limits` says what a visitor may do.
 """
 
 from __future__ import annotations
@@ -14,40 +13,9 @@ import shutil
 import sys
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from skewsim.settings import Scenario
-
-HIDDEN = ("measure", "screenshot", "export", "runs", "restore", "open")
-"""Actions that read or write files or start processes."""
-POLICIES = ("base", "random")
-MOST_STEPS, MOST_SEQUENCES, MOST_UPDATES, LARGEST_POOL = 1000, 256, 64, 100_000
 _MEMORY, _FILE = 4 << 30, 64 << 20
 """Bytes of data that a process may hold in memory, and of a file that it may write."""
-
-
-def check_visit(scenario: Scenario) -> None:
-    """UserError for a scenario that a visitor may not run: one that names a path or another device, or is too large."""
-    from skewsim.errors import UserError, shown
-    from skewsim.skew.profile import shipped_profiles
-
-    trainer, named = scenario.trainer, scenario.skew.profile
-    for path, value, allowed in (
-        ("policy", scenario.policy, POLICIES),
-        ("skew.profile", named or "none", ("none", *shipped_profiles())),
-        ("device", scenario.device, ("cpu",)),
-    ):
-        if value not in allowed:
-            raise UserError(f"{path}={shown(value, 40)}: a visitor is allowed {', '.join(allowed)}")
-    for path, size, most in (
-        ("steps", scenario.steps, MOST_STEPS),
-        ("trainer.num_prompts x num_generations", trainer.num_prompts * trainer.num_generations, MOST_SEQUENCES),
-        ("trainer.num_iterations x num_minibatches", trainer.num_iterations * trainer.num_minibatches, MOST_UPDATES),
-        ("task.pool_size", scenario.task.pool_size, LARGEST_POOL),
-    ):
-        if size > most:
-            raise UserError(f"{path}={size}: a visitor is allowed at most {most}")
 
 
 def main() -> None:
@@ -60,6 +28,7 @@ def main() -> None:
     code = 1
     try:
         from tui.launch import open_app
+        from tui.limits import HIDDEN
 
         code = open_app(lesson=lesson, preset=preset, hide=HIDDEN, visiting=True)
     except Exception as error:  # the server says this line on its console

@@ -22,10 +22,11 @@ from skewsim.errors import UserError
 from skewsim.scenarios import SCENARIOS, find_scenario
 from skewsim.settings import Scenario
 from skewsim.share import to_share
+from tui.controls import all_controls
+from tui.limits import HIDDEN, check_visit
 from tui.presets import presets
 from tui.serve import check_address, serve
 from tui.shell import Options
-from tui.visitor import HIDDEN, check_visit
 
 from .conftest import StageMaker
 from .stagecraft import on_stage
@@ -449,7 +450,7 @@ class Terminal:
 
     async def wait_for(self, pattern: str) -> None:
         """Until that has been drawn since the last wait, styles and positions left out."""
-        async with asyncio.timeout(120):
+        async with asyncio.timeout(60):
             while not re.search(pattern, re.sub(r"\x1b\[[0-9;?<>=]*[a-zA-Z]", "", self.heard)):
                 message = await self.socket.receive()
                 assert message.type is aiohttp.WSMsgType.BINARY, message
@@ -487,11 +488,13 @@ async def _visit(server: tuple[subprocess.Popen[str], str], state: Path) -> None
             assert KEY not in repr(child.environ())
         await terminal.type("1")
         await terminal.wait_for("processed on: from step")
-        await terminal.type("x", *["\x1b[B"] * 100, "\r")
-        heard += terminal.heard
-        await terminal.type("\x1b[48;99999999;99999999;0;0t")
-        await terminal.type("\x1b", "i", "/etc/passwd", "\r")
-        await terminal.wait_for("is not known|Share string")
+        await terminal.type("\x1b[48;99999999;99999999;0;0t", "x")  # a size beyond all measure
+        await terminal.wait_for("Every setting")
+        at = [control.id for control in all_controls()].index("skew.profile")
+        await terminal.type(*["\x1b[B"] * at, "\r")
+        await terminal.wait_for("enter: accept")
+        await terminal.type("/etc/passwd", "\r")
+        await terminal.wait_for("profile is set, but noise")
         heard += terminal.heard
     assert KEY not in heard
     async with asyncio.timeout(30):
