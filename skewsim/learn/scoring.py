@@ -242,6 +242,7 @@ def _attention_with(dropout: Dropout, q: Tensor, k: Tensor, v: Tensor, seen: Ten
 
 
 @lru_cache(maxsize=32)
+@torch.inference_mode(False)  # kept, and so used by a training step too
 def _layout(family: _Family, device: torch.device) -> tuple[Tensor, Tensor]:
     """Positions (B * rows,), and which rows of a family see which (rows, rows): their prompt and their own past."""
     place = torch.arange(family.rows, device=device)

@@ -218,6 +218,7 @@ def cast_weights(config: PolicyConfig, views: dict[str, Tensor], *, dtype: str, 
 
 
 @lru_cache
+@torch.inference_mode(False)  # kept, and so used by a training step too
 def _pairs(config: PolicyConfig, device: torch.device) -> Tensor:
     """Order of the rows of qkv that puts the two numbers of q or k that rotary embedding turns as a pair together."""
     d = config.head_dim
@@ -229,6 +230,7 @@ def _pairs(config: PolicyConfig, device: torch.device) -> Tensor:
 
 
 @lru_cache
+@torch.inference_mode(False)
 def _turns(config: PolicyConfig, device: torch.device) -> Tensor:
     """Rotary position embedding (arXiv 2104.09864) of each position: complex numbers of length 1, (LONGEST, 1, d/2)."""
     half = torch.arange(0, config.head_dim, 2, device=device, dtype=torch.float32) / config.head_dim

@@ -14,6 +14,9 @@ import transformers
 
 from skewsim.diagnose import Diagnosis, diagnose
 from skewsim.diagnose.models import ModelScorer
+from skewsim.diagnose.policies import policy_scorers
+from skewsim.learn.scoring import response_logits
+from skewsim.model.policy import Policy, PolicyConfig, cast_weights
 from skewsim.skew.sequences import SequenceLog, SequenceRecord
 
 VOCAB, SEQUENCES, PROMPT, RESPONSE = 3000, 24, 6, 10
@@ -135,3 +138,17 @@ def scorer_free(model: ModelScorer, record: SequenceRecord) -> np.ndarray:
     with torch.inference_mode():
         found: np.ndarray = model.model(ids).logits[0, len(record.prompt_tokens) - 1 : -1].numpy()
     return found
+
+
+def test_a_policy_trains_after_it_has_scored() -> None:
+    """What a forward pass keeps for the next one must not belong to the mode in which the first one ran."""
+    config = PolicyConfig(hidden_size=48, num_attention_heads=3, num_key_value_heads=3, head_dim=16)  # of no other test
+    policy = Policy.random(config, generator=torch.Generator().manual_seed(0))
+    record = SequenceRecord(np.arange(4), np.zeros(4), prompt_tokens=np.arange(5))
+    policy_scorers(config, {0: policy.flat})[0].logits([record])
+    flat = policy.flat.clone().requires_grad_()
+    weights = cast_weights(config, config.views(flat), dtype="float32", head_dtype="float32")
+    tokens = torch.arange(4)[None, None]
+    response_logits(weights, torch.arange(5)[None, None], tokens, group=1).logsumexp(-1).sum().backward()
+    assert flat.grad is not None
+    assert flat.grad.abs().sum() > 0
