@@ -32,6 +32,8 @@ _SEMANTIC = ("raw_logprobs", "wrong_temperature", "truncation_mass")
 LEAST_K, MOST_K = 0.2, 5.0
 LEAST_SHARE = 0.72
 """Least share that a temperature explains in equal contexts."""
+EXACT = 0.95
+"""Share from which the line in equal contexts is sure by itself."""
 SAME_SLOPE = 0.16
 """By how much the slopes inside and outside equal contexts may differ, of the slope."""
 TOGETHER = 0.8
@@ -63,7 +65,7 @@ def _temperature(findings: Findings, facts: sign.Truth) -> bool:
             )
             return False
         alone = rows.context < 0
-        if alone.sum() >= 50 and not _stretched(rows.select(alone), k, slope.k.error):
+        if alone.sum() >= 50 and not _stretched(rows.select(alone), k, np.inf if share > EXACT else slope.k.error):
             findings.notes.append(f"a temperature is ruled out: slope {slope.k} does not hold outside equal contexts")
             return False
         how = f"within {slope.tokens} tokens of equal context, engine = {slope.k} x trainer + const, explaining {share:.0%}"
