@@ -503,7 +503,6 @@ async def _visit(server: tuple[subprocess.Popen[str], str], state: Path) -> None
     assert sorted(path.name for path in state.iterdir()) == before
 
 
-@pytest.mark.usefixtures("capfd")
 def test_a_visit_sees_curves_and_leaves_the_owners_state_as_it_was_and_no_process(
     server: tuple[subprocess.Popen[str], str], state: Path
 ) -> None:
