@@ -380,6 +380,11 @@ async def test_nothing_that_a_visitor_types_reaches_a_file(stage: StageMaker, tm
             for key in ("r", "s", "e", "z"):
                 await s.press(key)
                 assert s.app.screen is s.app.explore
+            for page, key in (("p", "n"), ("d", "enter")):  # measure an engine, open a file
+                await s.press(page, key)
+                assert type(s.app.screen).__name__ in ("ProfileScreen", "DiagnoseScreen")
+                await s.press("escape")
+            assert s.app.measuring is None
             assert s.lab.yours == before
             await s.press("i")
             s.app.screen.query_one("Input").value = to_share(find_scenario("raw_tis"))  # type: ignore[attr-defined]
@@ -503,7 +508,6 @@ async def _visit(server: tuple[subprocess.Popen[str], str], state: Path) -> None
     assert sorted(path.name for path in state.iterdir()) == before
 
 
-@pytest.mark.usefixtures("capfd")
 def test_a_visit_sees_curves_and_leaves_the_owners_state_as_it_was_and_no_process(
     server: tuple[subprocess.Popen[str], str], state: Path
 ) -> None:
