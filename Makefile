@@ -38,7 +38,7 @@ test: $(STAMP)
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not engine and not slow and not wheel"
 
 test-slow: $(STAMP)
-	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "(slow or wheel) and not engine"
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) --timeout 1200 -m "(slow or wheel) and not engine"
 
 # Random input for every reader, more of it than the daily tests have: make fuzz N=50000
 fuzz: $(STAMP)
