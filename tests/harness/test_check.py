@@ -266,6 +266,19 @@ def test_what_cannot_be_judged_is_one_line_and_exit_code_2(
     assert (said.out, said.err.count("\n")) == ("", 1)
 
 
+def test_a_refusal_names_its_file_and_the_command_that_would_read_it(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    config, log = tmp_path / "verl.yaml", tmp_path / "log.jsonl"
+    config.write_text("actor_rollout_ref: {rollout: {temperature: 1.0}}\n")
+    log.write_text('{"ids": [1, 2], "lps": [-0.1, -0.2]}\n')
+    for path, command in ((config, f"skewsim check --config {config}"), (log, f"skewsim import {log} --column ")):
+        assert main(["check", str(path)]) == 2
+        said = capsys.readouterr().err
+        assert said.startswith(f"skewsim: {path}: ")
+        assert command in said
+
+
 # ------------------------------------------------------------------------------------------------------ the page
 
 

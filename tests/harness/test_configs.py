@@ -284,6 +284,11 @@ def test_slimes_mis_file_is_read_with_its_script(tmp_path: Path) -> None:
     [
         (("x.yaml", "a: 1\n"), None, "no framework that is known"),
         (("x.yaml", "a: [1\n"), "verl", "no YAML"),
+        (
+            ("x.yaml", "a: 1\nb: c: 2\n"),
+            "verl",
+            r"no YAML file: line 2, column 5: mapping values are not allowed here$",
+        ),
         (("x.toml", "a ="), "prime-rl", "not a TOML"),
         (("x.py", "GRPOConfig("), None, "no Python"),
         (("x.sh", "vllm serve m"), "verk", "framework='verk' is not known"),
