@@ -83,7 +83,7 @@ def _normal(found: Checkup) -> Iterator[str]:
             if found.values
             else "no, by its cause; by its size it would be"
         )
-    said += f" for {found.level_of}" if found.level_of else ""
+    said = f"in {found.level_of}: {said}" if found.level_of else said
     yield f"{said}: {found.usual}" if found.usual else said
     sizes = ("mean_abs", "mean size"), ("k3", "k3"), ("bias", "bias"), ("worst", "largest")
     told = [f"{name} {found.level[key]:.3g}" for key, name in sizes if found.level.get(key) is not None]

@@ -48,7 +48,7 @@ class Checkup:
     trend: Trend | None
     diagnosis: Diagnosis | None
     candidates: tuple[Cause, ...]
-    """Causes that the curves remind of; a log of tokens would tell."""
+    """Causes that the curves remind of; a log of tokens would tell, and does if it is of the same level."""
     thresholds: AdviseReport | None
     length_known: bool
     values: tuple[str, ...]
@@ -144,7 +144,7 @@ def check(
         kind_text=said.kind_text,
         trend=max(trends, key=lambda each: each.steps, default=None),
         diagnosis=None if diagnosis is None else _in_the_words_of(diagnosis, whose),
-        candidates=() if diagnosis else _candidates(parts, canonical(framework), whose),
+        candidates=() if diagnosis and not _apart(parts) else _candidates(parts, canonical(framework), whose),
         thresholds=_thresholds(first.rms, length or LENGTH, whose),
         length_known=length is not None,
         values=tuple(word for part in parts for word in part.values),

@@ -206,6 +206,8 @@ def test_a_folder_of_a_log_and_metrics_gives_one_verdict_on_both(
     assert sorted(read["kind"] for read in found["read"]) == ["metrics", "token log"]
     apart = metrics(tmp_path / "metrics.jsonl", [{"rollout_corr/k3_kl": 8e-3}] * 6)
     assert any("different levels" in line for line in checked(capsys, tmp_path / "rollouts.jsonl", apart)[1]["watch"])
+    jumped = checked(capsys, tmp_path / "rollouts.jsonl", ROOT / "docs/examples/trl-metrics.jsonl")[1]
+    assert [cause["name"] for cause in jumped["candidates"]] == ["weights_not_delivered", "stale_replica"]
 
 
 def test_of_several_frameworks_curves_each_is_told_by_its_file_and_in_its_framework_s_words(
@@ -221,7 +223,7 @@ def test_of_several_frameworks_curves_each_is_told_by_its_file_and_in_its_framew
     assert "NeMo-RL: " not in fixes["weights_not_delivered"]
     assert any("0.0735 in nemo-rl-metrics.json, 1.2 in trl-metrics.jsonl" in line for line in found["watch"])
     main(["check", *map(str, files)])
-    assert "normal?    yes for nemo-rl-metrics.json: rms 0.0735" in capsys.readouterr().out
+    assert "normal?    in nemo-rl-metrics.json: yes: rms 0.0735" in capsys.readouterr().out
     asked = checked(capsys, *files, "--framework", "verl")[1]
     assert all("TRL: " not in cause["fix"] for cause in asked["candidates"])
 
