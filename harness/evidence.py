@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from harness.log_files import METRICS, SUFFIXES, first_row, log_files
-from harness.logs import Report, detect_format, import_rollouts, import_sequences
+from harness.logs import Report, detect_format, how_to_name, import_rollouts, import_sequences
 from harness.metric_logs import Identity, identify, read_curves
 from skewsim.check import Evidence, Read, Tokens, of_records, of_table
 from skewsim.check.words import canonical
@@ -96,9 +96,11 @@ def _nothing(what: Identity) -> UserError:
     if what.kind == "folder":
         return UserError(f"{what.path}: no log of tokens, no metrics by step and no profile in this folder")
     if what.kind == "config":
-        return UserError(f"{what.path}: a configuration, no log; allowed: logs of tokens, metrics by step, profiles")
+        return UserError(f"{what.path}: a configuration, no log; look at it with skewsim check --config {what.path}")
     reason = what.detail or _unknown(what.path)
-    return FileFormatError(shown(reason) if str(what.path) in reason else f"{what.path}: {shown(reason)}")
+    return FileFormatError(
+        shown(reason) if str(what.path) in reason.partition(": ")[0] else f"{what.path}: {shown(reason)}"
+    )
 
 
 def _unknown(path: Path) -> str:
@@ -109,7 +111,7 @@ def _unknown(path: Path) -> str:
     if not isinstance(row, Mapping):
         return "no rows" if row is None else "its rows are no JSON objects"
     fields = ", ".join(sorted(map(str, row))[:8])
-    return f"fields {fields} fit no known format; skewsim import --column OURS=THEIRS makes a table of any"
+    return f"fields {fields} fit no known format; {how_to_name(path, row)}"
 
 
 def _of_curves(curves: MetricCurves) -> str:

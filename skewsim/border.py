@@ -116,12 +116,17 @@ def _memory(line: bytes) -> int:
     return 80 * (line.count(b"[") + line.count(b"{")) + 32 * (line.count(b",") + line.count(b":"))
 
 
+CUT = " (the file ends in the middle of this line: `sed '$d' FILE` prints it without)"
+"""How to go on with a log whose writer was stopped."""
+
+
 def parse_line(text: str, what: str) -> Any:
     """What a line of JSON says. FileFormatError begins with `what`."""
     try:
         return json.loads(text)
     except ValueError:
-        raise FileFormatError(f"{what}: truncated or no JSON") from None
+        cut = CUT if text.startswith("{") and not text.endswith("\n") and not what.endswith("line 1") else ""
+        raise FileFormatError(f"{what}: truncated or no JSON{cut}") from None
     except RecursionError:
         raise FileFormatError(f"{what}: nested too deeply") from None
 

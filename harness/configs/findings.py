@@ -12,6 +12,7 @@ from skewsim.errors import shown
 Certainty = Literal["is", "may be"]
 """is: the file says so. may be: it depends on a default, a condition, the model, or how noisy the engine is."""
 _WIDTH = 80
+SPELLING = "A key that is misspelt, or in the wrong place, is not noticed: the default is judged in its stead."
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ class ConfigReport:
         return "\n".join(lines)
 
     def _rest(self) -> list[str]:
-        lines = ["", *_wrapped(f"looked at: {', '.join(self.looked_at)}")]
+        lines = ["", *_wrapped(f"looked for: {', '.join(self.looked_at)}"), *_wrapped(SPELLING)]
         if self.defaults:
             lines += ["", f"vLLM {self.vllm}, where neither the file nor {self.framework} sets it:"]
             lines += [line for name, value in self.defaults for line in _wrapped(f"{name}: {value}", "  ", "    ")]
@@ -123,7 +124,7 @@ class ConfigReport:
         ]
         head = ["| | trap | where | setting | what happens | change to | source |", "|---|---|---|---|---|---|---|"]
         table = [*head, *rows] if rows else ["No known trap."]
-        rest = [f"Looked at: {', '.join(self.looked_at)}.", *(f"Note: {_cell(note)}" for note in self.notes)]
+        rest = [f"Looked for: {', '.join(self.looked_at)}.", SPELLING, *(f"Note: {_cell(note)}" for note in self.notes)]
         return "\n".join([f"### {_cell(self.headline)}", "", *table, "", *rest])
 
 

@@ -64,9 +64,19 @@ def _yaml_rows(text: str, path: Path) -> Iterator[Setting]:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
         yield from _walk(root, str(path))
     except yaml.YAMLError as error:
-        raise FileFormatError(f"{path}: is no YAML file: {shown(error, 200)}") from None
+        raise FileFormatError(f"{path}: is no YAML file: {shown(_reason(error), 200)}") from None
     except RecursionError:
         raise FileFormatError(f"{path}: nested more than {DEEPEST} deep") from None
+
+
+def _reason(error: Exception) -> str:
+    """A mistake in YAML with its place; the parser's own words quote the text and name it `<unicode string>`."""
+    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+    if mark is None or not problem:
+        return str(error)
+    begun = getattr(error, "context_mark", None)
+    context = "" if begun is None else f" ({error.context}, which begins in line {begun.line + 1})"  # type: ignore[attr-defined]
+    return f"line {mark.line + 1}, column {mark.column + 1}: {problem}{context}"
 
 
 def _check_brackets(text: str, path: Path) -> None:

@@ -17,8 +17,8 @@ import numpy as np
 
 from harness.log_files import first_row, log_files, read_rows
 from harness.logs import batches, engines, nemo_rl, prime_rl, slime
-from harness.logs.rows import Context, Format, Notes, fields, turns
-from harness.logs.table import LONG, is_long, long_table, wide_reader
+from harness.logs.rows import Context, Format, Notes, Read, fields, turns
+from harness.logs.table import LONG, check_columns, is_long, long_table, wide_reader
 from harness.logs.text_only import refusal
 from harness.logs.values import ValueCounts, count_values, without_tools
 from skewsim.diagnose import load_source
@@ -112,7 +112,7 @@ def import_sequences(
     """The same log as whole sequences with their prompts, one by one."""
     report = report or Report()
     report.format, files = _choose(Path(path), format, columns or {})
-    read = wide_reader(columns or {}) if report.format == "table" else FORMATS[report.format].read
+    read = _table(files[0], columns or {}) if report.format == "table" else FORMATS[report.format].read
     join = FORMATS[report.format].join if report.format in FORMATS else None
     at: tuple[Path, int] = (files[0], 0)
     row: Any = None
@@ -123,6 +123,13 @@ def import_sequences(
                 yield _checked(record, report)
     except _WRONG as error:
         raise FileFormatError(f"{report.format} log {at[0]}, row {at[1]}: {_reason(error, row)}") from None
+
+
+def _table(file: Path, columns: Mapping[str, str]) -> Read:
+    """The reader of a table with a sequence a row, once its first row is known to have the columns that are named."""
+    read = wide_reader(columns)
+    check_columns(file, columns)
+    return read
 
 
 def _reason(error: Exception, row: Any) -> str:
@@ -171,9 +178,8 @@ def detect_format(file: Path) -> str:
         raise FileFormatError(f"{framework} log {file}: {rest}")
     if any(find_name(key) for key in keys):
         raise FileFormatError(f"log {file}: metrics by step, no log of tokens")
-    raise FileFormatError(
-        f"log {file}: fields {', '.join(sorted(keys)[:8])} fit no known format; give format ({', '.join(formats())}) and columns"
-    )
+    how = how_to_name(file, row) if isinstance(row, Mapping) else f"give format ({', '.join(formats())}) and columns"
+    raise FileFormatError(f"log {file}: fields {', '.join(sorted(keys)[:8])} fit no known format; {how}")
 
 
 def format_of(keys: set[str]) -> str | None:
@@ -181,6 +187,12 @@ def format_of(keys: set[str]) -> str | None:
     if (found := next((each.name for each in FORMATS.values() if each.fits(keys)), None)) is not None:
         return found
     return "table" if any(fits <= keys for fits in LONG) else None
+
+
+def how_to_name(file: Path, row: Mapping[str, Any]) -> str:
+    """The command that makes a table of rows whose fields are none that is known."""
+    name = "engine_logprobs" if any(isinstance(value, list) for value in row.values()) else "engine_logprob"
+    return f"name them: skewsim import {file} --column {name}=THEIRS --out table.npz"
 
 
 # ---------------------------------------------------------------------------------------------------- which files
@@ -222,7 +234,7 @@ def _of_folder(path: Path, files: list[Path]) -> tuple[str, list[Path]]:
     others = set(by_format) - {chosen} - BESIDE.get(chosen, set()) - TOGETHER.get(chosen, set())
     if others:
         found = ", ".join(f"{name} ({by_format[name][0].name})" for name in sorted({chosen, *others}))
-        raise FileFormatError(f"log {path}: logs of several kinds: {found}; give one of them, or --format")
+        raise FileFormatError(f"log {path}: logs of several kinds: {found}; give one file, not the folder")
     together = [file for name in (chosen, *TOGETHER.get(chosen, ())) for file in by_format.get(name, [])]
     return chosen, sorted(together)
 

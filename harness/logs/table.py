@@ -18,6 +18,8 @@ from skewsim.errors import FileFormatError, UserError, shown
 from skewsim.skew.sequences import SETTINGS, SequenceRecord, parse_record
 from skewsim.skew.tokens import PLACES, TYPE_OF_COLUMN, TokenTable
 
+SEVERAL = {"token": "token_ids", "engine_logprob": "engine_logprobs", "trainer_logprob": "trainer_logprobs", "weight_version": "weight_versions"}  # fmt: skip
+"""Names of a column with a token per row, and of the same with a sequence per row; each is understood for both."""
 WIDE = ("token_ids", "engine_logprobs", "trainer_logprobs", "weight_versions", "mask", "prompt_token_ids", "prompt_id", *SETTINGS, *PLACES)  # fmt: skip
 LONG = (frozenset({"engine_logprob", "trainer_logprob"}), frozenset({"sequence", "engine_logprob"}))
 """Fields by which a table with a token per row is known without `columns`."""
@@ -25,6 +27,7 @@ LONG = (frozenset({"engine_logprob", "trainer_logprob"}), frozenset({"sequence",
 
 def wide_reader(columns: Mapping[str, str]) -> Read:
     """A reader of rows with a sequence each; UserError for a column that is not known."""
+    columns = {SEVERAL.get(ours, ours): theirs for ours, theirs in columns.items()}
     unknown = [ours for ours in columns if ours not in WIDE]
     if unknown:
         raise UserError(f"columns: {unknown[0]} is not known; allowed: {', '.join(WIDE)}")
@@ -37,12 +40,27 @@ def wide_reader(columns: Mapping[str, str]) -> Read:
 
 def is_long(file: Path, columns: Mapping[str, str]) -> bool:
     row = first_row(file)
-    name = columns.get("engine_logprob", "engine_logprob")
+    name = _of_a_token(columns).get("engine_logprob", "engine_logprob")
     return isinstance(row, Mapping) and name in row and np.ndim(row[name]) == 0
+
+
+def check_columns(file: Path, columns: Mapping[str, str]) -> None:
+    """FileFormatError for a name given in `columns` that the first row of a file does not have."""
+    row = first_row(file) if columns else None
+    missing = [theirs for theirs in columns.values() if isinstance(row, Mapping) and theirs not in row]
+    if missing:
+        raise FileFormatError(f"table log {file}: no column {shown(missing[0], 80)}")
+
+
+def _of_a_token(columns: Mapping[str, str]) -> dict[str, str]:
+    """The same by the names for a token per row."""
+    one = {several: name for name, several in SEVERAL.items()}
+    return {one.get(ours, ours): theirs for ours, theirs in columns.items()}
 
 
 def long_table(files: Iterable[Path], columns: Mapping[str, str], meta: dict[str, Any]) -> TokenTable:
     """A token per row; FileFormatError for a column that is not there or no number."""
+    columns = _of_a_token(columns)
     unknown = [ours for ours in columns if ours not in TYPE_OF_COLUMN]
     if unknown:
         raise UserError(f"columns: {unknown[0]} is not known; allowed: {', '.join(TYPE_OF_COLUMN)}")

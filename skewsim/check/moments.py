@@ -20,7 +20,7 @@ Floats = npt.NDArray[np.float64]
 SUMS = ("tokens", "d", "d2", "abs", "k3", "lag", "lagged")
 """What is summed for every step: tokens, skew, its square and size, k3; lag, and the tokens whose lag is known."""
 MOST_EXPONENT = 200.0
-UNBORNE = "exactly 0 where the other side is not"
+UNBORNE = f"exactly 0 where the other side is below {-SURE:g}"
 
 
 @dataclass
@@ -130,7 +130,7 @@ class Moments:
     def values(self) -> list[str]:
         """The odd values in words, a sentence for each side and kind."""
         return [
-            f"{count:,} of the {side}'s {self.tokens:,} values are {kind}"
+            f"{count:,} of the {side}'s {self.tokens:,} values {'is' if count == 1 else 'are'} {kind}"
             for side, found in self.odd.items()
             for kind, count in found.items()
             if count

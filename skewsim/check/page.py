@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from skewsim.check.verdict import Checkup
 from skewsim.check.words import SAYS
 from skewsim.diagnose.causes import Cause, Place
-from skewsim.skew.advise import AdviseReport
+from skewsim.skew.advise import AS_IT_IS, AdviseReport, AdviseRow
 
 WIDTH = 80
 LABEL = 11
@@ -83,17 +83,18 @@ def _normal(found: Checkup) -> Iterator[str]:
             if found.values
             else "no, by its cause; by its size it would be"
         )
+    said = f"in {found.level_of}: {said}" if found.level_of else said
     yield f"{said}: {found.usual}" if found.usual else said
     sizes = ("mean_abs", "mean size"), ("k3", "k3"), ("bias", "bias"), ("worst", "largest")
     told = [f"{name} {found.level[key]:.3g}" for key, name in sizes if found.level.get(key) is not None]
     if told:
-        yield f"all tokens: rms {found.rms:.3g}, {', '.join(told)} nats"
+        yield f"all tokens, d = trainer - engine: rms {found.rms:.3g}, {', '.join(told)} nats"
     elif found.level.get("from"):
         yield f"rms {found.rms:.3g} nats now, from {found.level['from']}"
 
 
 def _where(places: Sequence[Place]) -> Iterator[tuple[str, ...]]:
-    yield ("place", "share", "rms in", "rms out", "tokens")
+    yield ("place (counted from 0)", "share", "rms in", "rms out", "tokens")
     for place in places[:MOST_PLACES]:
         sizes = f"{place.rms_inside:.2g}", f"{place.rms_outside:.2g}", f"{place.tokens:,}"
         yield (f"{place.column} {place.value}", f"{_bar(place.explained)} {place.explained:.0%}", *sizes)
@@ -115,11 +116,15 @@ def _causes(found: Checkup) -> Iterator[Section]:
 
 
 def _cause(cause: Cause, *, mend: bool) -> Iterator[str]:
-    yield f"{cause.name} ({cause.explained:.0%} of the mean square): {SAYS[cause.name]}"
+    yield f"{cause.name} ({_share(cause)}): {SAYS[cause.name]}"
     if cause.evidence:
         yield f"evidence: {_short(cause.evidence)}"
     if cause.fix and mend:
         yield f"set: {cause.fix}"
+
+
+def _share(cause: Cause) -> str:
+    return f"{cause.explained:.0%} of the mean square" if cause.sized else "no share: what is no number has no size"
 
 
 def _short(text: str) -> str:
@@ -140,16 +145,25 @@ def _of_rules(report: AdviseReport, assumed: str, *, mend: bool) -> Iterator[str
     yield f"{whose}'s own, on noise of rms {report.sigma:.3g} and responses of {report.length:,} tokens{assumed}:"
     if not mend:
         yield "mend the cause first: wider bounds let the fault through, narrower ones hide it"
-    touched = [row for row in report.rows if row.advice != "as it is" or row.fired > FELT or row.mean_weight < 1 - FELT]
+    touched = [row for row in report.rows if row.advice != AS_IT_IS or row.fired > FELT or row.mean_weight < 1 - FELT]
     for row in touched[:MOST_RULES]:
         name = row.rule.split(" (")[0]
-        yield f"{name}: touches {row.fired:.1%}, mean weight {row.mean_weight:.2g}" + (
-            f"; {row.advice}" if mend else ""
-        )
+        yield f"{name}: touches {row.fired:.1%}, mean weight {row.mean_weight:.2g}" + (_better(row) if mend else "")
     if len(touched) > MOST_RULES:
         yield f"{len(touched) - MOST_RULES} more: skewsim advise --rms {report.sigma:.3g} --length {report.length}"
     if len(touched) < len(report.rows):
-        yield f"{len(report.rows) - len(touched)} of {len(report.rows)} do next to nothing to such data"
+        others = f"the other {len(report.rows) - len(touched)}" if touched else "all"
+        yield f"{others} of its {_rules(len(report.rows))}: next to no effect on such data"
+
+
+def _better(row: AdviseRow) -> str:
+    if row.advice == AS_IT_IS:
+        return "; leave it as it is"
+    return f"; {row.advice}" if row.instead else f"; better: {row.advice}"
+
+
+def _rules(count: int) -> str:
+    return "1 rule" if count == 1 else f"{count} rules"
 
 
 # -------------------------------------------------------------------------------------------------------------- text

@@ -60,6 +60,10 @@ class Part:
     diagnosis: Diagnosis | None = None
     length: int | None = None
     """Tokens of a response."""
+    source: str = ""
+    """The file, or what stands for it in a sentence."""
+    framework: str | None = None
+    """Who wrote it."""
     missing: tuple[str, ...] = ()
     """Columns that a token log lacks: keys of `words.LOG_COLUMNS`."""
 

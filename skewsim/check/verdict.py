@@ -48,7 +48,7 @@ class Checkup:
     trend: Trend | None
     diagnosis: Diagnosis | None
     candidates: tuple[Cause, ...]
-    """Causes that the curves remind of; a log of tokens would tell."""
+    """Causes that the curves remind of; a log of tokens would tell, and does if it is of the same level."""
     thresholds: AdviseReport | None
     length_known: bool
     values: tuple[str, ...]
@@ -57,6 +57,8 @@ class Checkup:
     more: tuple[str, ...]
     """What to log to know more."""
     notes: tuple[str, ...] = ()
+    level_of: str = ""
+    """The file that the level is of, where several tell different ones."""
 
     @property
     def status(self) -> Status:
@@ -122,7 +124,7 @@ def check(
     if framework is not None:
         fix_for("", framework)  # refuses what it does not know
     whose = canonical(framework) or evidence.framework
-    parts = list(_parts(evidence, dtype, model_kind))
+    parts = _with_sources(list(_parts(evidence, dtype, model_kind)))
     first = next((part for part in parts if part.rms is not None), Part())
     said = next((part for part in parts if part.kind_text), Part())
     length = next((part.length for part in parts if part.length), None)
@@ -137,11 +139,12 @@ def check(
         level=first.level,
         normal=first.normal,
         usual=first.usual,
+        level_of=first.source if _apart(parts) else "",
         kind=said.kind,
         kind_text=said.kind_text,
         trend=max(trends, key=lambda each: each.steps, default=None),
         diagnosis=None if diagnosis is None else _in_the_words_of(diagnosis, whose),
-        candidates=() if diagnosis else _candidates(parts, whose),
+        candidates=() if diagnosis and not _apart(parts) else _candidates(parts, canonical(framework), whose),
         thresholds=_thresholds(first.rms, length or LENGTH, whose),
         length_known=length is not None,
         values=tuple(word for part in parts for word in part.values),
@@ -153,14 +156,34 @@ def check(
 
 def _parts(evidence: Evidence, dtype: str | None, model_kind: str | None) -> Iterator[Part]:
     if evidence.tokens is not None:
-        yield of_tokens(evidence.tokens, dtype, model_kind)
-    yield from (of_curves(look(curves), dtype, model_kind) for curves in evidence.curves)
-    yield from (of_profile(profile) for profile in evidence.profiles)
+        yield replace(of_tokens(evidence.tokens, dtype, model_kind), source="the log of tokens")
+    for curves in evidence.curves:
+        part = of_curves(look(curves), dtype, model_kind)
+        yield replace(part, source=curves.source, framework=canonical(curves.framework))
+    yield from (replace(of_profile(profile), source=profile.name) for profile in evidence.profiles)
 
 
-def _candidates(parts: list[Part], framework: str | None) -> tuple[Cause, ...]:
+def _with_sources(parts: list[Part]) -> list[Part]:
+    """Of several files, each curve's problems with the name of its file."""
+    if len(parts) < 2:
+        return parts
+    return [part if part.diagnosis is not None else _with_source(part) for part in parts]
+
+
+def _with_source(part: Part) -> Part:
+    return replace(part, problems=tuple(replace(each, words=f"{part.source}: {each.words}") for each in part.problems))
+
+
+def _candidates(parts: list[Part], wanted: str | None, whose: str | None) -> tuple[Cause, ...]:
+    """What curves remind of, in the words of the framework that is asked for, or that wrote the curves."""
+    speaks = {
+        name: wanted or part.framework or whose
+        for part in reversed(parts)
+        for hint in part.hints
+        for name in REMIND_OF[hint]
+    }
     names = dict.fromkeys(name for part in parts for hint in part.hints for name in REMIND_OF[hint])
-    return tuple(Cause(name, 0.0, "", _fix(FIX[name], framework)) for name in names)
+    return tuple(Cause(name, 0.0, "", _fix(FIX[name], speaks[name])) for name in names)
 
 
 def _in_the_words_of(found: Diagnosis, framework: str | None) -> Diagnosis:
@@ -186,12 +209,19 @@ def _thresholds(rms: float | None, length: int, framework: str | None) -> Advise
 
 
 def _disagreement(parts: list[Part]) -> list[str]:
-    """Whether a log of tokens and curves beside it are of different sizes."""
-    levels = [part.rms for part in parts if part.rms]
-    if len(levels) < 2 or max(levels) < DISAGREE * min(levels):
+    """What to say where a log of tokens and curves beside it are of different sizes."""
+    if not _apart(parts):
         return []
-    told = ", ".join(f"{level:.3g}" for level in levels)
-    return [f"the files tell different levels (rms {told}): they are of different steps, or of different runs"]
+    told = ", ".join(f"{part.rms:.3g} in {part.source}" for part in parts if part.rms)
+    return [
+        f"the files tell different levels (rms {told}): they are of different steps, or of different runs; check them "
+        "one by one"
+    ]
+
+
+def _apart(parts: list[Part]) -> bool:
+    levels = [part.rms for part in parts if part.rms]
+    return len(levels) > 1 and max(levels) >= DISAGREE * min(levels)
 
 
 def _more(evidence: Evidence, parts: list[Part], framework: str | None) -> Iterator[str]:

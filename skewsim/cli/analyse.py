@@ -101,7 +101,7 @@ def check(
         dense or moe: a mixture of experts has more skew, and heavier tails.
     framework
         Whose settings and thresholds to name, if the files do not tell: vLLM, PipelineRL, verl, TRL, prime-rl, slime,
-        Miles, NeMo-RL or SkyRL.
+        Miles, NeMo-RL, SkyRL, OpenRLHF or AReaL.
     run
         Of several runs in a file of metrics, the one to judge.
     config
@@ -149,7 +149,7 @@ def _check_config(
     from skewsim.cli.main import CHECK_CONFIG, resolve
 
     if paths:
-        raise UserError("--config is looked at by itself; check the log in a second command")
+        raise UserError("--config is looked at by itself; check the log in a second command: skewsim check LOG")
     if as_json and as_markdown:
         raise UserError("--json and --markdown: allowed is one of them")
     found = resolve(CHECK_CONFIG)(config, vllm=vllm, framework=framework)

@@ -15,6 +15,7 @@ import importlib
 import os
 import sys
 from collections.abc import Iterable, Sequence
+from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 from skewsim import __version__
@@ -174,10 +175,13 @@ def _dispatch(arguments: list[str]) -> int:
 
 
 def _call(name: str, arguments: list[str]) -> int:
-    from cyclopts import CycloptsError
+    from cyclopts import CycloptsError, UnusedCliTokensError
 
     try:
         return int(parser([name])([name, *arguments]) or 0)
+    except UnusedCliTokensError as error:
+        words = shown(" ".join(error.unused_tokens or ()), 80)
+        raise UserError(f"{name}: {words} is more than it takes. See skewsim {name} --help") from None
     except CycloptsError as error:
         raise UserError(f"{name}: {error} See skewsim {name} --help") from None
 
@@ -198,8 +202,34 @@ def parser(names: Iterable[str]) -> App:
     )
     known = COMMANDS | SWITCHES
     for name in names:
-        app.command(resolve(known[name][0]), name=name)
+        app.command(_flowing(resolve(known[name][0])), name=name)
     return app
+
+
+def _flowing(command: Any) -> Any:
+    """A command whose help is folded where the terminal ends, and not where lines of its docstring do."""
+    import inspect
+
+    if isinstance(command, FunctionType):
+        command.__doc__ = unfolded(inspect.getdoc(command) or "")
+    return command
+
+
+def unfolded(text: str) -> str:
+    """A docstring with each of its paragraphs on one line; headings, names and indentation stay."""
+    lines: list[str] = []
+    for line in text.splitlines():
+        before = lines[-1] if lines else ""
+        ruled = line.startswith("---") or before.startswith("---")
+        if line.strip() and before.strip() and _indent(line) == _indent(before) and not ruled:
+            lines[-1] += f" {line.strip()}"
+        else:
+            lines.append(line)
+    return "\n".join(lines)
+
+
+def _indent(line: str) -> int:
+    return len(line) - len(line.lstrip())
 
 
 def _complain(status: int, message: str) -> int:

@@ -47,7 +47,7 @@ def published(
     search
         A word anywhere in a run's texts.
     value
-        A number of your own in --metric: one sentence says which runs are just below and above it.
+        A number of your own, as in --metric rms --value 0.048: one sentence says which runs are just below and above.
     json
         One JSON object.
     csv

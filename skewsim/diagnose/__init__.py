@@ -186,7 +186,7 @@ def _error(rows: Rows) -> float:
 def _placeholder(odd: values.Values, whole: Rows, total: float, said: tuple[str, ...]) -> Cause:
     inside = odd.bad & np.isfinite(whole.skew)
     share = 1.0 if odd.nonfinite else float((whole.skew[inside] ** 2).sum()) / max(total, 1e-30)
-    return found("placeholder_logprobs", min(share, 1.0), "; ".join(said))
+    return replace(found("placeholder_logprobs", min(share, 1.0), "; ".join(said)), sized=not odd.nonfinite)
 
 
 def _judged(rows: Rows, scored: Models | None, contrasts: list[where.Contrast]) -> Findings:

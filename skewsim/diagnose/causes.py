@@ -51,6 +51,8 @@ class Cause:
     explained: float
     evidence: str
     fix: str
+    sized: bool = True
+    """Whether its share was measured: values that are no number have no size, and `explained` is 1 for them."""
 
     @property
     def layer(self) -> str | None:

@@ -31,18 +31,22 @@ def usual(rms: float, dtype: str | None, model_kind: str | None) -> str:
     """The size in words, beside the range that is published for the dtype it is nearest to."""
     if dtype is not None:
         kind = model_kind if dtype == "bfloat16" else None
-        return f"rms {rms:.3g}: {'usual for' if rms <= most(dtype, model_kind) else 'above what is usual for'} {_like(dtype, kind)}"
+        if rms <= most(dtype, model_kind):
+            return f"rms {rms:.3g}: usual for {_like(dtype, kind, rms, most(dtype, model_kind))}"
+        return f"rms {rms:.3g}: above what is usual for {_like(dtype, kind)}"
     for name, lower in (("float32", None), ("float16", "float32"), ("bfloat16", "float16")):
         if rms <= most(name, None):
-            return f"rms {rms:.3g}: usual for {_like(name)}" + (f"; above what {lower} shows" if lower else "")
+            above = f"; above what {lower} shows" if lower else ""
+            return f"rms {rms:.3g}: usual for {_like(name, None, rms, most(name, None))}{above}"
     if model_kind == "moe" and rms <= MOST["bfloat16", "moe"]:
-        return f"rms {rms:.3g}: usual for {_like('bfloat16', 'moe')}; above what a dense model shows"
+        return f"rms {rms:.3g}: usual for {_like('bfloat16', 'moe', rms, most('bfloat16', 'moe'))}; above what a dense model shows"
     return f"rms {rms:.3g}: above what is usual for {_like('bfloat16')}"
 
 
-def _like(dtype: str, model_kind: str | None = None) -> str:
-    """A dtype in words, with the least and greatest published rms."""
+def _like(dtype: str, model_kind: str | None = None, rms: float = 0.0, limit: float = 0.0) -> str:
+    """A dtype in words, with the least and greatest published rms; and for one above these, what still is usual."""
     kind = model_kind or ("dense" if dtype == "bfloat16" else None)
     found = place("rms", 0.0, dtype=dtype, model_kind=kind)
     words = LIKE_MOE if (dtype, kind) == ("bfloat16", "moe") else LIKE[dtype]
-    return f"{words} (published {found.low:.3g} to {found.high:.3g})"
+    room = f"; up to {limit:.3g} is usual" if found.high is not None and rms > found.high else ""
+    return f"{words} (published {found.low:.3g} to {found.high:.3g}{room})"

@@ -51,7 +51,8 @@ def _normal(found: Diagnosis) -> str:
 
 
 def _told(cause: Cause, width: int) -> Iterator[str]:
-    yield f"\n{cause.name}: explains {_percent(cause.explained)}"
+    share = f"explains {_percent(cause.explained)}" if cause.sized else "no share: what is no number has no size"
+    yield f"\n{cause.name}: {share}"
     yield _folded(cause.evidence, width, "  ", "  ")
     if cause.fix:
         general, *settings = fix_parts(cause.fix)

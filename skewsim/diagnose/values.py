@@ -40,7 +40,8 @@ class Oddity:
         value = {"missing": "no number (null or NaN)", "positive": f"above 0 (as {self.value:g})"}.get(
             self.kind, f"exactly {self.value:g}"
         )
-        return f"{self.tokens} {self.side} values are {value}: {self.place}"
+        are = "value is" if self.tokens == 1 else "values are"
+        return f"{self.tokens} {self.side} {are} {value}: {self.place}"
 
 
 @dataclass(frozen=True)

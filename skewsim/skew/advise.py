@@ -38,6 +38,8 @@ Bounds = tuple[float | None, float | None]
 BEARABLE = 0.5
 """Harm above which bounds are not worth suggesting."""
 MARGIN = 1.02
+AS_IT_IS = "as it is"
+"""The advice where the default does the least harm."""
 """By how much a suggestion goes beyond the quantile it is made from."""
 STEPS = 24
 """How many bounds between the default and the quantile are tried for a weight."""
@@ -96,7 +98,7 @@ class AdviseRow:
         """What to do, in words."""
         if self.instead:
             return f"none helps; use {self.instead}"
-        return self.healthy or "as it is"
+        return self.healthy or AS_IT_IS
 
     def to_json(self) -> dict[str, Any]:
         better = self.healthy or self.instead

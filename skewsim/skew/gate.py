@@ -97,7 +97,9 @@ def gate(
     """
     limits = [(*_parse(text), "max") for text in maximum] + [(*_parse(text), "min") for text in minimum]
     if not limits:
-        raise UserError("gate: no limit given; allowed: --max METRIC=VALUE, --min METRIC=VALUE")
+        raise UserError(
+            "gate: no limit given; allowed: --max METRIC=VALUE, as in --max kl_k3=1e-3, --min METRIC=VALUE, as in --min ess=0.9"
+        )
     finite = np.isfinite(table.skew)
     if not finite.any():
         raise UserError(f"gate: none of the table's {len(table)} rows has two finite log-probabilities")

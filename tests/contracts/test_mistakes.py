@@ -241,3 +241,8 @@ def test_a_closed_pipe_ends_quietly(folder: Path) -> None:
     os.close(read)
     _, err = child.communicate(timeout=300)
     assert (child.returncode, err) == (141, b"")
+
+
+def test_a_word_too_many_is_said_in_our_words(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["published", "0.207"]) == 2
+    assert capsys.readouterr().err == "skewsim: published: 0.207 is more than it takes. See skewsim published --help\n"

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from skewsim.cli.main import main
+from skewsim.cli.main import COMMANDS, main, unfolded
 from skewsim.scenarios import LADDER, SCENARIOS
 from skewsim.share import from_toml
 from skewsim.skew.metrics import METRICS
@@ -211,3 +211,19 @@ def test_advise_json_has_the_promised_keys_and_the_published_row(capfd: pytest.C
         assert len({"clipped", "kept"} & set(row)) == 1
     (verl,) = [row for row in found["rows"] if (row["framework"], row["rule"]) == ("verl", "geometric rejection")]
     assert verl["kept"] == pytest.approx(0.46, abs=0.01)
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_help_is_folded_where_the_terminal_ends_whatever_the_lines_of_its_source(
+    name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "400")
+    assert main([name, "--help"]) == 0
+    rows = [line[1:] for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
+    assert all(len(row) - len(row.lstrip()) < 6 for row in rows)  # each begins with a name, none goes on with a text
+
+
+def test_a_docstring_loses_the_folds_of_its_paragraphs_and_nothing_else() -> None:
+    text = "One\ntwo.\n\nThree.\n\nParameters\n----------\nfirst\n    Four\n    five.\nsecond\n    Six."
+    once = "One two.\n\nThree.\n\nParameters\n----------\nfirst\n    Four five.\nsecond\n    Six."
+    assert unfolded(text) == unfolded(once) == once

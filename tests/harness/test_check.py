@@ -19,7 +19,7 @@ from skewsim.check.moments import Moments
 from skewsim.check.page import WIDTH, markdown, text
 from skewsim.check.sample import Sample
 from skewsim.cli.main import main
-from skewsim.diagnose import FIX, diagnose
+from skewsim.diagnose import FIX, diagnose, normal
 from skewsim.diagnose.causes import fix_for
 from skewsim.skew.metrics import skew_metrics
 from skewsim.skew.noise_level import TELLING, levels_of, noise_of
@@ -206,6 +206,33 @@ def test_a_folder_of_a_log_and_metrics_gives_one_verdict_on_both(
     assert sorted(read["kind"] for read in found["read"]) == ["metrics", "token log"]
     apart = metrics(tmp_path / "metrics.jsonl", [{"rollout_corr/k3_kl": 8e-3}] * 6)
     assert any("different levels" in line for line in checked(capsys, tmp_path / "rollouts.jsonl", apart)[1]["watch"])
+    jumped = checked(capsys, tmp_path / "rollouts.jsonl", ROOT / "docs/examples/trl-metrics.jsonl")[1]
+    assert [cause["name"] for cause in jumped["candidates"]] == ["weights_not_delivered", "stale_replica"]
+
+
+def test_of_several_frameworks_curves_each_is_told_by_its_file_and_in_its_framework_s_words(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    files = [ROOT / "docs/examples/nemo-rl-metrics.json", ROOT / "docs/examples/trl-metrics.jsonl"]
+    found = checked(capsys, *files)[1]
+    words = {problem["name"]: problem["words"] for problem in found["problems"]}
+    assert words["weight_collapsed"].startswith("nemo-rl-metrics.json: ")
+    assert words["jump"].startswith("trl-metrics.jsonl: the skew jumps at step 3")
+    fixes = {cause["name"]: cause["fix"] for cause in found["candidates"]}
+    assert "TRL: " in fixes["weights_not_delivered"]
+    assert "NeMo-RL: " not in fixes["weights_not_delivered"]
+    assert any("0.0735 in nemo-rl-metrics.json, 1.2 in trl-metrics.jsonl" in line for line in found["watch"])
+    main(["check", *map(str, files)])
+    assert "normal?    in nemo-rl-metrics.json: yes: rms 0.0735" in capsys.readouterr().out
+    asked = checked(capsys, *files, "--framework", "verl")[1]
+    assert all("TRL: " not in cause["fix"] for cause in asked["candidates"])
+
+
+def test_a_level_above_the_published_ones_says_up_to_which_it_is_usual() -> None:
+    for dtype in (None, "bfloat16"):
+        assert "to 0.0511; up to 0.12 is usual)" in normal.usual(0.07, dtype, None)
+        assert "to 0.0511)" in normal.usual(0.05, dtype, None)
+        assert normal.usual(0.2, dtype, None).endswith("to 0.0511)")
 
 
 def test_a_profile_of_ours_is_compared_with_what_is_published(capsys: pytest.CaptureFixture[str]) -> None:
@@ -266,6 +293,19 @@ def test_what_cannot_be_judged_is_one_line_and_exit_code_2(
     assert (said.out, said.err.count("\n")) == ("", 1)
 
 
+def test_a_refusal_names_its_file_and_the_command_that_would_read_it(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    config, log = tmp_path / "verl.yaml", tmp_path / "log.jsonl"
+    config.write_text("actor_rollout_ref: {rollout: {temperature: 1.0}}\n")
+    log.write_text('{"ids": [1, 2], "lps": [-0.1, -0.2]}\n')
+    for path, command in ((config, f"skewsim check --config {config}"), (log, f"skewsim import {log} --column ")):
+        assert main(["check", str(path)]) == 2
+        said = capsys.readouterr().err
+        assert said.startswith(f"skewsim: {path}: ")
+        assert command in said
+
+
 # ------------------------------------------------------------------------------------------------------ the page
 
 
@@ -285,7 +325,7 @@ def test_the_page_fits_80_columns_and_markdown_has_the_same_verdict(
 def test_the_places_of_a_skew_are_a_table_in_both_forms() -> None:
     rows = (replace(r, trainer_logprobs=r.trainer_logprobs - np.where(np.arange(60) > 30, 0.5, 0)) for r in records())  # type: ignore[operator]
     found = judged(rows)
-    assert "| place | share | rms in | rms out | tokens |" in markdown(found)
+    assert "| place (counted from 0) | share | rms in | rms out | tokens |" in markdown(found)
     assert any(line.startswith("where      place") for line in text(found).splitlines())
     assert all(len(line) <= WIDTH for line in text(found).splitlines())
 
@@ -334,7 +374,20 @@ def test_one_value_that_is_no_number_is_found_in_a_sequence_that_the_sample_leav
     assert (tokens.moments.impossible, tokens.sampled) == (1, True)
     found = check(Evidence((), tokens), dtype="bfloat16")
     assert [problem.name for problem in found.problems] == ["placeholder_logprobs"]
-    assert "1 of the engine's 12,000 values are missing" in found.problems[0].words
+    assert "1 of the engine's 12,000 values is missing" in found.problems[0].words
+
+
+def test_a_value_that_is_no_number_has_no_share_of_the_square_and_zeros_are_told_with_their_limit() -> None:
+    rows = list(records())
+    engine = rows[3].engine_logprobs.copy()
+    engine[7] = np.nan
+    nan = judged(iter([*rows[:3], replace(rows[3], engine_logprobs=engine), *rows[4:]]))
+    assert "placeholder_logprobs (no share: " in " ".join(text(nan).split())
+    assert "1 engine value is no number" in text(nan)
+    ends = (replace(row, engine_logprobs=np.append(row.engine_logprobs[:-1], 0.0)) for row in rows)
+    zeros = judged(ends)
+    assert "of the mean square): values that are no" in " ".join(text(zeros).split())
+    assert any("exactly 0 where the other side is below -0.02" in line for line in zeros.values)
 
 
 def test_a_broken_sequence_that_the_sample_leaves_out_is_told_with_its_number() -> None:

@@ -284,6 +284,11 @@ def test_slimes_mis_file_is_read_with_its_script(tmp_path: Path) -> None:
     [
         (("x.yaml", "a: 1\n"), None, "no framework that is known"),
         (("x.yaml", "a: [1\n"), "verl", "no YAML"),
+        (
+            ("x.yaml", "a: 1\nb: c: 2\n"),
+            "verl",
+            r"no YAML file: line 2, column 5: mapping values are not allowed here$",
+        ),
         (("x.toml", "a ="), "prime-rl", "not a TOML"),
         (("x.py", "GRPOConfig("), None, "no Python"),
         (("x.sh", "vllm serve m"), "verk", "framework='verk' is not known"),
@@ -297,6 +302,16 @@ def test_what_is_no_configuration_is_one_line(
     with pytest.raises(UserError, match=said) as caught:
         check_config([tmp_path / file[0]], framework=framework)
     assert "\n" not in str(caught.value)
+
+
+def test_a_misspelt_key_changes_nothing_and_the_report_says_that_it_would_not(tmp_path: Path) -> None:
+    (tmp_path / "right.yaml").write_text(text := "actor_rollout_ref: {rollout: {name: vllm, top_p: 0.9}}\n")
+    (tmp_path / "wrong.yaml").write_text(text.replace("top_p", "topp"))
+    right, wrong = (check_config([tmp_path / f"{name}.yaml"], framework="verl") for name in ("right", "wrong"))
+    assert "truncated_sampling" in {each.trap for each in right.findings}
+    assert "truncated_sampling" not in {each.trap for each in wrong.findings}
+    assert "misspelt" in wrong.to_text()
+    assert "misspelt" in wrong.to_markdown()
 
 
 def test_a_version_that_is_none_is_refused(tmp_path: Path) -> None:

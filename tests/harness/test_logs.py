@@ -235,6 +235,38 @@ def test_a_table_with_a_sequence_per_row_by_named_columns(tmp_path: Path) -> Non
     table = import_rollouts(lines(tmp_path / "w.jsonl", rows), columns=names)
     assert table.meta["temperature"] == 0.7
     np.testing.assert_allclose(table.engine_logprob, [*ENGINE[0], *ENGINE[1]])
+    with pytest.raises(FileFormatError, match="no column lpz"):
+        import_rollouts(tmp_path / "w.jsonl", columns=names | {"trainer_logprobs": "lpz"})
+
+
+def test_a_column_may_be_named_in_the_singular_or_the_plural_whatever_a_row_is(tmp_path: Path) -> None:
+    wide = [{"ids": tokens, "lps": engine} for tokens, engine in zip(TOKENS, ENGINE, strict=True)]
+    long = [{"lp": value, "id": token} for token, value in zip(TOKENS[0], ENGINE[0], strict=True)]
+    lines(tmp_path / "wide.jsonl", wide)
+    lines(tmp_path / "long.jsonl", long)
+    for token, engine in (("token", "engine_logprob"), ("token_ids", "engine_logprobs")):
+        table = import_rollouts(tmp_path / "wide.jsonl", columns={token: "ids", engine: "lps"})
+        assert table.engine_logprob.tolist() == [*ENGINE[0], *ENGINE[1]]
+        table = import_rollouts(tmp_path / "long.jsonl", columns={token: "id", engine: "lp"})
+        assert table.token.tolist() == TOKENS[0]
+
+
+def test_a_log_whose_last_line_is_cut_off_says_how_to_go_on(tmp_path: Path) -> None:
+    log = lines(tmp_path / "log.jsonl", [{"token_ids": [1], "engine_logprobs": [-0.1]}] * 3)
+    whole = log.read_text().rstrip("\n")
+    log.write_text(whole[:-5])
+    with pytest.raises(FileFormatError, match=r"line 3: truncated .* `sed '\$d'"):
+        import_rollouts(log)
+    log.write_text(whole.replace("}", "", 1) + "\n")
+    with pytest.raises(FileFormatError, match=r"line 1: truncated or no JSON$"):
+        import_rollouts(log)
+
+
+def test_rows_of_unknown_fields_get_the_command_that_names_them(tmp_path: Path) -> None:
+    for row, name in (({"ids": [1], "lps": [-0.1]}, "engine_logprobs"), ({"id": 1, "lp": -0.1}, "engine_logprob")):
+        log = lines(tmp_path / f"{name}.jsonl", [row])
+        with pytest.raises(FileFormatError, match=f"skewsim import .*jsonl --column {name}=THEIRS --out table.npz"):
+            import_rollouts(log)
 
 
 def test_sequences_survive_a_round_trip_with_their_prompts(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import json
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -440,6 +441,13 @@ def test_a_diagnosis_says_where_its_rms_stands_among_published_runs() -> None:
     like = skewsim.place("rms", 0.046, dtype="bfloat16", model_kind="dense").to_json()
     text = report(Diagnosis((found("healthy", 1.0, "seen"),), 700, 64, 0.046, like=like), Look()).plain
     assert "\nPublished: rms 0.046: between Qwen3-1.7B (0.0449) and SmolLM2-135M-Instruct here (0.047)" in text
+
+
+def test_a_value_that_is_no_number_has_no_share_and_takes_none_from_the_rest() -> None:
+    missing = replace(found("placeholder_logprobs", 1.0, "1 value"), sized=False)
+    text = report(Diagnosis((missing, found("different_context", 0.9, "seen")), 700, 64, 0.2), Look()).plain
+    assert "placeholder_logprobs  no share" in text
+    assert "10% of the mean square skew is explained by none of this" in text
 
 
 @pytest.mark.parametrize("keys", ["i", "r tab", "x enter"])

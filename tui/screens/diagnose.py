@@ -52,14 +52,15 @@ def report(found: Diagnosis, look: Look, scenario: Scenario | None = None) -> Te
         filled = round(cause.explained * 20)
         bar = look.glyph("█", "#") * filled + look.glyph("░", ".") * (20 - filled)
         share = f"{cause.explained:.0%}" if cause.explained >= 0.005 else "less than 1%"
-        text.append(f"\n{cause.name}  {bar} explains {share}\n", style="bold")
+        told = f"{bar} explains {share}" if cause.sized else "no share: what is no number has no size"
+        text.append(f"\n{cause.name}  {told}\n", style="bold")
         text.append(f"  Proof: {cause.evidence}\n")
         if scenario is not None and (key := here(cause.name, scenario)):
             text.append(f"  Here: {key}\n", style=look.strong)
         if cause.fix:
             text.append(f"  Fix: {cause.fix}\n", style=look.muted)
     text.append_text(_where(found, look))
-    left = 1 - sum(cause.explained for cause in found.causes)
+    left = 1 - sum(cause.explained for cause in found.causes if cause.sized)
     if left > 0.05:
         text.append(f"\n{left:.0%} of the mean square skew is explained by none of this.\n", style=look.muted)
     for note in found.notes:
