@@ -73,8 +73,7 @@ def columns(rows: Rows) -> Iterator[Column]:
     """What the log says of its tokens, and what can be derived from it."""
     starts = np.flatnonzero(np.diff(rows.sequence, prepend=-1) != 0)
     lengths = np.diff(np.append(starts, len(rows)))
-    number = np.arange(len(starts)) if rows.of is None else rows.sequence[starts]
-    count = rows.of or len(starts)
+    number, count = numbers(rows)
     same = np.diff(rows.sequence) == 0
     for name, values in rows.places.items():
         whole = not (np.diff(values)[same] != 0).any()
@@ -100,6 +99,12 @@ def columns(rows: Rows) -> Iterator[Column]:
         yield Column(f"seen before {name}", values, False)
     yield Column(LAW, _decile(rows.engine), True, "{}")
     yield Column("exact value", _repeated(rows.engine), False)
+
+
+def numbers(rows: Rows) -> tuple[Ints, int]:
+    """(each sequence's number, how many there are in the log): those of the whole log, where this is a sample of it."""
+    starts = np.flatnonzero(np.diff(rows.sequence, prepend=-1) != 0)
+    return (np.arange(len(starts)), len(starts)) if rows.of is None else (rows.sequence[starts], rows.of)
 
 
 def in_turn(rows: Rows) -> Ints:
