@@ -5,11 +5,14 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from skewsim.check.verdict import Checkup
 from skewsim.check.words import SAYS
 from skewsim.diagnose.causes import Cause, Place
-from skewsim.skew.advise import AdviseReport
+
+if TYPE_CHECKING:
+    from skewsim.skew.advise import AdviseReport
 
 WIDTH = 80
 LABEL = 11

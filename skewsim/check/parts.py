@@ -8,7 +8,7 @@ and is not wrong.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,9 +17,11 @@ from skewsim.check.evidence import Tokens
 from skewsim.check.words import SAYS, WEIGH_TOKENS
 from skewsim.diagnose import Diagnosis, diagnose, normal
 from skewsim.skew.noise_level import LARGEST
-from skewsim.skew.profile import SkewProfile
 from skewsim.skew.rules import RULES
 from skewsim.skew.trends import Trend, trend
+
+if TYPE_CHECKING:
+    from skewsim.skew.profile import SkewProfile
 
 TWICE = 2.0
 """A trend by this factor is told."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from skewsim.check.by_step import look
 from skewsim.check.evidence import Evidence, Read
@@ -13,9 +13,11 @@ from skewsim.check.words import LOG_COLUMNS, LOG_TOKENS, REMIND_OF, SAYS, canoni
 from skewsim.diagnose import FIX, Diagnosis, normal
 from skewsim.diagnose.causes import Cause, fix_for
 from skewsim.errors import UserError
-from skewsim.skew.advise import AdviseReport, advise
 from skewsim.skew.rules import RULES
 from skewsim.skew.trends import Trend
+
+if TYPE_CHECKING:
+    from skewsim.skew.advise import AdviseReport
 
 Status = Literal["normal", "wrong", "unknown"]
 EXIT_CODE: dict[Status, int] = {"normal": 0, "wrong": 1, "unknown": 2}
@@ -181,6 +183,8 @@ def _thresholds(rms: float | None, length: int, framework: str | None) -> Advise
     known = {rule.framework.lower() for rule in RULES}
     if level is None or framework is None or framework.lower() not in known:
         return None
+    from skewsim.skew.advise import advise  # imported here, so that a check without thresholds starts without scipy
+
     report = advise(level, length)
     return replace(report, rows=tuple(row for row in report.rows if row.framework.lower() == framework.lower()))
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-from scipy import special
 
 from skewsim.diagnose import where
 from skewsim.diagnose.causes import in_words
@@ -65,6 +64,8 @@ def _packs(view: View) -> Named | None:
     beginning = early.inside if early is not None else order < 8
     level, (number, _) = levels_of(view.sizes, beginning), where.numbers(view.rows)
     rank = np.argsort(np.argsort(level))
+    from scipy import special  # imported here, so that a command that needs none of it starts without scipy
+
     best: tuple[float, str, Bools] | None = None
     for which, first, looks in _first_in_pack(view, number):
         n, m = int(first.sum()), int((~first).sum())

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import special
 
 from skewsim.diagnose.causes import Place
 from skewsim.diagnose.rows import Bools, Floats, Ints, Rows
@@ -380,12 +379,16 @@ def _normal(t: float, freedom: int) -> float:
     """The z whose tail is that of Student's t."""
     if freedom > 200:
         return t
+    from scipy import special  # imported here, so that a command that needs none of it starts without scipy
+
     tail = float(special.stdtr(max(freedom, 1), -abs(t)))
     return float(np.sign(t) * -special.ndtri(max(tail, 1e-300)))
 
 
 def survived(z: float, looks: int) -> float:
     """The z that is left of the largest of this many (Šidák)."""
+    from scipy import special  # imported here, so that a command that needs none of it starts without scipy
+
     log_tail = float(special.log_ndtr(-abs(z))) + np.log(2.0)
     if log_tail + np.log(looks) < -20:
         log_tail += np.log(looks)

@@ -20,7 +20,7 @@ from skewsim.cli.published import as_markdown
 from skewsim.diagnose import normal
 from skewsim.errors import FileFormatError, UserError
 from skewsim.skew import published
-from skewsim.skew.healthy import SCALES, SHARES, sigma_of
+from skewsim.skew.mixture import SCALES, SHARES, sigma_of
 from skewsim.skew.placing import CONVERSIONS, SPREAD, place, rms_of
 from skewsim.skew.published import DTYPES, KINDS, RANGES, UNITS, PublishedRun, judge, published_runs, read_runs
 
