@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from skewsim.check.verdict import Checkup
 from skewsim.check.words import SAYS
-from skewsim.diagnose.causes import Cause, Place
+from skewsim.diagnose.causes import Cause, Diagnosis, Place
 
 if TYPE_CHECKING:
     from skewsim.skew.advise import AdviseReport
@@ -47,6 +47,8 @@ def sections(found: Checkup) -> Iterator[Section]:
     yield Section("normal?", tuple(_normal(found)))
     if found.kind_text:
         yield Section("bias/noise", (found.kind_text,))
+    if found.diagnosis is not None and found.diagnosis.agreement is not None:
+        yield Section("whose fault", (_odd_one_out(found.diagnosis),))
     if found.values:
         yield Section("odd values", found.values)
     places = [] if found.diagnosis is None else [p for p in found.diagnosis.where if p.explained >= LEAST_SHARE]
@@ -93,6 +95,13 @@ def _normal(found: Checkup) -> Iterator[str]:
         yield f"all tokens: rms {found.rms:.3g}, {', '.join(told)} nats"
     elif found.level.get("from"):
         yield f"rms {found.rms:.3g} nats now, from {found.level['from']}"
+
+
+def _odd_one_out(found: Diagnosis) -> str:
+    """Which of engine, trainer and model the other two contradict."""
+    apart = ", ".join(f"{pair} {rms:.3g}" for pair, rms in (found.agreement or {}).items())
+    said = f"the {found.odd_one_out}'s: the other two agree" if found.odd_one_out else "nobody's alone"
+    return f"{said} (rms apart, nats: {apart})"
 
 
 def _where(places: Sequence[Place]) -> Iterator[tuple[str, ...]]:

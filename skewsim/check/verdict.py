@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -10,7 +10,7 @@ from skewsim.check.by_step import look
 from skewsim.check.evidence import Evidence, Read
 from skewsim.check.parts import Part, Problem, of_curves, of_profile, of_tokens, rms_of
 from skewsim.check.words import LOG_COLUMNS, LOG_TOKENS, REMIND_OF, SAYS, canonical
-from skewsim.diagnose import FIX, Diagnosis, normal
+from skewsim.diagnose import FIX, Diagnosis, Scorer, normal
 from skewsim.diagnose.causes import Cause, fix_for
 from skewsim.errors import UserError
 from skewsim.skew.rules import RULES
@@ -101,6 +101,8 @@ class Checkup:
             "kind_text": self.kind_text,
             "values": list(self.values),
             "where": [] if self.diagnosis is None else [place.to_json() for place in self.diagnosis.where],
+            "odd_one_out": None if self.diagnosis is None else self.diagnosis.odd_one_out,
+            "agreement": None if self.diagnosis is None else self.diagnosis.agreement,
             "trend": None if self.trend is None else self.trend.to_json(),
             "thresholds": None if self.thresholds is None else self.thresholds.to_json(),
             "causes": [cause.to_json() for cause in self.causes],
@@ -113,18 +115,25 @@ class Checkup:
 
 
 def check(
-    evidence: Evidence, *, dtype: str | None = None, model_kind: str | None = None, framework: str | None = None
+    evidence: Evidence,
+    *,
+    models: Sequence[Scorer] = (),
+    dtype: str | None = None,
+    model_kind: str | None = None,
+    framework: str | None = None,
 ) -> Checkup:
     """The verdict on all that was read.
 
-    `dtype`, `model_kind` and `framework` are as in `skewsim.diagnose.diagnose`; the framework is otherwise the one that
-    wrote the files. UserError for one that is not known.
+    `models`, `dtype`, `model_kind` and `framework` are as in `skewsim.diagnose.diagnose`; the framework is otherwise
+    the one that wrote the files. UserError for one that is not known, and for models without a log of sequences.
     """
     normal.check(dtype, model_kind)
     if framework is not None:
         fix_for("", framework)  # refuses what it does not know
+    if models and evidence.tokens is None:
+        raise UserError("--model scores the tokens of a log; nothing here has tokens")
     whose = canonical(framework) or evidence.framework
-    parts = list(_parts(evidence, dtype, model_kind))
+    parts = list(_parts(evidence, dtype, model_kind, models))
     first = next((part for part in parts if part.rms is not None), Part())
     said = next((part for part in parts if part.kind_text), Part())
     length = next((part.length for part in parts if part.length), None)
@@ -153,9 +162,9 @@ def check(
     )
 
 
-def _parts(evidence: Evidence, dtype: str | None, model_kind: str | None) -> Iterator[Part]:
+def _parts(evidence: Evidence, dtype: str | None, model_kind: str | None, models: Sequence[Scorer]) -> Iterator[Part]:
     if evidence.tokens is not None:
-        yield of_tokens(evidence.tokens, dtype, model_kind)
+        yield of_tokens(evidence.tokens, dtype, model_kind, models)
     yield from (of_curves(look(curves), dtype, model_kind) for curves in evidence.curves)
     yield from (of_profile(profile) for profile in evidence.profiles)
 
