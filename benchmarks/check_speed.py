@@ -98,7 +98,9 @@ def environment(folder: Path) -> dict[str, str]:
 
 def main() -> None:
     sizes = tuple(map(int, sys.argv[1:])) or TOKENS
-    print("| what | tokens | file, MB | seconds | of them at work | peak MB | status |\n|---|---|---|---|---|---|---|")
+    print(
+        "| what | tokens | file, MB | wall seconds | processor seconds | peak MB | status |\n|---|---|---|---|---|---|---|"
+    )
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         run(write_json(folder / "first.jsonl", 1000))

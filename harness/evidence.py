@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from harness.log_files import METRICS, SUFFIXES, first_row, log_files
 from harness.logs import Report, detect_format, how_to_name, import_rollouts, import_sequences
@@ -17,9 +18,11 @@ from skewsim.check import Evidence, Read, Tokens, of_records, of_table
 from skewsim.check.words import canonical
 from skewsim.errors import FileFormatError, UserError, shown
 from skewsim.skew.curves import MetricCurves
-from skewsim.skew.profile import SkewProfile, load_profile
 from skewsim.skew.sequences import SequenceRecord
 from skewsim.skew.tokens import TokenTable
+
+if TYPE_CHECKING:
+    from skewsim.skew.profile import SkewProfile
 
 OURS = ("sequences", "table")
 """Names of formats that no framework has."""
@@ -81,6 +84,8 @@ def _take(what: Identity, found: _Found, run: str | None) -> None:
             Read(str(what.path), "metrics", canonical(curves.framework or what.framework), _of_curves(curves))
         )
     elif what.kind == "profile":
+        from skewsim.skew.profile import load_profile  # imported here: it loads pydantic
+
         profile = load_profile(str(what.path))
         found.profiles.append(profile)
         words = f"{profile.name}: {profile.provenance.tokens:,} tokens, {profile.kind}"

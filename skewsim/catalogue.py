@@ -332,3 +332,8 @@ exp(-mean d), so that in ratios they are [1/1.001, 1/0.999]. TRL's off-policy ma
 def correction_names(of: Literal["weight", "reject"]) -> tuple[str, ...]:
     """The values that one of the two settings may have, "none" first."""
     return ("none", *(name for name, correction in CORRECTIONS.items() if correction.of == of))
+
+
+def truncates(top_p: Any, top_k: Any, min_p: Any) -> Any:
+    """Whether a sampler with these settings drops any token; given arrays, it answers element by element."""
+    return (top_p < 1) | (top_k > 0) | (min_p > 0)

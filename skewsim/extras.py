@@ -23,6 +23,7 @@ EXTRA_OF = {
 }
 """Top-level module -> the extra that installs it."""
 EXTRA_OF_COMMAND = {
+    "check": "models",
     "diagnose": "models",
     "measure": "engines",
     "replay": "engines",

@@ -6,13 +6,14 @@ middle leaves the old file or none, never half of one.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import secrets
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from skewsim.errors import FileFormatError, UserError
 
@@ -88,3 +89,14 @@ def check_schema_version(what: str, version: object, *, newest: int) -> None:
         raise FileFormatError(
             f"{what}: schema_version={version} is from a later skewsim; this one reads up to {newest}"
         )
+
+
+def finite(data: Any) -> Any:
+    """The same data with None for every number that is NaN or infinite."""
+    if isinstance(data, float):
+        return data if math.isfinite(data) else None
+    if isinstance(data, Mapping):
+        return {key: finite(value) for key, value in data.items()}
+    if isinstance(data, (list, tuple)):
+        return [finite(value) for value in data]
+    return data

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from skewsim import catalogue
-from skewsim.catalogue import CORRECTIONS, default_clip, short
+from skewsim.catalogue import CORRECTIONS, default_clip, short, truncates
 from skewsim.errors import UserError, shown
 
 DType = Literal["float32", "bfloat16", "float16"]
@@ -41,11 +41,6 @@ def _top_k(value: int) -> int:
     if not -1 <= value < 2**31:
         raise ValueError("must be -1 or 0 (off), or at least 1, and below 2**31")
     return max(value, 0)
-
-
-def truncates(top_p: Any, top_k: Any, min_p: Any) -> Any:
-    """Whether a sampler with these settings drops any token; given arrays, it answers element by element."""
-    return (top_p < 1) | (top_k > 0) | (min_p > 0)
 
 
 class Settings(BaseModel):

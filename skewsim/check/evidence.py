@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from skewsim.check.moments import Moments
 from skewsim.check.sample import MOST_TOKENS, Sample, sample_of
 from skewsim.skew.curves import MetricCurves
-from skewsim.skew.profile import SkewProfile
 from skewsim.skew.sequences import SequenceLog, SequenceRecord, build_table
 from skewsim.skew.tokens import TokenTable
+
+if TYPE_CHECKING:
+    from skewsim.skew.profile import SkewProfile
 
 CHUNK = 50_000
 """Tokens that are counted at once."""

@@ -5,11 +5,14 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from skewsim.check.verdict import Checkup
 from skewsim.check.words import SAYS
-from skewsim.diagnose.causes import Cause, Place
-from skewsim.skew.advise import AS_IT_IS, AdviseReport, AdviseRow
+from skewsim.diagnose.causes import Cause, Diagnosis, Place
+
+if TYPE_CHECKING:
+    from skewsim.skew.advise import AdviseReport, AdviseRow
 
 WIDTH = 80
 LABEL = 11
@@ -44,6 +47,8 @@ def sections(found: Checkup) -> Iterator[Section]:
     yield Section("normal?", tuple(_normal(found)))
     if found.kind_text:
         yield Section("bias/noise", (found.kind_text,))
+    if found.diagnosis is not None and found.diagnosis.agreement is not None:
+        yield Section("whose fault", (_odd_one_out(found.diagnosis),))
     if found.values:
         yield Section("odd values", found.values)
     places = [] if found.diagnosis is None else [p for p in found.diagnosis.where if p.explained >= LEAST_SHARE]
@@ -91,6 +96,13 @@ def _normal(found: Checkup) -> Iterator[str]:
         yield f"all tokens, d = trainer - engine: rms {found.rms:.3g}, {', '.join(told)} nats"
     elif found.level.get("from"):
         yield f"rms {found.rms:.3g} nats now, from {found.level['from']}"
+
+
+def _odd_one_out(found: Diagnosis) -> str:
+    """Which of engine, trainer and model the other two contradict."""
+    apart = ", ".join(f"{pair} {rms:.3g}" for pair, rms in (found.agreement or {}).items())
+    said = f"the {found.odd_one_out}'s: the other two agree" if found.odd_one_out else "nobody's alone"
+    return f"{said} (rms apart, nats: {apart})"
 
 
 def _where(places: Sequence[Place]) -> Iterator[tuple[str, ...]]:
@@ -141,6 +153,8 @@ def _thresholds(found: Checkup) -> Iterator[Section]:
 
 def _of_rules(report: AdviseReport, assumed: str, *, mend: bool) -> Iterator[str]:
     """What each rule that touches such data does to it; a better setting only where the skew itself is in order."""
+    from skewsim.skew.advise import AS_IT_IS
+
     whose = report.rows[0].framework
     yield f"{whose}'s own, on noise of rms {report.sigma:.3g} and responses of {report.length:,} tokens{assumed}:"
     if not mend:
@@ -157,6 +171,8 @@ def _of_rules(report: AdviseReport, assumed: str, *, mend: bool) -> Iterator[str
 
 
 def _better(row: AdviseRow) -> str:
+    from skewsim.skew.advise import AS_IT_IS
+
     if row.advice == AS_IT_IS:
         return "; leave it as it is"
     return f"; {row.advice}" if row.instead else f"; better: {row.advice}"

@@ -7,19 +7,22 @@ and is not wrong.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from skewsim.check.by_step import ByStep
 from skewsim.check.evidence import Tokens
 from skewsim.check.words import SAYS, WEIGH_TOKENS
-from skewsim.diagnose import Diagnosis, diagnose, normal
+from skewsim.diagnose import Diagnosis, Scorer, diagnose, normal
 from skewsim.skew.noise_level import LARGEST
-from skewsim.skew.profile import SkewProfile
 from skewsim.skew.rules import RULES
 from skewsim.skew.trends import Trend, trend
+
+if TYPE_CHECKING:
+    from skewsim.skew.profile import SkewProfile
 
 TWICE = 2.0
 """A trend by this factor is told."""
@@ -76,19 +79,20 @@ def place_among_published(rms: float, dtype: str | None, model_kind: str | None)
 # ------------------------------------------------------------------------------------------------------- token logs
 
 
-def of_tokens(tokens: Tokens, dtype: str | None, model_kind: str | None) -> Part:
-    """The diagnosis of a log, and what was counted over all of it."""
+def of_tokens(tokens: Tokens, dtype: str | None, model_kind: str | None, models: Sequence[Scorer] = ()) -> Part:
+    """The diagnosis of a log, and what was counted over all of it; a model stands in for a trainer without numbers."""
     moments = tokens.moments
     values = tuple(moments.values())
     length = max(1, round(moments.tokens / max(moments.sequences, 1)))
-    if not moments.trainer_known or not moments.measured:
+    measured = moments.trainer_known and moments.measured > 0
+    if not measured and not models:
         return Part(values=values, length=length, problems=_impossible(tokens, None))
-    found = diagnose(tokens.source, dtype=dtype, model_kind=model_kind)
+    found = diagnose(tokens.source, models=models, dtype=dtype, model_kind=model_kind)
     steps, rms, lag = moments.curve()
-    moved = trend(steps, rms, lag=lag) if len(steps) else None
+    moved = trend(steps, rms, lag=lag) if measured and len(steps) else None
     problems = [] if found.normal else [Problem(found.verdict, found.first.evidence)]
     problems += [*_impossible(tokens, found), *_unmasked(tokens)]
-    if tokens.sampled and moments.rms > LOUDER * tokens.rms_of_sample:
+    if measured and tokens.sampled and moments.rms > LOUDER * tokens.rms_of_sample:
         number, position = moments.worst_at
         problems.append(
             Problem(
@@ -99,8 +103,8 @@ def of_tokens(tokens: Tokens, dtype: str | None, model_kind: str | None) -> Part
         )
     wrong, watch, hints = _of_trend(moved, usual=found.normal is not False)
     return Part(
-        rms=moments.rms,
-        level=moments.to_json() | {"from": "tokens"},
+        rms=moments.rms if measured else found.rms,
+        level=moments.to_json() | {"from": "tokens"} if measured else {"from": "tokens, the model for the trainer"},
         normal=found.normal,
         usual=found.usual,
         kind=found.kind,

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from skewsim.check.by_step import look
 from skewsim.check.evidence import Evidence, Read
 from skewsim.check.parts import Part, Problem, of_curves, of_profile, of_tokens, rms_of
 from skewsim.check.words import LOG_COLUMNS, LOG_TOKENS, REMIND_OF, SAYS, canonical
-from skewsim.diagnose import FIX, Diagnosis, normal
+from skewsim.diagnose import FIX, Diagnosis, Scorer, normal
 from skewsim.diagnose.causes import Cause, fix_for
 from skewsim.errors import UserError
-from skewsim.skew.advise import AdviseReport, advise
 from skewsim.skew.rules import RULES
 from skewsim.skew.trends import Trend
+
+if TYPE_CHECKING:
+    from skewsim.skew.advise import AdviseReport
 
 Status = Literal["normal", "wrong", "unknown"]
 EXIT_CODE: dict[Status, int] = {"normal": 0, "wrong": 1, "unknown": 2}
@@ -101,6 +103,8 @@ class Checkup:
             "kind_text": self.kind_text,
             "values": list(self.values),
             "where": [] if self.diagnosis is None else [place.to_json() for place in self.diagnosis.where],
+            "odd_one_out": None if self.diagnosis is None else self.diagnosis.odd_one_out,
+            "agreement": None if self.diagnosis is None else self.diagnosis.agreement,
             "trend": None if self.trend is None else self.trend.to_json(),
             "thresholds": None if self.thresholds is None else self.thresholds.to_json(),
             "causes": [cause.to_json() for cause in self.causes],
@@ -113,18 +117,25 @@ class Checkup:
 
 
 def check(
-    evidence: Evidence, *, dtype: str | None = None, model_kind: str | None = None, framework: str | None = None
+    evidence: Evidence,
+    *,
+    models: Sequence[Scorer] = (),
+    dtype: str | None = None,
+    model_kind: str | None = None,
+    framework: str | None = None,
 ) -> Checkup:
     """The verdict on all that was read.
 
-    `dtype`, `model_kind` and `framework` are as in `skewsim.diagnose.diagnose`; the framework is otherwise the one that
-    wrote the files. UserError for one that is not known.
+    `models`, `dtype`, `model_kind` and `framework` are as in `skewsim.diagnose.diagnose`; the framework is otherwise
+    the one that wrote the files. UserError for one that is not known, and for models without a log of sequences.
     """
     normal.check(dtype, model_kind)
     if framework is not None:
         fix_for("", framework)  # refuses what it does not know
+    if models and evidence.tokens is None:
+        raise UserError("--model scores the tokens of a log; nothing here has tokens")
     whose = canonical(framework) or evidence.framework
-    parts = _with_sources(list(_parts(evidence, dtype, model_kind)))
+    parts = _with_sources(list(_parts(evidence, dtype, model_kind, models)))
     first = next((part for part in parts if part.rms is not None), Part())
     said = next((part for part in parts if part.kind_text), Part())
     length = next((part.length for part in parts if part.length), None)
@@ -154,9 +165,9 @@ def check(
     )
 
 
-def _parts(evidence: Evidence, dtype: str | None, model_kind: str | None) -> Iterator[Part]:
+def _parts(evidence: Evidence, dtype: str | None, model_kind: str | None, models: Sequence[Scorer]) -> Iterator[Part]:
     if evidence.tokens is not None:
-        yield replace(of_tokens(evidence.tokens, dtype, model_kind), source="the log of tokens")
+        yield replace(of_tokens(evidence.tokens, dtype, model_kind, models), source="the log of tokens")
     for curves in evidence.curves:
         part = of_curves(look(curves), dtype, model_kind)
         yield replace(part, source=curves.source, framework=canonical(curves.framework))
@@ -204,6 +215,8 @@ def _thresholds(rms: float | None, length: int, framework: str | None) -> Advise
     known = {rule.framework.lower() for rule in RULES}
     if level is None or framework is None or framework.lower() not in known:
         return None
+    from skewsim.skew.advise import advise  # imported here, so that a check without thresholds starts without scipy
+
     report = advise(level, length)
     return replace(report, rows=tuple(row for row in report.rows if row.framework.lower() == framework.lower()))
 

@@ -74,6 +74,7 @@ def diagnose(
 
 def check(
     *paths: Path,
+    model: Annotated[list[Path] | None, Parameter(negative="")] = None,
     dtype: str | None = None,
     model_kind: str | None = None,
     framework: str | None = None,
@@ -95,6 +96,9 @@ def check(
         Files or folders, several are judged together: a log of tokens of any framework (as `skewsim import` reads it);
         metrics by step (a W&B export or offline run, TensorBoard, trackio, JSON lines); a folder with either or both; a
         run folder, a token table or a profile of skewsim.
+    model
+        As in `skewsim diagnose`: a Hugging Face folder that scores the tokens of a log, or the name of an installed
+        model; tells which of engine, trainer and model is the odd one out. May be given more than once, newest first.
     dtype
         What both sides compute in: float32, float16, bfloat16 or fp8.
     model_kind
@@ -117,7 +121,8 @@ def check(
     from skewsim.check import check
     from skewsim.check.page import markdown as as_markdown
     from skewsim.check.page import text as as_text
-    from skewsim.cli.main import GATHER, resolve
+    from skewsim.cli.main import FIND_MODEL, GATHER, resolve
+    from skewsim.diagnose import load_models
 
     if config:
         return _check_config(paths, config, vllm, framework, as_json=json, as_markdown=markdown)
@@ -128,7 +133,8 @@ def check(
     if json and markdown:
         raise UserError("--json and --markdown: allowed is one of them")
     evidence = resolve(GATHER)(paths, run=run)
-    found = check(evidence, dtype=dtype, model_kind=model_kind, framework=framework)
+    models = load_models([resolve(FIND_MODEL)(each) for each in model or []])
+    found = check(evidence, models=models, dtype=dtype, model_kind=model_kind, framework=framework)
     if json:
         print_json(found.to_json())
     else:

@@ -20,7 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from skewsim.errors import printable
-from skewsim.runs.recording import finite
+from skewsim.files import finite
 
 if TYPE_CHECKING:
     from skewsim.records import StepRecord

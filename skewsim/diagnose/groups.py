@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-from scipy import special
 
 from skewsim.diagnose import where
 from skewsim.diagnose.causes import in_words
@@ -63,8 +62,10 @@ def _packs(view: View) -> Named | None:
         return None
     order = np.arange(len(view.skew)) - first_rows(view.sizes.sequence)
     beginning = early.inside if early is not None else order < 8
-    level, number = levels_of(view.sizes, beginning), np.arange(view.sizes.count)
+    level, (number, _) = levels_of(view.sizes, beginning), where.numbers(view.rows)
     rank = np.argsort(np.argsort(level))
+    from scipy import special  # imported here, so that a command that needs none of it starts without scipy
+
     best: tuple[float, str, Bools] | None = None
     for which, first, looks in _first_in_pack(view, number):
         n, m = int(first.sum()), int((~first).sum())
@@ -106,7 +107,7 @@ def _regular_group(view: View, loud: Bools) -> Named | None:
     """Groups that are exactly a remainder of the sequence's number, or all but one: too few sequences for a z, but
     no chance.
     """
-    number = np.arange(len(loud))
+    number, _ = where.numbers(view.rows)
     for modulo in where.MODULO:
         if len(loud) < 2 * modulo:
             break
@@ -145,7 +146,7 @@ def _group_of(view: View, each: Contrast, loud: Bools) -> Named | None:
         return other_context(view, loud, beginning)
     prompts = _whole_prompts(view, loud)
     if prompts > 1 and column not in ("replica", "rank", "sequence modulo"):
-        if not _contiguous(loud):
+        if not _contiguous(view, loud):
             return _by_prompt(view, inside, prompts, loud)
         if prompts == 2:
             return None  # two prompts side by side by chance, or an engine's share: nothing here tells
@@ -182,7 +183,7 @@ def _loose_group(view: View, loud: Bools) -> Named | None:
     if view.rms(inside) < max(LEAST_RMS, 1.5 * view.rms(~inside)) or view.share(inside) < LEAST_EXPLAINED:
         return None
     prompts = _whole_prompts(view, loud)
-    if prompts > 1 and not _contiguous(loud):
+    if prompts > 1 and not _contiguous(view, loud):
         return _by_prompt(view, inside, prompts, loud)
     if prompts in (1, 2) or not truthful(view, inside):
         return None
@@ -233,8 +234,9 @@ def _whole_prompts(view: View, loud: Bools) -> int:
     return int((several & (share > 0.5)).sum()) if within < 0.4 * whole else 0
 
 
-def _contiguous(loud: Bools) -> bool:
+def _contiguous(view: View, loud: Bools) -> bool:
     """One even part of the log, as a replica's share is; one sequence more or less may be on the wrong side."""
     parts = max(round(len(loud) / max(int(loud.sum()), 1)), 1)
-    number = np.arange(len(loud)) * parts // len(loud)
+    number, count = where.numbers(view.rows)
+    number = number * parts // count
     return parts > 1 and any((loud != (number == part)).sum() <= (parts < 8) for part in range(parts))

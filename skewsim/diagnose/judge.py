@@ -11,6 +11,7 @@ import numpy as np
 
 from skewsim.diagnose import marks, places
 from skewsim.diagnose import signatures as sign
+from skewsim.diagnose.bends import name_bend
 from skewsim.diagnose.findings import Findings
 from skewsim.diagnose.precision import name_precision
 from skewsim.diagnose.staleness import stale_by_contrast
@@ -22,6 +23,7 @@ def judge(findings: Findings) -> None:
     if name_wrong_entry(findings):
         return
     stale_by_contrast(findings)  # a temperature or lost mass has no quiet rows; staleness, which may look like one, has
+    name_bend(findings)
     name_report(findings, sure=True)
     if not findings.causes or findings.has("outlier_sequences"):
         name_places(findings)

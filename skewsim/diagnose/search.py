@@ -11,12 +11,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy import optimize
 
+from skewsim.catalogue import truncates
 from skewsim.diagnose import signatures as sign
 from skewsim.diagnose.predict import LOGGED, Config, Models, model_of_version, temperatures
 from skewsim.diagnose.rows import Floats, Ints, Rows, mean, sequence_means
-from skewsim.settings import truncates
 
 Prefix = tuple[int, int]
 LEAST_GAIN = 0.25
@@ -183,6 +182,8 @@ def _temperature_moves(models: Models, rows: Rows, target: Floats, at: Config) -
         return float(
             _losses(target, models.predict(replace(at, temperature=float(np.exp(log_temperature))), rows)).mean()
         )
+
+    from scipy import optimize  # imported here, so that a command that fits nothing starts without it
 
     fitted = optimize.minimize_scalar(
         loss, bounds=(np.log(0.2), np.log(5.0)), method="bounded", options={"xatol": 1e-3}

@@ -286,6 +286,11 @@ class Contrast:
     z: float
 
     @property
+    def clear(self) -> bool:
+        """Sure, at least twice as large inside, and above 1e-3 nats there."""
+        return self.z > 4 and self.high > 4 * self.low and self.high > 1e-6
+
+    @property
     def explained(self) -> float:
         """Share of all squares above the level of the quiet rows."""
         share = float(self.group.mean())
@@ -321,9 +326,21 @@ def by_version(rows: Rows, skew: Floats) -> Contrast | None:
 
 def by_prompt(rows: Rows, skew: Floats) -> Contrast | None:
     """Rows of prompts seen before: under an earlier weight version, after other prompts, or simply more than once."""
-    found = [contrast(skew, rows.sequence, group) for group in _repeated(rows)]
+    groups = [group for group in _repeated(rows) if not _goes_with_step(rows, skew, group)]
+    found = [contrast(skew, rows.sequence, group) for group in groups]
     usable = [each for each in found if each is not None and each.high > each.low]
     return max(usable, key=lambda each: each.explained * min(each.z, 10), default=None)
+
+
+def _goes_with_step(rows: Rows, skew: Floats, group: Bools) -> bool:
+    """Whether new prompts, too, are off from the second step on (weight version, where no step is logged): then prompts
+    seen before are off because they are of later steps, and no cache is needed for it.
+    """
+    step = rows.places.get("step", rows.version)
+    if (step < 0).any():
+        return False
+    later = contrast(skew[~group], rows.sequence[~group], step[~group] > step.min())
+    return later is not None and later.clear
 
 
 def _repeated(rows: Rows) -> list[Bools]:

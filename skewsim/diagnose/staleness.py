@@ -21,7 +21,7 @@ def stale_by_contrast(findings: Findings) -> None:
     stale = np.zeros(len(rows), dtype=bool)
     whole = float((rest**2).sum())
     base = findings.total if findings.total > 0 else 1.0
-    if version is not None and (_clear(version) or _beyond_rounding(version)) and not _better(prompt, version):
+    if version is not None and (version.clear or _beyond_rounding(version)) and not _better(prompt, version):
         stale[known] = version.group
         newest = rows.meta.get("trainer_version", int(rows.version[known].max()))
         lag = newest - rows.version[stale]
@@ -34,7 +34,7 @@ def stale_by_contrast(findings: Findings) -> None:
         quiet = rows.select(~stale)
         prompt = sign.by_prompt(quiet, rest[~stale]) if len(quiet) >= 100 else None
         rows = quiet
-    if prompt is not None and _clear(prompt):
+    if prompt is not None and prompt.clear:
         skew = rest[~stale]
         first = (rows.position == 0) & prompt.group
         findings.add(
@@ -52,10 +52,6 @@ def stale_by_contrast(findings: Findings) -> None:
         findings.rows, findings.rest = findings.rows.select(chosen), findings.rest[chosen]
 
 
-def _clear(each: sign.Contrast) -> bool:
-    return each.z > 4 and each.high > 4 * each.low and np.sqrt(each.high) > 1e-3
-
-
 def _beyond_rounding(each: sign.Contrast) -> bool:
     """Tokens after an update in mid-sequence still read old keys and values, so theirs is no quiet skew."""
     return each.z > 4 and each.high > 1.8 * each.low and each.high > 0.1**2
@@ -63,7 +59,7 @@ def _beyond_rounding(each: sign.Contrast) -> bool:
 
 def _better(prompt: sign.Contrast | None, version: sign.Contrast) -> bool:
     """The prompts explain it and the versions do not add to that."""
-    return prompt is not None and _clear(prompt) and prompt.low < 0.3 * version.low
+    return prompt is not None and prompt.clear and prompt.low < 0.3 * version.low
 
 
 def _boundary_text(rows: Rows, stale: np.ndarray) -> str:

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import numpy as np
 
+from skewsim.catalogue import truncates
 from skewsim.diagnose import marks
 from skewsim.diagnose import signatures as sign
 from skewsim.diagnose.findings import FLOOR, PLACED, Findings
 from skewsim.diagnose.rows import Floats, Rows, within
 from skewsim.diagnose.view import LARGEST_ROUNDING
-from skewsim.settings import truncates
 
 
 def name_report(findings: Findings, *, sure: bool) -> None:

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import special
 
 from skewsim.diagnose.causes import Place
 from skewsim.diagnose.rows import Bools, Floats, Ints, Rows
@@ -73,8 +72,7 @@ def columns(rows: Rows) -> Iterator[Column]:
     """What the log says of its tokens, and what can be derived from it."""
     starts = np.flatnonzero(np.diff(rows.sequence, prepend=-1) != 0)
     lengths = np.diff(np.append(starts, len(rows)))
-    number = np.arange(len(starts)) if rows.of is None else rows.sequence[starts]
-    count = rows.of or len(starts)
+    number, count = numbers(rows)
     same = np.diff(rows.sequence) == 0
     for name, values in rows.places.items():
         whole = not (np.diff(values)[same] != 0).any()
@@ -100,6 +98,12 @@ def columns(rows: Rows) -> Iterator[Column]:
         yield Column(f"seen before {name}", values, False)
     yield Column(LAW, _decile(rows.engine), True, "{}")
     yield Column("exact value", _repeated(rows.engine), False)
+
+
+def numbers(rows: Rows) -> tuple[Ints, int]:
+    """(each sequence's number, how many there are in the log): those of the whole log, where this is a sample of it."""
+    starts = np.flatnonzero(np.diff(rows.sequence, prepend=-1) != 0)
+    return (np.arange(len(starts)), len(starts)) if rows.of is None else (rows.sequence[starts], rows.of)
 
 
 def in_turn(rows: Rows) -> Ints:
@@ -375,12 +379,16 @@ def _normal(t: float, freedom: int) -> float:
     """The z whose tail is that of Student's t."""
     if freedom > 200:
         return t
+    from scipy import special  # imported here, so that a command that needs none of it starts without scipy
+
     tail = float(special.stdtr(max(freedom, 1), -abs(t)))
     return float(np.sign(t) * -special.ndtri(max(tail, 1e-300)))
 
 
 def survived(z: float, looks: int) -> float:
     """The z that is left of the largest of this many (Šidák)."""
+    from scipy import special  # imported here, so that a command that needs none of it starts without scipy
+
     log_tail = float(special.log_ndtr(-abs(z))) + np.log(2.0)
     if log_tail + np.log(looks) < -20:
         log_tail += np.log(looks)

@@ -26,7 +26,7 @@ from filelock import FileLock, Timeout
 from skewsim import __version__
 from skewsim.border import open_regular, parse_json, read_small
 from skewsim.errors import FileFormatError, UserError
-from skewsim.files import atomic_writer, check_schema_version, remove_leftovers
+from skewsim.files import atomic_writer, check_schema_version, finite, remove_leftovers
 from skewsim.records import SCHEMA_VERSION as RECORD_VERSION
 from skewsim.records import StepRecord, last_tenth
 from skewsim.runs.checkpoint import Checkpoint, fitting, read_checkpoint, write_checkpoint
@@ -278,17 +278,6 @@ def write_json(path: Path, data: Mapping[str, Any]) -> None:
     """Write data as JSON, atomically; a number that is not finite becomes null."""
     with atomic_writer(path) as file:
         file.write(json.dumps(finite(data), indent=1, allow_nan=False).encode() + b"\n")
-
-
-def finite(data: Any) -> Any:
-    """The same data with None for every number that is NaN or infinite."""
-    if isinstance(data, float):
-        return data if math.isfinite(data) else None
-    if isinstance(data, Mapping):
-        return {key: finite(value) for key, value in data.items()}
-    if isinstance(data, (list, tuple)):
-        return [finite(value) for value in data]
-    return data
 
 
 def _means(rows: list[StepRecord]) -> dict[str, float | None]:

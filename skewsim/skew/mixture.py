@@ -15,7 +15,6 @@ from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
-from scipy import optimize
 
 from skewsim.errors import UserError
 from skewsim.skew.effect import Of
@@ -55,6 +54,8 @@ def d_interval(of: Of, bound: float) -> tuple[float, float]:
 
 def _k3_root(bound: float, *, upper: bool) -> float:
     """The root of exp(d) - 1 - d = bound on one side of 0."""
+    from scipy import optimize  # imported here, so that a command that needs none of it starts without scipy
+
     far = math.log1p(bound)
     edge = min(math.sqrt(2 * bound), far + math.log1p(far) + 2) * (1 + 1e-9) if upper else -1 - bound
     return float(optimize.brentq(lambda d: _k3(d) - bound, 0.0, edge))
@@ -100,6 +101,8 @@ def sigma_of(metric: str, value: float) -> float:
         raise UserError(
             f"{metric}={value:g}: healthy data has between {min(least, most):.3g} and {max(least, most):.3g}"
         )
+    from scipy import optimize  # imported here, so that a command that needs none of it starts without scipy
+
     return float(optimize.brentq(lambda s: law(s) - value, 1e-6, LARGEST_SIGMA, xtol=1e-12))
 
 

@@ -16,11 +16,12 @@ from skewsim.skew.curves import find_name
 from skewsim.skew.gate import metric_names
 from skewsim.skew.metric_table import METRICS
 from skewsim.skew.mixture import sigma_of
-from skewsim.skew.profile import SkewProfile, load_profile
 from skewsim.skew.tokens import TokenTable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from skewsim.skew.profile import SkewProfile
 
 LARGEST = 2.0
 """Nats; no level is larger."""
@@ -56,6 +57,8 @@ def noise_of(
     if length is None:
         raise UserError("advise needs --length, in response tokens (a --log has its own)")
     if profile is not None:
+        from skewsim.skew.profile import load_profile  # imported here: it loads pydantic
+
         return NoiseLevel(load_profile(profile), length)
     if sigma is not None:
         return NoiseLevel(sigma, length)

@@ -21,7 +21,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from skewsim.border import load_toml_data
 from skewsim.errors import FileFormatError, UserError, shown
-from skewsim.settings import one_line
 from skewsim.skew.curves import find_name
 from skewsim.skew.metric_table import METRICS, SKEW_KEYS
 
@@ -69,7 +68,7 @@ Dtype = Literal["float32", "float16", "bfloat16", "fp8"]
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Source(_Part):
@@ -179,6 +178,8 @@ def read_runs(path: Path) -> tuple[PublishedRun, ...]:
         sources = {key: Source.model_validate(value) for key, value in document["sources"].items()}
         runs = tuple(_run(entry, sources) for entry in document["runs"])
     except ValidationError as error:
+        from skewsim.settings import one_line  # imported here: it is needed for a damaged file only
+
         raise FileFormatError(f"{path}: {one_line(error)}") from None
     except (KeyError, AttributeError, TypeError, ValueError) as error:
         raise FileFormatError(f"{path}: an entry is incomplete ({shown(error, 80)})") from None

@@ -21,6 +21,7 @@ from skewsim.check.sample import Sample
 from skewsim.cli.main import main
 from skewsim.diagnose import FIX, diagnose, normal
 from skewsim.diagnose.causes import fix_for
+from skewsim.errors import UserError
 from skewsim.skew.metrics import skew_metrics
 from skewsim.skew.noise_level import TELLING, levels_of, noise_of
 from skewsim.skew.profile import SHIPPED
@@ -102,6 +103,52 @@ def test_the_examples_of_the_page_are_what_the_command_prints(
 def test_the_page_lists_every_key_of_the_json() -> None:
     listed = set(re.findall(r"`(\w+)`", PAGE.partition("## For programs")[2].partition("In Python")[0]))
     assert set(judged(records()).to_json()) <= listed
+
+
+# ------------------------------------------------------------------------------------------------- with a model
+
+
+class AsTheTrainer:
+    """A model that gives each token the probability that its trainer logged, or would have."""
+
+    name, vocab_size = "model", 500
+
+    def __init__(self, rows: list[SequenceRecord]) -> None:
+        self.logprobs = {row.tokens.tobytes(): row.trainer_logprobs for row in rows}
+
+    def logits(self, records: list[SequenceRecord], **_: object) -> Any:
+        found = []
+        for record in records:
+            probability = np.exp(np.minimum(self.logprobs[record.tokens.tobytes()], -1e-6))
+            logits = np.zeros((len(record.tokens), self.vocab_size), np.float32)
+            others = np.log(self.vocab_size - 1)
+            logits[np.arange(len(record.tokens)), record.tokens] = np.log(probability / (1 - probability)) + others
+            found.append(logits)
+        return np.concatenate(found)
+
+
+def with_prompts() -> list[SequenceRecord]:
+    return [replace(row, prompt_tokens=np.array([1, 2])) for row in records(12, 20, sigma=0.3)]
+
+
+def test_with_a_model_the_engine_is_the_odd_one_out_where_trainer_and_model_agree() -> None:
+    rows = with_prompts()
+    found = check(Evidence((), of_records(iter(rows), {})), models=[AsTheTrainer(rows)])  # type: ignore[list-item]
+    assert found.to_json()["odd_one_out"] == "engine"
+    assert "the engine's: the other two agree" in text(found)
+
+
+def test_a_model_stands_in_for_a_trainer_that_logged_nothing() -> None:
+    rows = with_prompts()
+    alone = [replace(row, trainer_logprobs=None) for row in rows]
+    found = check(Evidence((), of_records(iter(alone), {})), models=[AsTheTrainer(rows)])  # type: ignore[list-item]
+    skew = SequenceLog(tuple(rows)).table().skew
+    assert found.rms == pytest.approx(np.sqrt((skew**2).mean()), rel=1e-3)
+
+
+def test_a_model_without_a_log_of_tokens_is_one_line() -> None:
+    with pytest.raises(UserError, match="nothing here has tokens"):
+        check(Evidence(()), models=[AsTheTrainer([])])  # type: ignore[list-item]
 
 
 # ------------------------------------------------------------------------------------------- each kind of input

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from benchmarks.field_cases import MAKERS, draw, finish, make_field_case, make_world
+from skewsim.check.sample import Sample
 from skewsim.cli.main import main
 from skewsim.diagnose import FIX, Diagnosis, diagnose, where
 from skewsim.diagnose.causes import LAYER_OF, Cause, fix_for, in_words
@@ -121,6 +122,44 @@ def test_the_place_in_a_pack_the_replica_and_the_step_are_found_by_their_columns
         )
         assert place.rms_inside == pytest.approx(math.sqrt((inside**2).mean()))
         assert place.bias_inside == pytest.approx(inside.mean())
+
+
+def half_of(log: SequenceLog) -> SequenceLog:
+    """About half of the sequences, as `skewsim check` samples a log that is too long to diagnose whole."""
+    sample = Sample(sum(len(record.tokens) for record in log.records) * 2 // 3)
+    for record in log.records:
+        sample.add(record)
+    return sample.log(log.meta)
+
+
+@pytest.mark.parametrize("sequences", [240, 480])
+def test_a_sampled_log_tells_one_replica_of_16_by_the_numbers_of_the_whole_log(sequences: int) -> None:
+    rng = np.random.default_rng(0)
+
+    def stale(number: int, values: np.ndarray) -> np.ndarray:
+        return np.minimum(values + (number % 16 == 5) * rng.normal(0, 0.3, len(values)), -1e-6)
+
+    log = half_of(changed(quiet_log(3, noise=0.02, sequences=sequences, length=30), stale))
+    assert len(log.records) < sequences * 3 / 4
+    found = diagnose(log)
+    assert found.verdict == "stale_replica"
+    assert "sequence number mod 16 5" in found.causes[0].evidence
+
+
+@pytest.mark.parametrize(("pack", "sequences"), [(3, 32), (5, 32), (3, 48), (5, 480)])
+def test_a_sampled_log_tells_packs_by_the_numbers_of_the_whole_log(pack: int, sequences: int) -> None:
+    """The beginnings of all sequences but the first of each pack are off; too few sequences for a z are enough."""
+    rng = np.random.default_rng(0)
+
+    def leaking(number: int, values: np.ndarray) -> np.ndarray:
+        values[:4] += (number % pack > 0) * rng.normal(0, 0.5, 4) * np.exp(-np.arange(4) / 3)
+        return np.minimum(values, -1e-6)
+
+    log = half_of(changed(quiet_log(0, noise=0.02, sequences=sequences, length=30), leaking))
+    assert len(log.records) < sequences * 3 / 4
+    found = diagnose(log)
+    assert found.verdict == "packed_rows"
+    assert f"sequence number mod {pack} not 0" in found.causes[0].evidence
 
 
 @settings(max_examples=15, deadline=None)

@@ -387,3 +387,25 @@ def test_other_strengths_of_a_fault_are_diagnosed_too(label: str) -> None:
 def test_most_simulated_cases_are_named_rightly(label: str) -> None:
     cases = [make_simulated_case(label, seed) for seed in range(100, 110)]
     assert sum(diagnose(case.log).verdict in case.accepted for case in cases) >= 9
+
+
+@pytest.mark.parametrize(("cap", "temperature"), [(4.0, 1.0), (8.0, 0.7), (15.0, 0.7)])
+def test_a_softcap_is_a_bend_in_equal_contexts_and_no_temperature(cap: float, temperature: float) -> None:
+    values = {"engine.logits_soft_cap": cap, "engine.temperature": temperature, "engine.update_at_token": None}
+    log = simulated_log(Scenario().with_values({**values, "engine.lag": 0, "seed": 1}), 1)
+    assert diagnose(log).verdict == "one_sided_processor"
+
+
+@pytest.mark.parametrize("penalty", [1.2, 1.5])
+def test_a_repetition_penalty_is_named_in_longer_responses_too(penalty: float) -> None:
+    values = {"engine.repetition_penalty": penalty, "task.response_length": 32}
+    log = simulated_log(FAULTS["one_sided_processor"].scenario("one_sided_processor").with_values(values), 1)
+    assert diagnose(log).verdict == "one_sided_processor"
+
+
+@pytest.mark.parametrize("how", ["none", "base_only", "partial"])
+def test_updates_that_never_arrive_are_no_stale_cache_where_prompts_come_again(how: str) -> None:
+    """Prompts seen before are off because they come in later steps, in which new prompts are off as well."""
+    start = FAULTS["weights_not_delivered"].scenario("weights_not_delivered")
+    values = {"engine.weight_sync": how, "task.pool_size": Scenario().task.pool_size}
+    assert diagnose(simulated_log(start.with_values(values), 4)).verdict == "weights_not_delivered"
