@@ -26,6 +26,13 @@ MOST = 1e9
 """Largest bound of a ratio or a norm: far from where float32 ends, and no bound at all long before."""
 _ON_ONE_LINE = r"^[^\x00-\x1f\x7f]+$"
 """Of a path: something, without control characters."""
+_NAME, _DEVICE = r"^[A-Za-z0-9_.+-]+$", r"^(cpu|cuda(:\d+)?)$"
+_IN_WORDS = {
+    _ON_ONE_LINE: "one line of text, without control characters",
+    _NAME: "letters, digits and _ . + -, without spaces",
+    _DEVICE: "cpu, cuda, or cuda:0, cuda:1 and so on",
+}
+"""What a pattern allows, for people."""
 
 if TYPE_CHECKING:  # a type checker cannot read the table; pydantic refuses what is not in it
     ObjectiveName = str
@@ -341,7 +348,7 @@ class Scenario(Settings):
 
     schema_version: int = SCHEMA_VERSION
     """Version of this file's layout."""
-    name: str = Field("custom", min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_.+-]+$")
+    name: str = Field("custom", min_length=1, max_length=64, pattern=_NAME)
     """A name for tables and legends; it does not enter the computation."""
     steps: int = Field(100, ge=1, le=10_000_000)
     """Rollouts to train on."""
@@ -349,7 +356,7 @@ class Scenario(Settings):
     """Seed of prompts, sampling and noise."""
     policy: str = Field("base", max_length=4096, pattern=_ON_ONE_LINE)
     """Where training starts: base (shipped for the task), random, a Hugging Face folder, or an installed model."""
-    device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?)$")
+    device: str = Field("cpu", pattern=_DEVICE)
     """cpu or cuda."""
     task: TaskSettings = TaskSettings()
     """Task."""
@@ -412,6 +419,8 @@ def one_line(error: ValidationError) -> str:
     first = error.errors(include_url=False)[0]
     where = shown(".".join(str(part) for part in first["loc"]) or "settings", 80)
     message = shown(first["msg"].removeprefix("Value error, "), 400)
+    if first["type"] == "string_pattern_mismatch" and (words := _IN_WORDS.get(first["ctx"]["pattern"])):
+        message = f"allowed: {words}"
     if first["type"] == "extra_forbidden":
         return f"unknown setting {where}"
     if isinstance(first["input"], dict):

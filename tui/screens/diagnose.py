@@ -154,13 +154,14 @@ class DiagnoseScreen(LensPage):
         threading.Thread(target=work, name="skewsim-diagnose", daemon=True).start()
 
     def tick(self) -> bool:
-        """Take the answer, if it is to the question asked last; True if it is."""
+        """Take the answer, if it is to the question asked last; True if it is, or if there are new tokens."""
+        seen = super().tick()
         try:
             source, name, found, problem = self._answers.get_nowait()
         except queue.Empty:
-            return False
+            return seen
         if source != self._source:
-            return False
+            return seen
         self._source, self._busy, self._found, self._problem = name, False, found, problem
         return True
 
