@@ -213,37 +213,37 @@ class CorrectionSettings(Settings):
         None,
         ge=0,
         le=MOST,
-        description=f"Lower bound of the ratio ({_default_bounds('low', 'token_mis', 'token_tis')}, "
+        description=f"Lower bound of the mismatch ratio ({_default_bounds('low', 'token_mis', 'token_tis')}, "
         f"OpenRLHF {short(CORRECTIONS['token_tis'].defaults['OpenRLHF'].low)}).",
     )
     weight_high: float | None = Field(
         None,
         gt=0,
         le=MOST,
-        description="Upper bound C of the ratio "
+        description="Upper bound C of the mismatch ratio "
         f"({_default_bounds('high', 'token_tis', 'token_mis', 'sequence_tis', 'sequence_mis')}; "
         f"TRL {short(CORRECTIONS['sequence_mis'].defaults['TRL'].high)}) (verl `rollout_is_threshold`).",
     )
     reject: RejectName = "none"
-    """Rejection of whole sequences by their geometric mean ratio or mean k3 (verl `rollout_rs`)."""
+    """Rejection of whole sequences by their geometric mean mismatch ratio or mean k3 (verl `rollout_rs`)."""
     reject_low: float | None = Field(
         None,
         ge=0,
         le=MOST,
-        description=f"Lower bound of the geometric mean ratio (verl {short(CORRECTIONS['geometric'].bounds.low)}).",
+        description=f"Lower bound of the geometric mean mismatch ratio (verl {short(CORRECTIONS['geometric'].bounds.low)}).",
     )
     reject_high: float | None = Field(
         None,
         ge=0,
         le=MOST,
-        description=f"Upper bound of the geometric mean ratio (verl {short(CORRECTIONS['geometric'].bounds.high)}), "
+        description=f"Upper bound of the geometric mean mismatch ratio (verl {short(CORRECTIONS['geometric'].bounds.high)}), "
         f"or of the mean k3 ({short(CORRECTIONS['k3'].bounds.high)}).",
     )
     veto: float | None = Field(
         None,
         gt=0,
         lt=1,
-        description="Reject a sequence if any token's ratio is below this "
+        description="Reject a sequence if any token's mismatch ratio is below this "
         f"(slime {short(CORRECTIONS['veto'].defaults['slime'].low)}).",
     )
     off_policy_mask: float | None = Field(
@@ -277,7 +277,7 @@ class TrainerSettings(Settings):
     epsilon_high: float | None = Field(None, gt=0, le=MOST)
     """Upper clip bound (TRL `epsilon_high`); none: the objective's own default."""
     delta: float | None = Field(None, gt=1, le=MOST)
-    """Dual clip: upper bound of the ratio where the advantage is negative (TRL `delta`; verl `clip_ratio_c`, 3 unless set)."""  # noqa: W505
+    """Dual clip: upper bound of the update ratio where the advantage is negative (TRL `delta`; verl `clip_ratio_c`, 3 unless set)."""  # noqa: W505
     gspo_form: Literal["paper", "pipelinerl"] = Field(
         "pipelinerl",
         description=f"paper: bounds {default_clip('gspo/paper')}; pipelinerl: {default_clip('gspo/pipelinerl')}, "

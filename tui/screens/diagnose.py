@@ -49,10 +49,7 @@ def report(found: Diagnosis, look: Look, scenario: Scenario | None = None) -> Te
     if len(found.causes) > 1:
         text.append("in the order in which to mend them, not of their size\n", style=look.muted)
     for cause in found.to_mend:
-        filled = round(cause.explained * 20)
-        bar = look.glyph("█", "#") * filled + look.glyph("░", ".") * (20 - filled)
-        share = f"{cause.explained:.0%}" if cause.explained >= 0.005 else "less than 1%"
-        text.append(f"\n{cause.name}  {bar} explains {share}\n", style="bold")
+        text.append(f"\n{cause.name}  {_share(cause.explained, look)}\n", style="bold")
         text.append(f"  Proof: {cause.evidence}\n")
         if scenario is not None and (key := here(cause.name, scenario)):
             text.append(f"  Here: {key}\n", style=look.strong)
@@ -65,6 +62,14 @@ def report(found: Diagnosis, look: Look, scenario: Scenario | None = None) -> Te
     for note in found.notes:
         text.append(f"\nNote: {note}\n", style=look.muted)
     return text
+
+
+def _share(explained: float, look: Look) -> str:
+    """A bar and a percentage; words for what is there and hardly moves the skew."""
+    if explained < 0.01:
+        return "is there too, and hardly adds to the skew"
+    filled = round(explained * 20)
+    return f"{look.glyph('█', '#') * filled}{look.glyph('░', '.') * (20 - filled)} explains {explained:.0%}"
 
 
 def _where(found: Diagnosis, look: Look) -> Text:

@@ -20,6 +20,7 @@ from tui.shell import ShellScreen
 from tui.views import Look
 
 if TYPE_CHECKING:
+    from tui.process import Watch
     from tui.snapshot import Snapshot
 
 
@@ -90,6 +91,11 @@ class Page(ShellScreen):
         self.shell.close(self)
 
 
+def _glance(lens: Watch) -> None:
+    with suppress(SkewsimError):  # the curve itself says what it failed of
+        lens.glance()
+
+
 class LensPage(Page):
     """A page about the newest step's tokens: while it is open, the trainer is asked to send them.
 
@@ -101,11 +107,7 @@ class LensPage(Page):
     def on_mount(self) -> None:
         self.shell.lens.wanted = True
         super().on_mount()
-        threading.Thread(target=self._glance, name="skewsim-glance", daemon=True).start()
-
-    def _glance(self) -> None:
-        with suppress(SkewsimError):  # the curve itself says what it failed of
-            self.shell.lens.glance()
+        threading.Thread(target=_glance, args=(self.shell.lens,), name="skewsim-glance", daemon=True).start()
 
     def tick(self) -> bool:
         """Whether there are tokens that have not been drawn."""
