@@ -150,7 +150,7 @@ class Explore(ShellScreen):
         pages = [(by_id(id), id in _OF_TOKENS) for id in _PAGES]
         return [
             (f"{fixes} ", bool(keys)),
-            (", steps back  backspace backward ", recorded),
+            (", back  backspace backward ", recorded),
             *(
                 (f"{key_text(page.keys)} {page.title.lower()}", not (recorded and of_tokens))
                 for page, of_tokens in pages

@@ -56,7 +56,7 @@ def _legend(snapshot: Snapshot, width: int) -> str:
     """What a row says."""
     parts = ["6b: the digit 6 in its 2nd of 4 spellings", "A: advantage"]
     if width > 100:
-        parts.append("weights: whose update sampled it")
+        parts.append("weights: those that sampled it, as of which step")
     return "; ".join(parts)
 
 
