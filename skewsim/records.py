@@ -73,3 +73,8 @@ def last_tenth(records: Iterable[StepRecord], steps: int | None = None) -> list[
     rows = list(records)
     end = max((row.step + 1 for row in rows), default=0) if steps is None else steps
     return [row for row in rows if row.step >= end - tenth(end)]
+
+
+def seeds_in_words(count: int) -> str:
+    """5 seeds, or one seed."""
+    return f"{count} seeds" if count > 1 else "one seed"

@@ -73,7 +73,7 @@ def _ladder() -> dict[str, Named]:
 
 COUNTER_LESSONS: dict[str, Named] = {
     "raw_bypass": Named(
-        "Raw logprobs at temperature 0.7, taken at their word: the ratio is wrong at every token.", _RAW
+        "Raw logprobs at temperature 0.7, taken at their word: the update ratio is wrong at every token.", _RAW
     ),
     "raw_tis": Named(
         "The same with a correction on top: token TIS over recomputed old logprobs trusts the wrong number.",

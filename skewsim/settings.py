@@ -26,6 +26,13 @@ MOST = 1e9
 """Largest bound of a ratio or a norm: far from where float32 ends, and no bound at all long before."""
 _ON_ONE_LINE = r"^[^\x00-\x1f\x7f]+$"
 """Of a path: something, without control characters."""
+_NAME, _DEVICE = r"^[A-Za-z0-9_.+-]+$", r"^(cpu|cuda(:\d+)?)$"
+_IN_WORDS = {
+    _ON_ONE_LINE: "one line of text, without control characters",
+    _NAME: "letters, digits and _ . + -, without spaces",
+    _DEVICE: "cpu, cuda, or cuda:0, cuda:1 and so on",
+}
+"""What a pattern allows, for people."""
 
 if TYPE_CHECKING:  # a type checker cannot read the table; pydantic refuses what is not in it
     ObjectiveName = str
@@ -201,37 +208,37 @@ class CorrectionSettings(Settings):
         None,
         ge=0,
         le=MOST,
-        description=f"Lower bound of the ratio ({_default_bounds('low', 'token_mis', 'token_tis')}, "
+        description=f"Lower bound of the mismatch ratio ({_default_bounds('low', 'token_mis', 'token_tis')}, "
         f"OpenRLHF {short(CORRECTIONS['token_tis'].defaults['OpenRLHF'].low)}).",
     )
     weight_high: float | None = Field(
         None,
         gt=0,
         le=MOST,
-        description="Upper bound C of the ratio "
+        description="Upper bound C of the mismatch ratio "
         f"({_default_bounds('high', 'token_tis', 'token_mis', 'sequence_tis', 'sequence_mis')}; "
         f"TRL {short(CORRECTIONS['sequence_mis'].defaults['TRL'].high)}) (verl `rollout_is_threshold`).",
     )
     reject: RejectName = "none"
-    """Rejection of whole sequences by their geometric mean ratio or mean k3 (verl `rollout_rs`)."""
+    """Rejection of whole sequences by their geometric mean mismatch ratio or mean k3 (verl `rollout_rs`)."""
     reject_low: float | None = Field(
         None,
         ge=0,
         le=MOST,
-        description=f"Lower bound of the geometric mean ratio (verl {short(CORRECTIONS['geometric'].bounds.low)}).",
+        description=f"Lower bound of the geometric mean mismatch ratio (verl {short(CORRECTIONS['geometric'].bounds.low)}).",
     )
     reject_high: float | None = Field(
         None,
         ge=0,
         le=MOST,
-        description=f"Upper bound of the geometric mean ratio (verl {short(CORRECTIONS['geometric'].bounds.high)}), "
+        description=f"Upper bound of the geometric mean mismatch ratio (verl {short(CORRECTIONS['geometric'].bounds.high)}), "
         f"or of the mean k3 ({short(CORRECTIONS['k3'].bounds.high)}).",
     )
     veto: float | None = Field(
         None,
         gt=0,
         lt=1,
-        description="Reject a sequence if any token's ratio is below this "
+        description="Reject a sequence if any token's mismatch ratio is below this "
         f"(slime {short(CORRECTIONS['veto'].defaults['slime'].low)}).",
     )
     off_policy_mask: float | None = Field(
@@ -265,7 +272,7 @@ class TrainerSettings(Settings):
     epsilon_high: float | None = Field(None, gt=0, le=MOST)
     """Upper clip bound (TRL `epsilon_high`); none: the objective's own default."""
     delta: float | None = Field(None, gt=1, le=MOST)
-    """Dual clip: upper bound of the ratio where the advantage is negative (TRL `delta`; verl `clip_ratio_c`, 3 unless set)."""  # noqa: W505
+    """Dual clip: upper bound of the update ratio where the advantage is negative (TRL `delta`; verl `clip_ratio_c`, 3 unless set)."""  # noqa: W505
     gspo_form: Literal["paper", "pipelinerl"] = Field(
         "pipelinerl",
         description=f"paper: bounds {default_clip('gspo/paper')}; pipelinerl: {default_clip('gspo/pipelinerl')}, "
@@ -336,7 +343,7 @@ class Scenario(Settings):
 
     schema_version: int = SCHEMA_VERSION
     """Version of this file's layout."""
-    name: str = Field("custom", min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_.+-]+$")
+    name: str = Field("custom", min_length=1, max_length=64, pattern=_NAME)
     """A name for tables and legends; it does not enter the computation."""
     steps: int = Field(100, ge=1, le=10_000_000)
     """Rollouts to train on."""
@@ -344,7 +351,7 @@ class Scenario(Settings):
     """Seed of prompts, sampling and noise."""
     policy: str = Field("base", max_length=4096, pattern=_ON_ONE_LINE)
     """Where training starts: base (shipped for the task), random, a Hugging Face folder, or an installed model."""
-    device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?)$")
+    device: str = Field("cpu", pattern=_DEVICE)
     """cpu or cuda."""
     task: TaskSettings = TaskSettings()
     """Task."""
@@ -407,6 +414,8 @@ def one_line(error: ValidationError) -> str:
     first = error.errors(include_url=False)[0]
     where = shown(".".join(str(part) for part in first["loc"]) or "settings", 80)
     message = shown(first["msg"].removeprefix("Value error, "), 400)
+    if first["type"] == "string_pattern_mismatch" and (words := _IN_WORDS.get(first["ctx"]["pattern"])):
+        message = f"allowed: {words}"
     if first["type"] == "extra_forbidden":
         return f"unknown setting {where}"
     if isinstance(first["input"], dict):

@@ -76,7 +76,7 @@ ACTIONS: tuple[Action, ...] = (
     Action("skip_back", "left_square_bracket", "Ten back", "In a replay: ten steps back."),
     Action("skip", "right_square_bracket", "Ten on", "In a replay: ten steps on."),
     Action("backward", "backspace", "Backward", "In a replay: play backward, or forward again."),
-    Action("tokens", "t", "Tokens", "This step's sequences, ratios and skew by probability."),
+    Action("tokens", "t", "Tokens", "This step's sequences, update ratios and skew by probability."),
     Action("formula", "f", "Formula", "The objective with this step's numbers in it, and where the code stands."),
     Action("profile", "p", "Profile", "Measured skew profiles: look at one, compare two, use one as the noise source."),
     Action("diagnose", "d", "Diagnose", "What causes the skew: ranked, with proof and fix; of this step or of a file."),

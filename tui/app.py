@@ -447,7 +447,7 @@ class SkewsimApp(App[None]):
 
     def _enter(self, text: str) -> None:
         self.lab.load(shared_scenario(text) if self.options.visiting else any_scenario(text))
-        self.say(f"loaded {text[:24]}")
+        self.say(f"loaded {text[:24]}: from step 0")
 
     def do_restore(self) -> None:
         self.lab.load(last_state())

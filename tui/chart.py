@@ -18,6 +18,9 @@ Array = NDArray[np.float64]
 
 _BITS = np.array([[0x01, 0x08], [0x02, 0x10], [0x04, 0x20], [0x40, 0x80]], dtype=np.uint8)
 _BLANK = 0x2800
+DOTS_IN_A_CELL = 4
+"""Rows of braille dots in one row of the terminal."""
+_LEAST_SPAN = 5e-3
 
 
 @dataclass(frozen=True)
@@ -55,17 +58,31 @@ class ChartWindow:
     top: float
 
 
-def limits(curves: list[ChartCurve], *, floor: float | None = None, ceiling: float | None = None) -> ChartWindow:
-    """The window that shows all curves with a little air, or from `floor` to `ceiling` where these are given."""
+def limits(
+    curves: list[ChartCurve], *, floor: float | None = None, ceiling: float | None = None, log: bool = False
+) -> ChartWindow:
+    """The window that shows all curves with a little air, or from `floor` to `ceiling` where these are given.
+
+    On a logarithmic axis step 0 counts only if there is nothing else: before the first update the skew may be a
+    thousandth of what it is from then on. A window is at least 0.5 % of its values high, so that
+    a constant is drawn flat and not as the noise of its last digit.
+    """
     xs = [c.x for c in curves if len(c.x)]
     left, right = (min(float(x[0]) for x in xs), max(float(x[-1]) for x in xs)) if xs else (0.0, 1.0)
-    parts = [a[np.isfinite(a)] for c in curves for a in (c.y, c.low, c.high) if a is not None]
-    values = np.concatenate(parts) if parts else np.empty(0)
+    values = _finite(curves, after=0 if log else -1)
+    values = values if values.size else _finite(curves)
     low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 1.0)
     pad = (high - low) * 0.05 or abs(high) * 0.1 or 1.0
     bottom = low - pad if floor is None else min(floor, low)
     top = high + pad if ceiling is None else max(ceiling, high)
-    return ChartWindow(left, max(right, left + 1.0), bottom, max(top, bottom + 1e-12))
+    least = max(max(abs(low), abs(high)) * _LEAST_SPAN, 1e-9)
+    return ChartWindow(left, max(right, left + 1.0), min(bottom, top - least), top)
+
+
+def _finite(curves: list[ChartCurve], *, after: int = -1) -> Array:
+    """All finite values of curves and their bands, of the steps after one."""
+    parts = [a[np.isfinite(a) & (c.x > after)] for c in curves for a in (c.y, c.low, c.high) if a is not None]
+    return np.concatenate(parts) if parts else np.empty(0)
 
 
 def rasterise(
@@ -77,8 +94,8 @@ def rasterise(
     bits = np.zeros((height, width), np.uint8)
     owner = np.full((height, width), -1, np.int16)
     for index, curve in enumerate(curves):
-        band = _band_dots(curve, width * 2, height * 4, window)
-        line = _line_dots(curve, width * 2, height * 4, window)
+        band = _band_dots(curve, width * 2, height * DOTS_IN_A_CELL, window)
+        line = _line_dots(curve, width * 2, height * DOTS_IN_A_CELL, window)
         for dots in (band, line):
             if dots is not None:
                 cells = _cells(dots)

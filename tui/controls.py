@@ -165,7 +165,7 @@ FIXES: tuple[Control, ...] = (
         "vLLM logprobs_mode=processed_logprobs",
         "Fix 1, semantic layer. Off: the engine reports log-probabilities from before temperature and top-p, which are "
         "not those of the distribution it sampled from. No importance weight can correct a wrong number. "
-        "Moves: the mean ratio and the bias return to 1 and 0. Raw equals processed only at temperature 1 without "
+        "Moves: the mean mismatch ratio and the bias return to 1 and 0. Raw equals processed only at temperature 1 without "
         "top-p, top-k or min-p.",
     ),
     _fix(
@@ -289,7 +289,7 @@ def selectors(profiles: Sequence[str] = ()) -> tuple[Control, ...]:
             "loss",
             "o",
             "TRL loss_type, verl loss_mode",
-            "The loss. A ratio's clip bounds decide how much skew it forgives: "
+            "The loss. The clip bounds of its update ratio decide how much skew it forgives: "
             f"GRPO's are {short(OBJECTIVES['grpo'].epsilon)}, GSPO's {short(OBJECTIVES['gspo/paper'].epsilon)} (paper).",
             [Choice(name, {"trainer.objective": name}) for name in objective_names()],
         ),
@@ -298,7 +298,7 @@ def selectors(profiles: Sequence[str] = ()) -> tuple[Control, ...]:
             "old logp",
             "b",
             "verl bypass_mode, slime --use-rollout-logprobs",
-            "rollout (bypass): the engine's logprobs are the ratio's denominator, skew enters ratio and clip directly. "
+            "rollout (bypass): the engine's logprobs are the update ratio's denominator, so skew enters it and its clip. "
             "recompute (decoupled): the trainer computes them itself, and skew is left to a separate weight.",
             [Choice(name, {"trainer.old_logprobs": name}) for name in ("rollout", "recompute")],
         ),

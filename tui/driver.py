@@ -4,6 +4,9 @@ The thread owns a generator of records for each track (from `tui.process`, or fr
 lock step. Orders go in through a queue and take effect between two steps; records come out through a deque that the
 screen empties when it draws. The thread never touches a widget. To stop is to ask for no further record.
 
+Training has no end of its own. When the steps of a scenario are done, the driver rests, and playing on goes on for as
+many again; a driver that does not go on (`goes_on`) ends there.
+
 The records of a taped track are kept, so that a reset shows them again without computing them. A recorded run is driven
 by the same thread: its "training" is reading records, from the beginning whenever that is asked for.
 """
@@ -58,15 +61,15 @@ class TrackUpdate:
 class _Track:
     """A track's generator, and for a taped track its records so far. A recorded run needs no tape: it is read again."""
 
-    def __init__(self, spec: TrackSpec, train: Train) -> None:
-        self.spec = spec
+    def __init__(self, spec: TrackSpec, train: Train, *, goes_on: bool) -> None:
+        self.spec, self.goes_on = spec, goes_on or spec.train is not None
         self.over = self.failed = False
         self._train = spec.train or train
         self._training: Training | None = None
         self._recorded = spec.train is not None
         self._taping = spec.taped and not self._recorded
         self._tape: list[Records] = []
-        self._at = 0
+        self._at = self.steps = 0
         self._pending: Scenario | None = None
         self.toggled = self._ordered = 0
 
@@ -79,11 +82,24 @@ class _Track:
             self._training = None
         elif not self._taping or self.failed:
             return False
-        self._at, self.over = 0, False
+        self._at = self.steps = 0
+        self.over = False
         return True
 
     def advance(self) -> Records:
         """The next step's records. Raises StopIteration at the end."""
+        if not self.goes_on and self.steps >= self.spec.scenario.steps:
+            raise StopIteration
+        records = self._taped()
+        self.steps += 1
+        return records
+
+    @property
+    def done(self) -> bool:
+        """Whether the steps of its scenario are done, once or several times over."""
+        return not self._recorded and self.steps > 0 and self.steps % self.spec.scenario.steps == 0
+
+    def _taped(self) -> Records:
         if self._at < len(self._tape):
             self._at += 1
             return self._tape[self._at - 1]
@@ -111,8 +127,8 @@ class _Track:
 class Driver:
     """Play, pause, step, speed, toggle and restart for a set of tracks; `drain` gives the screen what is new."""
 
-    def __init__(self, train: Train, *, speed: float = 10) -> None:
-        self.train = train
+    def __init__(self, train: Train, *, speed: float = 10, goes_on: bool = True) -> None:
+        self.train, self.goes_on = train, goes_on
         self._wake = threading.Condition()
         self._orders: deque[Callable[[], None]] = deque()
         self._updates: deque[TrackUpdate] = deque()
@@ -122,6 +138,8 @@ class Driver:
         self._times: deque[float] = deque(maxlen=20)
         self.epoch = self._running_epoch = self._said_epoch = 0
         self.playing = True
+        self.resting = False
+        """Whether it has paused by itself because the steps of the scenario are done."""
         self.speed = speed
         self._thread = threading.Thread(target=self._run, name="skewsim-training", daemon=True)
 
@@ -165,14 +183,14 @@ class Driver:
 
     def play(self, playing: bool) -> None:
         with self._wake:
-            self.playing = playing
+            self.playing, self.resting = playing, False
             self._times.clear()
             self._wake.notify()
 
     def step(self) -> None:
         """One step, then pause."""
         with self._wake:
-            self.playing = False
+            self.playing = self.resting = False
             self._steps_wanted += 1
             self._wake.notify()
 
@@ -216,10 +234,11 @@ class Driver:
                 continue
             if old is not None:
                 old.close()
-            tracks[spec.name] = _Track(spec, self.train)
+            tracks[spec.name] = _Track(spec, self.train, goes_on=self.goes_on)
         for left in self._tracks.values():
             left.close()
         self._tracks, self._running_epoch = tracks, epoch
+        self.resting = False
         self._times.clear()
 
     def _seek(self, epoch: int, step: int) -> None:
@@ -273,6 +292,8 @@ class Driver:
             if self._stopping or epoch != self.epoch:
                 return
             moved |= not track.over and self._advance(epoch, track, self._updates if first else news)
+        if self.goes_on and moved and any(track.done and not track.over for track in self._tracks.values()):
+            self.playing, self.resting = False, True
         self._updates.extend(news)  # all tracks at once, so that the curves on the screen end at the same step
         if moved:
             self._times.append(time.monotonic())

@@ -102,6 +102,8 @@ class Lab(Playback):
     """What is replayed, in a few words; None where the curves are live."""
     check: Callable[[Scenario], None] = lambda scenario: None
     """Raises UserError for settings that may not be run here."""
+    _rested: int = -1
+    """The step at which it was last said that the driver rests."""
     _pending: list[tuple[int, Mark]] = field(default_factory=list)
     _history: list[Scenario] = field(default_factory=list)
     _replayed: list[TrackSpec] = field(default_factory=list)
@@ -127,6 +129,12 @@ class Lab(Playback):
         rewards = self.main.series.mean("reward/mean")
         rewards = rewards[np.isfinite(rewards)]
         return bool(len(rewards) >= _STUCK and rewards[-_STUCK:].max() < 0.05 < rewards.max())
+
+    @property
+    def _stopped(self) -> bool:
+        """Whether the curve of yours has diverged or failed, so that a toggle has to begin another."""
+        yours = self.tracks.get(YOURS)
+        return yours is not None and bool(yours.ended or yours.failed)
 
     @property
     def main(self) -> Track | None:
@@ -171,7 +179,7 @@ class Lab(Playback):
         """Begin other curves. Those that were hidden stay hidden."""
         hidden = {name for name, track in self.tracks.items() if track.hidden}
         self.tracks = {spec.name: _track(spec, i, hidden=spec.name in hidden) for i, spec in enumerate(specs)}
-        self.marks, self._pending, self.replaying = [], [], replaying
+        self.marks, self._pending, self.replaying, self._rested = [], [], replaying, -1
         self._replayed = specs if replaying else []
         self.stay()
         self.driver.restart(specs)
@@ -198,14 +206,16 @@ class Lab(Playback):
 
     def _apply(self, scenario: Scenario, *, letter: str, text: str) -> None:
         self.pause_at = None
-        anew = _needs_restart(self.yours, scenario) or self.over
+        anew = _needs_restart(self.yours, scenario) or self._stopped
         self.yours = scenario
         self.heard = f"{text}: from step 0" if anew else f"{text}: from step {self.step + 1}"
         if anew:
-            playing = self.driver.playing or self.over
+            playing = self.driver.playing or self.driver.resting or self._stopped
             self.reset()
             self.driver.play(playing)
             return
+        if self.driver.resting:
+            self.driver.play(True)
         self._pending.append((self.driver.toggle(YOURS, scenario), Mark(-1, letter, text)))
         if self.twin is not None:
             self.driver.toggle(TWIN, self._twin_of(self.twin))
@@ -281,7 +291,7 @@ class Lab(Playback):
         if self._recorded():
             return False
         self.band = not self.band
-        self.heard = f"{BAND} seeds: mean and range" if self.band else "one seed"
+        self.heard = f"{BAND} seeds, mean and range: from step 0" if self.band else "one seed: from step 0"
         self.reset()
         return True
 
@@ -290,10 +300,10 @@ class Lab(Playback):
         if self._recorded():
             return False
         if self.twin is not None:
-            self.twin, self.heard = None, "twin off"
+            self.twin, self.heard = None, "twin off: from step 0"
         else:
             self.twin = control
-            self.heard = f"twin: {control.label} {control.text(self._twin_of(control))}"
+            self.heard = f"twin, {control.label} {control.text(self._twin_of(control))}: from step 0"
         self.reset()
         return True
 
@@ -324,7 +334,7 @@ class Lab(Playback):
             self.archive.run(scenario)
         self._history.append(self.yours)
         self.yours = self._began = scenario
-        self.pause_at, self.heard = None, ""
+        self.pause_at, self.heard = None, "from step 0"
         self.reset()
 
     def replay(self, title: str, runs: Sequence[TrackSpec]) -> None:
@@ -342,6 +352,9 @@ class Lab(Playback):
         if self.pause_at is not None and self.step >= self.pause_at:
             self.driver.play(False)
             self.pause_at, self.heard = None, "predict, switch, then space"
+        if self.driver.resting and self._rested != self.step and (self.step + 1) % self.yours.steps == 0:
+            self._rested, self.heard = self.step, f"{self.step + 1} steps done: space goes on"
+            news = True
         return news
 
     def take(self, track: Track, update: TrackUpdate) -> None:

@@ -17,7 +17,7 @@ from textual.message import Message
 from textual.strip import Strip
 from textual.widget import Widget
 
-from tui.chart import Array, ChartCurve, ChartWindow, Raster, limits, rasterise
+from tui.chart import DOTS_IN_A_CELL, Array, ChartCurve, ChartWindow, Raster, limits, rasterise
 from tui.lab import TWIN, YOURS, Lab, Mark
 from tui.playback import Track
 from tui.views import Look, View
@@ -178,7 +178,7 @@ class Plot(Widget, can_focus=True):
         axis = base + Style(color=look.muted)
         title_style = base + Style(bold=True, reverse=self.has_focus)
         curves = [c for c in self._picture.curves if len(c.x)]
-        window = limits(curves, floor=self.view.floor, ceiling=self.view.ceiling)
+        window = limits(curves, floor=self.view.floor, ceiling=self.view.ceiling, log=self.view.log)
         self._window = window
         grid_w, grid_h = width - _LEFT, height - 2
         raster = rasterise(curves, grid_w, grid_h, window, ascii_only=look.ascii_only)
@@ -236,38 +236,59 @@ def _labels(window: ChartWindow, height: int, *, log: bool) -> list[str]:
     rows = [r for r in range(height) if (r % every == 0 and r + every // 2 < height) or r == height - 1]
     heights = [window.top - (window.top - window.bottom) * row / max(1, height - 1) for row in rows]
     values = [10**value if log else value for value in heights]
-    several = ([_short(value, digits) for value in values] for digits in (2, 3, 4))
-    texts = next((texts for texts in several if len(set(texts)) == len(texts)), [_short(v, 2) for v in values])
-    shown = dict(zip(rows, texts, strict=True))
+    several = [[_short(value, digits) for value in values] for digits in range(2, 7)]
+    texts = next((texts for texts in several if len(set(texts)) == len(texts)), several[-1])
+    shown = {row: text for i, (row, text) in enumerate(zip(rows, texts, strict=True)) if text not in texts[:i]}
     return [shown.get(row, "") for row in range(height)]
 
 
 def _short(value: float, digits: int) -> str:
-    return _bare(f"{0.0 if abs(value) < 1e-12 else value:.{digits}g}")[: _LEFT - 1]
+    """The number with so many digits, or with as many as there is room for: plain, without its 0, or as a power."""
+    value = 0.0 if abs(value) < 1e-12 else value
+    for fewer in range(digits, 0, -1):
+        plain, power = _bare(f"{value:.{fewer}g}"), _bare(f"{value:.{fewer - 1}e}")
+        fitting = [text for text in (plain, plain.replace("0.", ".", 1), power) if len(text) < _LEFT]
+        if fitting:
+            return fitting[0]
+    return _bare(f"{value:.0e}")
 
 
 def _decorate(
     raster: Raster, curves: list[ChartCurve], window: ChartWindow, marks: list[int], dead: dict[str, int], look: Look
 ) -> None:
     """Put a thin line at every toggle and a letter (X: diverged) at every curve's end into the raster."""
-    codes, (height, width) = raster.codes, raster.codes.shape
+    codes = raster.codes
     for column in marks:
         codes[codes[:, column] == ord(" "), column] = ord(look.glyph("┊", ":"))
-    taken: set[tuple[int, int]] = set()
+    free = dict.fromkeys(range(codes.shape[0]), 0)
+    for (row, column), meeting in sorted(_ends(curves, window, raster, ascii_only=look.ascii_only).items()):
+        first = max(column + 1 - len(meeting), free[row])  # side by side, so that each is in the row of its value
+        for at, index in enumerate(sorted(meeting, key=lambda i: _newest(curves[i])), start=first):
+            at = min(at, codes.shape[1] - 1)
+            codes[row, at] = ord("X" if curves[index].letter in dead else curves[index].letter)
+            raster.owner[row, at] = index
+        free[row] = first + len(meeting)
+
+
+def _ends(
+    curves: list[ChartCurve], window: ChartWindow, raster: Raster, *, ascii_only: bool
+) -> dict[tuple[int, int], list[int]]:
+    """The row and column where curves end, and which ones end there: the cell that their last dot is in."""
+    height, width = raster.codes.shape
+    dots = 1 if ascii_only else DOTS_IN_A_CELL
+    found: dict[tuple[int, int], list[int]] = {}
     for index, curve in enumerate(curves):
-        finite = np.flatnonzero(np.isfinite(curve.y))
-        if not len(finite):
-            continue
-        last = finite[-1]
-        column = _column(int(curve.x[last]), window, width)
-        share = (window.top - curve.y[last]) / (window.top - window.bottom)
-        row = min(max(round(float(share) * (height - 1)), 0), height - 1)
-        row = next(
-            (r for r in (row, row - 1, row + 1, row - 2, row + 2) if 0 <= r < height and (r, column) not in taken), row
-        )
-        taken.add((row, column))
-        codes[row, column] = ord("X" if curve.letter in dead else curve.letter)
-        raster.owner[row, column] = index
+        if np.isfinite(curve.y).any():
+            share = min(max((window.top - _newest(curve)) / (window.top - window.bottom), 0.0), 1.0)
+            row = int(np.rint(share * (height * dots - 1))) // dots
+            column = _column(int(curve.x[np.isfinite(curve.y)][-1]), window, width)
+            found.setdefault((row, column), []).append(index)
+    return found
+
+
+def _newest(curve: ChartCurve) -> float:
+    """The last value that there is."""
+    return float(curve.y[np.isfinite(curve.y)][-1])
 
 
 def _segments(raster: Raster, styles: list[Style], blank: Style) -> list[list[Segment]]:

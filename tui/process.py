@@ -50,6 +50,9 @@ class Watch:
         self.wanted = False
         self.latest: Snapshot | None = None
 
+    def glance(self) -> None:
+        """See the tokens of the step just done, if there is one that has not been seen. Raises SkewsimError."""
+
     def diagnose(self) -> tuple[int, Diagnosis]:
         """The step last seen, and the causes of its skew that its logprobs alone show. Raises SkewsimError."""
         from skewsim.diagnose import diagnose
@@ -66,6 +69,14 @@ class _WatchedRun(Watch):
     def __init__(self) -> None:
         super().__init__()
         self.ask: Callable[..., dict[str, Any]] | None = None
+
+    def glance(self) -> None:
+        from tui.snapshot import Snapshot
+
+        ask = self.ask
+        answer = ask(glance=True) if ask is not None else {}
+        if "seen" in answer and ask is self.ask:
+            self.latest = Snapshot.from_json(answer["seen"])
 
     def diagnose(self) -> tuple[int, Diagnosis]:
         """Score the step again under present and earlier weights, if the run goes on. Raises SkewsimError."""
@@ -111,7 +122,7 @@ class TrainingProcess:
                 self._child.stop(0.8 if self._out is not None else 0)
 
     def train(self, scenario: Scenario, seeds: tuple[int, ...]) -> Training:
-        """Like `skewsim.learn.trainer.train`."""
+        """Like `skewsim.learn.trainer.train`, but the end of the scenario's steps is no end: it goes on."""
         from skewsim.records import StepRecord
         from tui.lab import KEPT, YOURS
         from tui.snapshot import Snapshot
@@ -129,6 +140,9 @@ class TrainingProcess:
                 look = watched and self.watch.wanted
                 answer = ask(toggle=toggled and _plain(toggled), look=look)
                 if "ended" in answer:
+                    if watched:
+                        with suppress(SkewsimError):
+                            self.watch.glance()  # the last step can still be looked at
                     return
                 if "seen" in answer:
                     self.watch.latest = Snapshot.from_json(answer["seen"])

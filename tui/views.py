@@ -67,7 +67,13 @@ class View:
     help: str = ""
 
 
-REWARD = View("reward/mean", "reward", 0.0, 1.0, help="Share of responses that are exactly right.")
+REWARD = View(
+    "reward/mean",
+    "reward",
+    0.0,
+    1.0,
+    help="Share of responses that are exactly right: the prompt's digits, written backwards.",
+)
 
 # The first two move with every fix and under every objective; the clip rate is nothing where there is no clip.
 VIEWS: tuple[View, ...] = (
@@ -90,7 +96,7 @@ VIEWS: tuple[View, ...] = (
         "update/clip_rate",
         "clip rate",
         0.0,
-        help="Share of tokens (GSPO: sequences) whose ratio the clip changes. The clearest alarm of the case study: "
+        help="Share of tokens (GSPO: sequences) whose update ratio the clip changes. The clearest alarm of the case study: "
         "PipelineRL clamp_log_ratio_new_old_indicator, TRL clip_ratio.",
     ),
     View(
@@ -104,12 +110,17 @@ VIEWS: tuple[View, ...] = (
         "ESS",
         0.0,
         1.0,
-        help="Effective sample size as a fraction: 1 / mean((w / mean w)^2) with w = exp(d). 1: no skew; "
-        "0.5: half of the tokens carry no weight.",
+        help="Effective sample size as a fraction: 1 / mean((w / mean w)^2) with w = exp(d), the mismatch ratio. "
+        "1: no skew; 0.5: half of the tokens carry no weight.",
     ),
     View("skew/logprob_diff_mean", "mean abs skew", 0.0, help="Mean |trainer - engine| logprob in nats."),
     View("skew/bias", "bias", help="Mean skew in nats. Noise has none; raw logprobs and lost top-p mass do."),
-    View("update/ratio_mean", "update ratio", help="Mean of the ratio that enters the loss. 1 when old is truthful."),
+    View(
+        "update/ratio_mean",
+        "update ratio",
+        help="Mean of trainer / old, the ratio that enters the loss and its clip: 1 when old is truthful. The mismatch "
+        "ratio is another, trainer / engine: its mean is 1 as long as the skew is noise.",
+    ),
     View(
         "optim/grad_cosine",
         "gradient cosine",

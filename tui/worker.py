@@ -1,8 +1,8 @@
 """The training process's own side: it holds the trainers of all curves and answers requests, one line of JSON each.
 
-A request begins a run, asks for a run's next step, or ends a run; `tui.process` sends them. A step whose tokens are
-wanted is what the trainer itself measured (`Trainer.look`), so it costs no further pass and cannot disagree with the
-record. The process ends when there are no more requests.
+A request begins a run, asks for a run's next step, looks at its last one, or ends a run; `tui.process` sends them. What
+is looked at is what the trainer itself measured (`Trainer.look`), so it costs no further pass and cannot disagree with
+the record. The process ends when there are no more requests.
 """
 
 from __future__ import annotations
@@ -42,7 +42,11 @@ may lag, and those of the `_FIRST` steps, under which most prompts were first ca
 
 
 class Run:
-    """One curve's trainer; with a folder, a step is written to the run folder before it is shown."""
+    """One curve's trainer, which goes on for as long as it is asked to.
+
+    With a folder, a step is written to the run folder before it is shown; when the steps of the scenario are done, so
+    is a checkpoint.
+    """
 
     def __init__(self, scenario: Scenario, seeds: tuple[int, ...], out: Path | None, *, watched: bool) -> None:
         self._watched = watched
@@ -53,23 +57,31 @@ class Run:
             folder = RunFolder(
                 next_folder(out, "run" if watched else scenario.name), scenario, seeds=seeds, engine="sim", resume=False
             )
-        self._steps = record(self._trainer, folder, steps=scenario.steps, checkpoint_every=scenario.steps)
+        self._steps = record(self._trainer, folder, steps=sys.maxsize, checkpoint_every=scenario.steps)
         self._weights: dict[int, torch.Tensor] = {}
         self._then: dict[int, torch.Tensor] = {}
         self._keep()
 
     def step(self, toggled: Scenario | None, *, look: bool) -> tuple[list[StepRecord], Snapshot | None] | None:
-        """The next step's records, and its tokens if `look`; None after the last step."""
+        """The next step's records, and its tokens if `look`; None once every member has diverged."""
         if toggled is not None:
             self._trainer.toggle(toggled)
         records = next(self._steps, None)
-        seen = take(self._trainer) if look and records is not None else None
-        if seen is not None:  # keep the weights that a diagnosis of this step needs, before they are dropped
-            self._seen = seen
-            wanted = {seen.step, seen.step - 1, *_FIRST, *seen.weight_versions[seen.mask].tolist()}
-            self._then = {v: w for v, w in self._weights.items() if v in wanted and v <= seen.step}
+        seen = self.look() if look and records is not None else None
         self._keep()
         return None if records is None else (records, seen)
+
+    def look(self) -> Snapshot | None:
+        """The tokens of the step just done; None before the first one."""
+        if self._trainer.step_number == 0:
+            return None
+        seen = self._seen
+        if seen is None or seen.step != self._trainer.step_number - 1:
+            self._seen = seen = take(self._trainer)
+            # keep the weights that a diagnosis of this step needs, before they are dropped
+            wanted = {seen.step, seen.step - 1, *_FIRST, *seen.weight_versions[seen.mask].tolist()}
+            self._then = {v: w for v, w in self._weights.items() if v in wanted and v <= seen.step}
+        return seen
 
     def _keep(self) -> None:
         if self._watched:
@@ -175,6 +187,9 @@ class RunHost:
             records, seen = found
             answer: dict[str, Any] = {"records": [each.to_json() for each in records]}
             return answer | ({"seen": seen.to_json()} if seen is not None else {})
+        if "glance" in request:
+            glanced = self._runs[number].look() if number in self._runs else None
+            return {"seen": glanced.to_json()} if glanced is not None else {}
         if "diagnose" in request:
             if number not in self._runs:
                 raise UserError("the run has ended")

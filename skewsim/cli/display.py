@@ -21,6 +21,7 @@ from rich.table import Table
 
 from skewsim.errors import printable
 from skewsim.files import finite
+from skewsim.records import seeds_in_words
 
 if TYPE_CHECKING:
     from skewsim.records import StepRecord
@@ -209,12 +210,17 @@ def print_ladder(result: LadderResult, *, plain: bool, simulated: bool = False) 
         ]
         for index, rung in enumerate(result.rungs)
     ]
-    band = " to ".join(map(number, result.rungs[0].reward_band or (None,)))
-    title = f"{result.objective.upper()}, {result.seeds} seeds, {result.steps} steps; means over the last tenth"
+    title = (
+        f"{result.objective.upper()}, {seeds_in_words(result.seeds)}, {result.steps} steps; means over the last tenth"
+    )
     if simulated:
         title = f"Simulated: {title}"
     print_table(title, columns, rows, plain=plain)
-    print(f"reference band of the reward, over the seeds: {band}")
+    if result.seeds == 1:
+        print("one seed has no band: nothing is said to be inside or outside; --seeds 5 gives one")
+    else:
+        band = " to ".join(map(number, result.rungs[0].reward_band or (None,)))
+        print(f"reference band of the reward, over the seeds: {band}")
 
 
 def print_distances(found: Mapping[str, Mapping[str, Distance]], *, plain: bool) -> None:

@@ -1,7 +1,8 @@
 """The ladder: the reference, initial V1 and its four fixes one by one, and how each of them ended.
 
 A rung's numbers are means over its seeds and the last tenth of its steps. The reference band goes from the final reward
-of the reference's lowest seed to that of its highest, as in the figure (with one seed: the range over those steps).
+of the reference's lowest seed to that of its highest, as in the figure. One seed has no band: its range over those
+steps is given, and nothing is judged by it.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from skewsim.html import bar, heading, table
-from skewsim.records import StepRecord, last_tenth
+from skewsim.records import StepRecord, last_tenth, seeds_in_words
 from skewsim.scenarios import LADDER, Values, ladder_scenarios
 
 if TYPE_CHECKING:
@@ -35,17 +36,20 @@ class Rung:
     kl_k3: float | None
     logprob_diff_mean: float | None
     lag: float | None
-    inside_reference_band: bool
+    inside_reference_band: bool | None
+    """None where the reference has one seed, and so no band of seeds."""
     identical_to_reference: bool
     diverged: bool
 
     @property
     def verdict(self) -> str:
-        """diverged, identical, inside or outside, as docs/scenarios.md defines them."""
+        """diverged, identical, one seed, inside or outside, as docs/scenarios.md defines them."""
         if self.diverged:
             return "diverged"
         if self.identical_to_reference:
             return "identical"
+        if self.inside_reference_band is None:
+            return "one seed"
         return "inside" if self.inside_reference_band else "outside"
 
 
@@ -68,9 +72,8 @@ class LadderResult:
         """The rungs' curves, a panel for each metric, with `predicted` drawn behind them. Needs matplotlib."""
         from skewsim.runs.figures import curves_figure
 
-        seeds = f"{self.seeds} seeds" if self.seeds > 1 else "one seed"
         where = "" if engine == "sim" else f" on {engine}"
-        title = f"{self.objective.upper()}, {seeds}{where}: initial V1, then the fixes one by one"
+        title = f"{self.objective.upper()}, {seeds_in_words(self.seeds)}{where}: initial V1, then the fixes one by one"
         return curves_figure(self.records, title=title, predicted=predicted.records if predicted else None)
 
     def _repr_html_(self) -> str:
@@ -87,7 +90,7 @@ class LadderResult:
             )
             for n, r in enumerate(self.rungs)
         ]
-        said = f"{self.objective.upper()}, {self.seeds} seeds, {self.steps} steps: means over the last tenth"
+        said = f"{self.objective.upper()}, {seeds_in_words(self.seeds)}, {self.steps} steps: means over the last tenth"
         return heading(said) + table(columns, rows)
 
 
@@ -130,7 +133,7 @@ class Ladder:
         for record in records:
             by_name[record.scenario].append(record)
         reference = by_name[self.scenarios[0].name]
-        band = _band(last_tenth(reference, self.steps))
+        band = _band(last_tenth(reference, self.steps)) if len(self.seeds) > 1 else None
         rungs = [_rung(name, found, reference, band, self.steps) for name, found in by_name.items()]
         return LadderResult(self.objective, len(self.seeds), self.steps, rungs, by_name)
 
@@ -149,7 +152,7 @@ def _rung(
         kl_k3=_mean(tail, "skew/kl_k3"),
         logprob_diff_mean=_mean(tail, "skew/logprob_diff_mean"),
         lag=_mean(tail, "lag/mean"),
-        inside_reference_band=reward is not None and band is not None and band[0] <= reward <= band[1],
+        inside_reference_band=None if band is None else reward is not None and band[0] <= reward <= band[1],
         identical_to_reference=_numbers(records) == _numbers(reference),
         diverged=any(r.diverged for r in records),
     )

@@ -37,9 +37,9 @@ if TYPE_CHECKING:
 Bounds = tuple[float | None, float | None]
 BEARABLE = 0.5
 """Harm above which bounds are not worth suggesting."""
-MARGIN = 1.02
 AS_IT_IS = "as it is"
 """The advice where the default does the least harm."""
+MARGIN = 1.02
 """By how much a suggestion goes beyond the quantile it is made from."""
 STEPS = 24
 """How many bounds between the default and the quantile are tried for a weight."""

@@ -93,7 +93,7 @@ METRICS: dict[str, Metric] = _table(
         "skew/ratio_mean",
         "mean rho",
         "1",
-        "1 if the engine reports what it samples from: else the reported number is wrong.",
+        "Mismatch ratio exp(trainer - engine): 1 if the engine reports what it samples from.",
         {
             "PipelineRL": "rl/ratio_new_old (mean of sequence means; old is the engine's)",
             "NeMo-RL": "sampling_importance_ratio",
@@ -140,7 +140,7 @@ METRICS: dict[str, Metric] = _table(
         "update/ratio_mean",
         "mean r",
         "1",
-        "Update ratio exp(trainer - old).",
+        "Update ratio exp(trainer - old), which enters the loss.",
         {},
     ),
     Metric("update/ratio_std", "std r", "1", "Spread of the update ratio.", {}),

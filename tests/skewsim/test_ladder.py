@@ -9,10 +9,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from skewsim.cli.display import print_ladder
 from skewsim.records import StepRecord, last_tenth, tenth
 from skewsim.runs.ladder import Ladder, LadderResult, Rung
 from skewsim.runs.recording import summarise
 from skewsim.scenarios import LADDER, find_scenario
+from skewsim.skew.metric_table import METRICS
 
 DAILY, WHOLE = (2, 26), (5, 80)
 """Seeds and steps."""
@@ -166,6 +168,23 @@ def test_json_has_the_published_keys(grpo: LadderResult) -> None:
         "name", "reward_final", "reward_band", "entropy_final", "clip_rate", "kl_k3", "logprob_diff_mean", "lag",
         "inside_reference_band", "identical_to_reference", "diverged",
     }  # fmt: skip
+
+
+def test_one_seed_has_no_band_so_nothing_is_called_inside_or_outside(capsys: pytest.CaptureFixture[str]) -> None:
+    rewards = {"v0_reference": [0.1, 0.9], "initial_v1": [0.5, 0.5]}
+    records = [
+        StepRecord(18 + i, name, 0, dict.fromkeys(METRICS, value) | {"reward/mean": value})
+        for name, values in rewards.items()
+        for i, value in enumerate(values)
+    ]
+    result = Ladder(seeds=1, steps=20, names=tuple(rewards)).result(records)
+    assert [rung.verdict for rung in result.rungs] == ["identical", "one seed"]
+    assert result.to_json()["rungs"][1]["inside_reference_band"] is None
+    print_ladder(result, plain=True)
+    said = capsys.readouterr().out
+    assert "GRPO, one seed, 20 steps" in said
+    assert "one seed has no band" in said
+    assert "inside\n" not in said
 
 
 @pytest.mark.parametrize(("steps", "last"), [(1, 1), (9, 1), (10, 1), (15, 1), (19, 1), (20, 2), (80, 8), (100, 10)])

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from skewsim.errors import FileFormatError, UserError
-from skewsim.settings import Scenario, changes, with_changes
+from skewsim.settings import _IN_WORDS, Scenario, changes, with_changes
 from skewsim.share import (
     SHARE_PREFIX,
     from_share,
@@ -157,6 +157,22 @@ def test_values_on_the_command_line_are_toml_scalars_bare_words_or_none() -> Non
         "skew.noise": "none",
         "trainer.learning_rate": 0.001,
     }
+
+
+def _patterns(schema: object) -> set[str]:
+    if isinstance(schema, dict):
+        own = {schema["pattern"]} if isinstance(schema.get("pattern"), str) else set[str]()
+        return own.union(*map(_patterns, schema.values()))
+    return set[str]().union(*map(_patterns, schema)) if isinstance(schema, list) else set()
+
+
+def test_what_a_setting_may_be_is_said_in_words_and_never_as_a_regular_expression() -> None:
+    with pytest.raises(UserError) as caught:
+        Scenario().with_values({"name": "run[1]"})
+    assert str(caught.value) == "name='run[1]': allowed: letters, digits and _ . + -, without spaces"
+    with pytest.raises(UserError, match="allowed: cpu, cuda, or cuda:0, cuda:1 and so on"):
+        Scenario().with_values({"device": "gpu"})
+    assert _patterns(Scenario.model_json_schema()) <= set(_IN_WORDS)
 
 
 @pytest.mark.parametrize("words", [["engine.lag"], ["=3"], ["engine.lag=1", "engine.lag=2"]])

@@ -6,6 +6,7 @@ they test the screens, never a claim about skew.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 
@@ -32,8 +33,10 @@ def scripted(scenario: Scenario, seeds: tuple[int, ...]) -> Training:
     """A generator like `skewsim.learn.trainer.train`: toggles are sent, a seed of 666 diverges at step 30."""
     reward = dict.fromkeys(seeds, 0.55)
     events: list[str] = []
-    for step in range(scenario.steps):
+    for step in itertools.count():
         records = [_record(scenario, step, seed, reward, events) for seed in seeds if not (seed == 666 and step > 30)]
+        if not records:
+            return
         toggled = yield records
         events = [] if toggled is None else changes(scenario, toggled)
         scenario = toggled or scenario

@@ -41,8 +41,8 @@ def collect(driver: Driver, count: int) -> list[TrackUpdate]:
 def make() -> Iterator[Make]:
     drivers = []
 
-    def build(train: Train = scripted, *, playing: bool = False) -> Driver:
-        driver = Driver(train, speed=float("inf"))
+    def build(train: Train = scripted, *, playing: bool = False, goes_on: bool = True) -> Driver:
+        driver = Driver(train, speed=float("inf"), goes_on=goes_on)
         driver.playing = playing
         drivers.append(driver)
         driver.start()
@@ -110,7 +110,7 @@ def test_a_restart_replays_a_taped_track_and_computes_the_others_anew(make: Make
 
 
 def test_what_a_tape_keeps_is_bounded_and_a_longer_run_starts_again_by_computing(make: Make) -> None:
-    driver = make(playing=True)
+    driver = make(playing=True, goes_on=False)
     spec = TrackSpec("reference", Scenario(name="reference", steps=TAPE + 50), (0,), taped=True)
     driver.restart([spec])
     assert collect(driver, TAPE + 51)[-1].ended
@@ -149,8 +149,20 @@ def test_one_track_that_fails_says_why_and_the_others_go_on(make: Make) -> None:
     assert [u.records[0].step for u in updates if u.track == "good"] == [0, 1]
 
 
-def test_playing_ends_by_itself_at_the_last_step(make: Make) -> None:
+def test_training_rests_where_the_scenarios_steps_are_done_and_goes_on_when_it_is_played(make: Make) -> None:
     driver = make(playing=True)
+    driver.restart([TrackSpec(name, Scenario(steps=3), (0,)) for name in ("a", "b")])
+    for steps in ([0, 1, 2], [3, 4, 5]):
+        updates = collect(driver, 6)
+        assert [u.records[0].step for u in updates if u.track == "b"] == steps
+        wait(lambda: driver.resting)
+        assert not driver.playing
+        assert not driver.drain()
+        driver.play(True)
+
+
+def test_playing_ends_by_itself_at_the_last_step_where_it_does_not_go_on(make: Make) -> None:
+    driver = make(playing=True, goes_on=False)
     driver.restart([TrackSpec("a", Scenario(steps=3), (0,))])
     updates = collect(driver, 4)
     assert updates[-1].ended

@@ -262,9 +262,9 @@ async def test_a_click_where_a_widget_is_just_leaving_does_nothing(
 async def test_a_hidden_key_is_neither_in_the_hint_nor_in_the_help(stage: StageMaker) -> None:
     hidden = check_hidden({c.id for c in explore_controls()} - {"processed"})
     async with stage(steps=2, options=Options(hidden=hidden)) as s:
-        assert "1 switch a fix   F1 explains" in s.text()
+        assert "1 fix  d diagnose t tokens f formula g ladder a advise p profile l lessons\n" in s.text()
     async with stage(size=(120, 200), steps=2, options=Options(hidden=check_hidden({"fp32_head"}))) as s:
-        assert "1 2 3 switch a fix   tab and arrows turn a knob   F1 explains" in s.text()
+        assert "1 2 3 fixes  d diagnose t tokens f formula g ladder a advise p profile l lessons  tab" in s.text()
         await s.press("f1")
         assert "Switch fix 3" in s.text()
         assert "Switch fix 4" not in s.text()
@@ -275,7 +275,7 @@ async def test_a_hidden_key_is_neither_in_the_hint_nor_in_the_help(stage: StageM
 async def test_a_run_that_has_lost_its_reward_says_what_brings_it_back(stage: StageMaker) -> None:
     lost = opening().with_values({"skew.noise": "normal", "skew.scale": 2.0})
     async with stage(steps=3, yours=lost) as s:
-        assert "F1 explains" in s.text()
+        assert "1-5 fixes" in s.text()
         await s.advance(80)
         assert "y has no reward left" in s.text()
         assert "0 starts again" in s.text()
@@ -359,3 +359,37 @@ def test_a_number_over_a_chart_is_whole_or_not_there(first: float, second: float
     assert len(numbers) in (0, 4)
     for letter, text in zip(numbers[::2], numbers[1::2], strict=True):
         assert float(text) == pytest.approx({"y": first, "r": second}[letter], rel=0.5)
+
+
+@on_stage
+async def test_every_page_has_its_key_on_the_first_screen_at_80_columns(stage: StageMaker) -> None:
+    async with stage(steps=2) as s:
+        said = s.text()
+        for key, page in zip(
+            "dtfgapl", ["diagnose", "tokens", "formula", "ladder", "advise", "profile", "lessons"], strict=True
+        ):
+            assert f" {key} {page}" in said
+        assert "1-5 fixes" in said
+
+
+@on_stage
+async def test_a_dialog_without_a_field_to_type_in_is_closed_by_the_key_that_leaves(stage: StageMaker) -> None:
+    async with stage(steps=2) as s:
+        for key in ("f1", "l", "r", "x", "y"):
+            await s.press(key)
+            assert s.app.screen is not s.app.explore, key
+            await s.press("q")
+            assert s.app.screen is s.app.explore, key
+            assert s.app.is_running
+
+
+@on_stage
+async def test_at_80_by_24_a_lessons_question_leaves_the_chart_more_than_five_rows(stage: StageMaker) -> None:
+    async with stage(steps=5) as s:
+        s.app.start_lesson("1-what-skew-is")
+        await s.settle()
+        await s.press("enter")
+        assert s.app.player is not None
+        assert s.app.player.phase == "ask"
+        for chart in (s.app.explore.query_one("#plot-reward"), s.app.explore.query_one("#plot-0")):
+            assert chart.size.height - 2 > 5

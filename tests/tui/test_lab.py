@@ -128,16 +128,41 @@ def test_a_diverged_curve_says_so_and_the_others_go_on(lab: Lab) -> None:
     assert lab.tracks[YOURS].series.step == 39
 
 
-def test_a_change_after_the_end_starts_again_from_step_zero(lab: Lab) -> None:
-    lab.load(lab.yours.with_values({"steps": 5}))
+def rest(lab: Lab) -> None:
+    """Play until the steps are done."""
     lab.driver.play(True)
     end = time.monotonic() + 120
-    while not lab.over:
+    while not lab.driver.resting or any((t.series.step + 1) % 5 for t in lab.tracks.values()):
+        lab.tick()
+        assert time.monotonic() < end
+    lab.tick()
+
+
+def test_a_run_pauses_where_its_steps_are_done_says_so_and_a_toggle_goes_on_with_nothing_erased(lab: Lab) -> None:
+    lab.load(lab.yours.with_values({"steps": 5}))
+    assert lab.heard == "from step 0"
+    rest(lab)
+    assert lab.heard == "5 steps done: space goes on"
+    assert not lab.over
+    lab.move(CONTROLS["processed"], 1)
+    assert lab.heard == "processed on: from step 5"
+    rest(lab)
+    assert lab.heard == "10 steps done: space goes on"
+    assert [len(track.series) for track in lab.tracks.values()] == [10, 10, 10]
+    assert [(mark.step, mark.letter) for mark in lab.marks] == [(5, "P")]
+
+
+def test_a_toggle_of_a_curve_that_has_diverged_begins_another_and_says_so(lab: Lab) -> None:
+    lab.load(lab.yours.with_values({"seed": 666}))
+    advance(lab, 31)
+    for _ in range(2):
+        lab.driver.step()
+    end = time.monotonic() + 120
+    while not lab.tracks[YOURS].ended:
         lab.tick()
         assert time.monotonic() < end
     lab.move(CONTROLS["processed"], 1)
     assert lab.heard == "processed on: from step 0"
-    assert not lab.over
 
 
 def test_the_share_string_of_yours_brings_the_whole_state_back(lab: Lab) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -20,7 +21,7 @@ from textual.widgets import OptionList
 
 import skewsim
 from skewsim.catalogue import OBJECTIVES
-from skewsim.diagnose.causes import Diagnosis, found
+from skewsim.diagnose.causes import Cause, Diagnosis, found
 from skewsim.errors import UserError
 from skewsim.learn.losses import LossInputs
 from skewsim.learn.objectives import compute_loss
@@ -100,7 +101,8 @@ def test_the_formula_screen_works_out_the_loss_that_the_trainer_takes(key: str, 
     text = explain(shot, shot.worked, Look()).plain
     assert OBJECTIVES[key].formula in text
     assert f"loss                              {shot.worked.loss:+.4f}" in text
-    assert (f"ratio                             {ratio:.4f}" in text) == (OBJECTIVES[key].ratio != "none")
+    named = {"none": None, "engine": "mismatch ratio", "old": "update ratio"}[OBJECTIVES[key].ratio]
+    assert re.findall(rf"(\w+ ratio) +{ratio:.4f}", text) == ([named] if named else [])
     assert Snapshot.from_json(json.loads(json.dumps(shot.to_json()))).worked == shot.worked
 
 
@@ -111,7 +113,7 @@ def test_where_the_clip_looks_at_sequences_the_formula_screen_does_too(key: str,
     assert shot.worked.clipped == pytest.approx(ratio)
     assert shot.worked.loss == pytest.approx(ratio) == trained_on(shot)
     assert "its whole sequence enters" in explain(shot, shot.worked, Look()).plain
-    assert "Histogram of sequence ratios" in histogram(shot, Look(), width=80).plain
+    assert "Update ratios of sequences" in histogram(shot, Look(), width=80).plain
 
 
 @pytest.mark.parametrize("key", OBJECTIVES)
@@ -358,6 +360,29 @@ def test_diagnose_says_which_key_here_mends_a_cause() -> None:
     assert here("unknown", mended.with_values({"skew.noise": "normal", "skew.scale": 0.2})).startswith(
         "turn noise down"
     )
+
+
+def test_a_cause_that_hardly_adds_to_the_skew_is_named_without_a_share() -> None:
+    causes = (Cause("stale_kv", 0.99, "seen", "mend it"), Cause("head_dtype", 0.001, "seen", "mend it"))
+    text = report(Diagnosis(causes, 100, 10, 1.0), Look()).plain
+    assert "explains 99%" in text
+    assert "head_dtype  is there too, and hardly adds to the skew" in text
+    assert "less than" not in text
+
+
+@pytest.mark.parametrize("key", ["t", "f"])
+@on_stage
+async def test_a_page_that_opens_on_a_paused_run_shows_the_step_just_done(stage: StageMaker, key: str) -> None:
+    class Paused(Watch):
+        def glance(self) -> None:
+            self.latest = snapshot()
+
+    async with stage(steps=42) as s:
+        s.app.lens = Paused()
+        await s.press(key)
+        async with asyncio.timeout(60):
+            while "step 41 of yours" not in s.text():
+                await s.settle()
 
 
 @on_stage

@@ -86,12 +86,26 @@ def test_the_process_computes_what_the_trainer_does_whatever_is_chosen(process: 
             assert numbers(there.send(toggled)) == numbers(here.send(toggled)), (control.id, choice.label)
 
 
-def test_runs_go_on_side_by_side_and_end_after_their_last_step(process: TrainingProcess) -> None:
+def test_runs_go_on_side_by_side_and_beyond_the_steps_of_their_scenario(process: TrainingProcess) -> None:
     short = SMALL.with_values({"steps": 2})
     runs = [process.train(short, (seed,)) for seed in (0, 1)]
-    seen = [[next(run)[0].seed for run in runs] for _ in range(2)]
-    assert seen == [[0, 1], [0, 1]]
-    assert [list(run) for run in runs] == [[], []]
+    seen = [[(record.step, record.seed) for run in runs for record in next(run)] for _ in range(3)]
+    assert seen == [[(step, 0), (step, 1)] for step in range(3)]
+
+
+def test_the_step_just_done_can_be_looked_at_afterwards_and_is_what_was_recorded(process: TrainingProcess) -> None:
+    run = process.train(SMALL, (0,))
+    process.watch.glance()
+    assert process.watch.latest is None
+    for _ in range(2):
+        (record,) = next(run)
+    process.watch.glance()
+    seen = process.watch.latest
+    assert seen is not None
+    assert seen.step == record.step == 1
+    skew = np.abs(seen.skew[seen.mask]).mean()
+    assert skew == pytest.approx(record.metrics["skew/logprob_diff_mean"], rel=1e-5)
+    assert process.watch.diagnose()[0] == 1
 
 
 def test_a_step_that_is_looked_at_says_the_same_and_shows_its_tokens(process: TrainingProcess) -> None:
@@ -175,7 +189,9 @@ def test_a_step_is_diagnosed_by_the_weights_of_then_however_long_ago(process: Tr
 
 def test_the_last_step_of_a_run_that_is_over_is_diagnosed_by_its_logprobs(process: TrainingProcess) -> None:
     process.watch.wanted = True
-    assert len(list(process.train(SCENARIO.with_values({"steps": 2}), (0,)))) == 2
+    run = process.train(SCENARIO, (0,))
+    next(run), next(run)
+    run.close()
     step, diagnosis = process.watch.diagnose()
     assert step == 1
     assert diagnosis.tokens > 50

@@ -18,7 +18,7 @@ from tui.screens.page import LensPage
 from tui.views import Look
 
 if TYPE_CHECKING:
-    from skewsim.diagnose.causes import Diagnosis
+    from skewsim.diagnose.causes import Cause, Diagnosis
     from skewsim.settings import Scenario
 
 
@@ -49,11 +49,7 @@ def report(found: Diagnosis, look: Look, scenario: Scenario | None = None) -> Te
     if len(found.causes) > 1:
         text.append("in the order in which to mend them, not of their size\n", style=look.muted)
     for cause in found.to_mend:
-        filled = round(cause.explained * 20)
-        bar = look.glyph("█", "#") * filled + look.glyph("░", ".") * (20 - filled)
-        share = f"{cause.explained:.0%}" if cause.explained >= 0.005 else "less than 1%"
-        told = f"{bar} explains {share}" if cause.sized else "no share: what is no number has no size"
-        text.append(f"\n{cause.name}  {told}\n", style="bold")
+        text.append(f"\n{cause.name}  {_share(cause, look)}\n", style="bold")
         text.append(f"  Proof: {cause.evidence}\n")
         if scenario is not None and (key := here(cause.name, scenario)):
             text.append(f"  Here: {key}\n", style=look.strong)
@@ -66,6 +62,17 @@ def report(found: Diagnosis, look: Look, scenario: Scenario | None = None) -> Te
     for note in found.notes:
         text.append(f"\nNote: {note}\n", style=look.muted)
     return text
+
+
+def _share(cause: Cause, look: Look) -> str:
+    """A bar and a percentage; words for what is there and hardly moves the skew."""
+    explained = cause.explained
+    if not cause.sized:
+        return "no share: what is no number has no size"
+    if explained < 0.01:
+        return "is there too, and hardly adds to the skew"
+    filled = round(explained * 20)
+    return f"{look.glyph('█', '#') * filled}{look.glyph('░', '.') * (20 - filled)} explains {explained:.0%}"
 
 
 def _where(found: Diagnosis, look: Look) -> Text:
@@ -155,13 +162,14 @@ class DiagnoseScreen(LensPage):
         threading.Thread(target=work, name="skewsim-diagnose", daemon=True).start()
 
     def tick(self) -> bool:
-        """Take the answer, if it is to the question asked last; True if it is."""
+        """Take the answer, if it is to the question asked last; True if it is, or if there are new tokens."""
+        seen = super().tick()
         try:
             source, name, found, problem = self._answers.get_nowait()
         except queue.Empty:
-            return False
+            return seen
         if source != self._source:
-            return False
+            return seen
         self._source, self._busy, self._found, self._problem = name, False, found, problem
         return True
 

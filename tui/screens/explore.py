@@ -15,7 +15,7 @@ from textual.binding import BindingType
 from textual.containers import Container, Grid, Vertical
 
 from skewsim.errors import UserError, shown
-from tui.actions import bindings, by_id, is_hidden
+from tui.actions import bindings, by_id, is_hidden, key_text
 from tui.controls import FIXES, Control, explore_controls
 from tui.lab import SMOOTH, TWIN, Lab
 from tui.lesson import Player
@@ -26,6 +26,9 @@ from tui.shell import ShellScreen
 from tui.views import REWARD, VIEWS, View
 
 _EXTRA_PLOTS = 6
+_PAGES = ("diagnose", "tokens", "formula", "ladder", "advise", "profile", "lessons")
+_OF_TOKENS = ("diagnose", "tokens", "formula")
+"""Pages that a recording has nothing for."""
 _DIFFERENCE = View("", "yours minus twin")
 """A view that stands for the difference that `tui.plot.twin_difference` draws, not for a metric."""
 
@@ -133,16 +136,29 @@ class Explore(ShellScreen):
             return Text(f" {focused.control.names}", style=f"bold {look.strong}", no_wrap=True)
         if said := self._said():
             return Text(f" {said}", style=f"bold {look.strong}", no_wrap=True)
+        text = " "
+        for words, there in self._keys():
+            if there and len(text) + len(words) <= self.size.width:
+                text += f"{words} "
+        return Text(text.rstrip(), style=look.muted)
+
+    def _keys(self) -> list[tuple[str, bool]]:
+        """What the bottom line has no room for, in the order of its use, and whether it can be done here."""
         keys = [str(i) for i, fix in enumerate(FIXES, 1) if fix.id not in self.hidden_controls]
+        fixes = "1-5 fixes" if len(keys) == len(FIXES) else f"{' '.join(keys)} {'fix' if len(keys) == 1 else 'fixes'}"
         recorded = self.lab.archive is not None
-        words = {
-            f"{'1-4' if len(keys) == len(FIXES) else ' '.join(keys)} switch a fix": bool(keys),
-            "5 all of them": self.check_action("do", ("fix_all",)),
-            ", steps back   backspace plays backward": recorded,
-            "tab and arrows turn a knob": not recorded and len(self._widgets) > len(keys),
-            "F1 explains": not recorded,
-        }
-        return Text("   ".join(["", *(word for word, there in words.items() if there)])[2:], style=look.muted)
+        pages = [(by_id(id), id in _OF_TOKENS) for id in _PAGES]
+        return [
+            (f"{fixes} ", bool(keys)),
+            (", back  backspace backward ", recorded),
+            *(
+                (f"{key_text(page.keys)} {page.title.lower()}", not (recorded and of_tokens))
+                for page, of_tokens in pages
+                if not is_hidden(page, self.shell.options.hidden)
+            ),
+            (" tab and arrows turn a knob", not recorded and len(self._widgets) > len(keys)),
+            (" F1 explains", not recorded),
+        ]
 
     def _said(self) -> str:
         """Advice on the state that the curves are in, if there is any to give."""
@@ -165,6 +181,7 @@ class Explore(ShellScreen):
         """Draw the lesson's panel, and highlight the control and the metric that its card is about."""
         panel = self.query_one(LessonPanel)
         self.set_class(player is not None, "-asking")
+        self.set_class(player is not None and player.phase in ("ask", "revealed"), "-predicting")
         panel.show(player, self.shell.look)
         for widget in self._widgets.values():
             widget.highlight(player is not None and widget.control.id == player.step.highlight)

@@ -51,8 +51,8 @@ def explain(snapshot: Snapshot, worked: Worked, look: Look) -> Text:
 
 
 def _ratio_line(ratio: float, form: ObjectiveForm, worked: Worked, look: Look) -> Text:
-    """The ratio, the clip's bounds, and whether what the clip looks at is inside them."""
-    text = Text(f"  ratio                             {ratio:.4f}")
+    """The ratio by its name, the clip's bounds, and whether what the clip looks at is inside them."""
+    text = Text(f"  {_named(form):<34}{ratio:.4f}")
     if worked.clipped is None:
         text.append("   no clip\n")
         return text
@@ -66,18 +66,20 @@ def _ratio_line(ratio: float, form: ObjectiveForm, worked: Worked, look: Look) -
     return text
 
 
+def _named(form: ObjectiveForm) -> str:
+    """Which of the two ratios enters the loss: trainer to old, or trainer to engine."""
+    return "mismatch ratio" if form.ratio == "engine" else "update ratio"
+
+
 def _where_skew_acts(form: ObjectiveForm, *, bypass: bool) -> str:
     if form.ratio == "none":
         return (
             "No ratio and no clip enter this loss: skew acts through the samples, and a correction through its weight."
         )
     if not bypass and form.ratio == "old":
-        return "Old is recomputed: the ratio starts at 1, and skew is left to the correction's weight."
-    if form.clip == "none":
-        return "Before any update the ratio should be 1: all of its distance from 1 is skew."
-    return (
-        "Before any update the ratio should be 1: all of its distance from 1 is skew, and the clip spends itself on it."
-    )
+        return "Old is recomputed: the update ratio starts at 1, and skew is left to the correction's weight."
+    said = f"Before any update the {_named(form)} should be 1: all of its distance from 1 is skew"
+    return f"{said}." if form.clip == "none" else f"{said}, and the clip spends itself on it."
 
 
 class FormulaScreen(LensPage):

@@ -13,7 +13,10 @@ from textual.widgets import Static
 from tui.actions import ACTIONS, is_hidden, key_text
 from tui.screens.dialog import Dialog
 
-_INTRO = """The curves share prompts, random numbers and seed, so what separates them is a setting.
+_INTRO = """A tiny language model learns to write the digits of its prompt backwards. Each digit has four spellings, \
+all of them right; \
+the reward is the share of responses without a mistake. (So it is with task reverse; x shows and changes the task.)
+The curves share prompts, random numbers and seed, so what separates them is a setting.
 r  reference: all four fixes on      y  yours: what the controls say
 v  initial V1: all four off, as in the well-known move from vLLM's V0 engine to V1 as it comes out of the box
 

@@ -88,7 +88,9 @@ class LadderScreen(ShellScreen):
             Track(spec.name, letter, 6 if letter == "v" else 0, spec.scenario, Series(spec.seeds))
             for spec, letter in zip(self._specs, "rvpdih", strict=True)
         )
-        self.playback = Playback(Driver(lab.driver.train, speed=speed), {track.name: track for track in tracks})
+        self.playback = Playback(
+            Driver(lab.driver.train, speed=speed, goes_on=False), {track.name: track for track in tracks}
+        )
 
     @property
     def _tracks(self) -> list[Track]:

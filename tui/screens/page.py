@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from contextlib import suppress
 from typing import TYPE_CHECKING, ClassVar
 
 from rich.text import Text
@@ -11,13 +13,14 @@ from textual.binding import BindingType
 from textual.containers import VerticalScroll
 from textual.widgets import Static
 
-from skewsim.errors import UserError
+from skewsim.errors import SkewsimError, UserError
 from tui.actions import bindings
 from tui.panel import TextLine
 from tui.shell import ShellScreen
 from tui.views import Look
 
 if TYPE_CHECKING:
+    from tui.process import Watch
     from tui.snapshot import Snapshot
 
 
@@ -88,12 +91,28 @@ class Page(ShellScreen):
         self.shell.close(self)
 
 
+def _glance(lens: Watch) -> None:
+    with suppress(SkewsimError):  # the curve itself says what it failed of
+        lens.glance()
+
+
 class LensPage(Page):
-    """A page about the newest step's tokens: while it is open, the trainer is asked to send them."""
+    """A page about the newest step's tokens: while it is open, the trainer is asked to send them.
+
+    When it opens, those of the step just done are fetched, so that a paused run has something to show.
+    """
+
+    _drawn: Snapshot | None = None
 
     def on_mount(self) -> None:
         self.shell.lens.wanted = True
         super().on_mount()
+        threading.Thread(target=_glance, args=(self.shell.lens,), name="skewsim-glance", daemon=True).start()
+
+    def tick(self) -> bool:
+        """Whether there are tokens that have not been drawn."""
+        drawn, self._drawn = self._drawn, self.snapshot
+        return self._drawn is not drawn
 
     def on_unmount(self) -> None:
         self.shell.lens.wanted = False
@@ -118,6 +137,6 @@ class LensPage(Page):
             return Text(f"A recording has no tokens; {lab.live}.")
         if lab.replaying:
             return Text("A run folder has each step's numbers, not its tokens. Escape, then 0, for a live run.")
-        if lab.over:
-            return Text("The run is over. Escape, then 0, starts it again.")
+        if lab.main is not None and (lab.main.ended or lab.main.failed):
+            return Text(f"{lab.main.note or 'The run is over'}. Escape, then 0, starts it again.")
         return Text("The next step's tokens appear here. Press . for one step, space to play.")

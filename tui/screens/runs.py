@@ -23,7 +23,7 @@ from tui.shows import Show, shows
 class RunsScreen(Dialog):
     """Choose a folder or a recording from the list, or type a path."""
 
-    BINDINGS: ClassVar[list[BindingType]] = [("escape", "dismiss", "Close")]
+    BINDINGS: ClassVar[list[BindingType]] = [("escape,q", "dismiss", "Close")]
 
     def __init__(self, lab: Lab, root: Path) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Tokens: this step's sequences as strips marked by skew, the histogram of ratios, and skew by probability."""
+"""Tokens: this step's sequences as strips marked by skew, the histogram of update ratios, and skew by probability."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ def strips(snapshot: Snapshot, look: Look, *, rows: int, width: int) -> Text:
         text.append(f"{look.glyph(fancy, plain)} {name}  ", style=_style(low, look))
         low = float(limit)
     text.append("worst first\n")
+    text.append(_legend(snapshot, width) + "\n", style=look.muted)
     order = np.argsort(-np.abs(snapshot.skew).max(axis=1))
     for row in order[:rows]:
         text.append(
@@ -45,9 +46,18 @@ def strips(snapshot: Snapshot, look: Look, *, rows: int, width: int) -> Text:
             text.append(f"{_name(int(snapshot.tokens[row, t]))}{_mark(skew, look)} ", style=_style(abs(skew), look))
         versions = snapshot.weight_versions[row][snapshot.mask[row]]
         if len(versions) and width > 100:
-            text.append(f" weights {versions.min()}-{versions.max()}", style=look.muted)
+            first, last = versions.min(), versions.max()
+            text.append(f" weights {first}{f'-{last}' if last > first else ''}", style=look.muted)
         text.append("\n")
     return text
+
+
+def _legend(snapshot: Snapshot, width: int) -> str:
+    """What a row says."""
+    parts = ["6b: the digit 6 in its 2nd of 4 spellings", "A: advantage"]
+    if width > 100:
+        parts.append("weights: those that sampled it, as of which step")
+    return "; ".join(parts)
 
 
 def _name(token: int) -> str:
@@ -68,7 +78,7 @@ def _style(size: float, look: Look) -> str:
 
 
 def histogram(snapshot: Snapshot, look: Look, *, width: int, height: int = 6) -> Text:
-    """The ratios that the loss sees, on a logarithmic axis, with the clip bounds drawn in."""
+    """The update ratios that the loss sees, on a logarithmic axis, with the clip bounds drawn in."""
     ratios = _clipped_quantity(snapshot)
     low, high = clip_bounds(snapshot.scenario.trainer)
     logs = np.log(np.clip(ratios, 1e-6, 1e6))
@@ -79,8 +89,8 @@ def histogram(snapshot: Snapshot, look: Look, *, width: int, height: int = 6) ->
     text = Text()
     outside = float(((ratios < low) | (ratios > high)).mean()) if ratios.size else 0.0
     of_sequences = find_form(snapshot.scenario.trainer).clip in _OF_SEQUENCES
-    what = "sequence ratios" if of_sequences else "token ratios"
-    text.append(f"Histogram of {what}, log axis; outside the clip bounds: {outside:.1%}\n", style="bold")
+    what = "sequences" if of_sequences else "tokens"
+    text.append(f"Update ratios of {what}, log axis; outside the clip bounds: {outside:.1%}\n", style="bold")
     columns = {int(np.clip(np.searchsorted(grid, e) - 1, 0, bins - 1)) for e in edges}
     for line in bars(counts.astype(np.float64), height, ascii_only=look.ascii_only):
         text.append("  ")
@@ -102,7 +112,7 @@ def histogram(snapshot: Snapshot, look: Look, *, width: int, height: int = 6) ->
 
 
 def _clipped_quantity(snapshot: Snapshot) -> Floats:
-    """What the clip looks at: the ratio of each token, or the geometric mean or the product of each sequence's."""
+    """What the clip looks at: each token's update ratio, or the geometric mean or the product of each sequence's."""
     clip = find_form(snapshot.scenario.trainer).clip
     if clip not in _OF_SEQUENCES:
         return snapshot.ratios[snapshot.mask]
