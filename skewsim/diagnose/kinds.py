@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from skewsim.diagnose import noise
 from skewsim.diagnose import signatures as sign
 from skewsim.diagnose.rows import Rows
 
@@ -41,7 +42,7 @@ def kind_of(verdict: str, rows: Rows) -> tuple[str, str]:
         kind = "none"
     elif verdict == "outlier_sequences" or _misreported(facts, rows):
         kind = "misreported"
-    elif verdict == "healthy" or (sign.noise_law(rows, rows.skew).lawful and facts.square < 0.3**2):
+    elif verdict == "healthy" or (noise.noise_law(rows, rows.skew).lawful and facts.square < 0.3**2):
         kind = "noise"
     else:
         kind = "other_distribution"

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from skewsim.diagnose import marks, normal
+from skewsim.diagnose import marks, noise, normal
 from skewsim.diagnose import signatures as sign
 from skewsim.diagnose.findings import FLOOR, PLACED, Findings
 from skewsim.diagnose.rows import Floats, Rows
@@ -34,7 +34,7 @@ def name_precision(findings: Findings) -> None:
             f"rms {rms:.3g} is left where the weights are the newest: older keys and values, or rounding"
         )
         return
-    law = sign.noise_law(rows, rest)
+    law = noise.noise_law(rows, rest)
     if findings.has(*PLACED, "placeholder_logprobs"):
         findings.notes.append(f"elsewhere {normal.usual(rms, None, rows.meta.get('model_kind'))}")
         return
@@ -91,7 +91,7 @@ def _has_place(findings: Findings) -> bool:
     )
 
 
-def _unplaced(findings: Findings, law: sign.Noise, rms: float, share: float, text: str) -> bool:
+def _unplaced(findings: Findings, law: noise.Noise, rms: float, share: float, text: str) -> bool:
     """Truthful and of no place, and no rounding: a bend, a few tokens far off among quiet ones, a trainer that does not
     repeat itself.
     """
@@ -177,7 +177,7 @@ def _head(findings: Findings, rms: float) -> tuple[str, str] | None:
     """Which side's head is rounded to bfloat16, by the grid its logits lie on."""
     rows = findings.rows
     temperature = rows.setting("temperature") or 1.0
-    engine, trainer = (sign.lattice(values, rows, temperature) for values in (rows.engine, rows.trainer))
+    engine, trainer = (noise.lattice(values, rows, temperature) for values in (rows.engine, rows.trainer))
     if rms < 1e-3 or engine.coarse == trainer.coarse or min(engine.pairs, trainer.pairs) < 12:
         return None
     text = (
@@ -186,7 +186,7 @@ def _head(findings: Findings, rms: float) -> tuple[str, str] | None:
     )
     if trainer.coarse:
         return "one_sided_fp32_head", text + ": the head is float32 in the engine only"
-    law = sign.noise_law(rows, findings.rest)
+    law = noise.noise_law(rows, findings.rest)
     rounding = engine.spacing / np.sqrt(12)
     declared = rows.meta.get("trainer_dtype"), rows.meta.get("dtype")
     if declared == ("bfloat16", "bfloat16"):
@@ -203,7 +203,7 @@ def dtype_floor(rows: Rows) -> float:
     return max((normal.most(name, kind) for name in dtypes), default=FLOOR)
 
 
-def is_rounding(law: sign.Noise) -> bool:
+def is_rounding(law: noise.Noise) -> bool:
     """Whether a 16-bit type makes noise of this size."""
     return law.sigma_z < LARGEST_SIGMA and law.square < normal.most("bfloat16", None) ** 2
 

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from skewsim.diagnose import marks
+from skewsim.diagnose import marks, noise
 from skewsim.diagnose import signatures as sign
 from skewsim.diagnose.findings import FLOOR, Findings, take_out_outliers
 from skewsim.diagnose.judge import name_places, name_wrong_entry
@@ -157,7 +157,7 @@ def _leftover(findings: Findings, trainer: Config, engine: Config, trainer_rms: 
         size = np.abs(rest)
         inside = size < 8 * np.median(size)
         rows, rest = rows.select(inside), rest[inside]
-    law = sign.noise_law(rows, rest)
+    law = noise.noise_law(rows, rest)
     text = (
         f"what no other weights, precision of the head, temperature or truncation explains: rms {rms:.3g}, noise of "
         f"{law.sigma_z:.3g} on each logit, the law holds within a factor {law.spread:.2g}, bias {law.bias}"
@@ -194,7 +194,7 @@ def _one_sided(findings: Findings, trainer_rms: float, share: float) -> bool:
     """One head on bfloat16's grid and the other not, over bodies that are both rounded."""
     rows = findings.rows
     temperature = rows.setting("temperature") or 1.0
-    engine, trainer = (sign.lattice(values, rows, temperature) for values in (rows.engine, rows.trainer))
+    engine, trainer = (noise.lattice(values, rows, temperature) for values in (rows.engine, rows.trainer))
     if min(engine.pairs, trainer.pairs) < 12 or engine.coarse == trainer.coarse:
         return False
     if engine.coarse and trainer_rms <= EXACT:

@@ -17,9 +17,10 @@ import torch
 
 from benchmarks.diagnosis_cases import PAIRS, make_case
 from skewsim.diagnose import LAYER_OF, Diagnosis, diagnose, diagnose_path, load_models
+from skewsim.diagnose.noise import lattice
 from skewsim.diagnose.policies import policy_scorers
 from skewsim.diagnose.rows import Rows
-from skewsim.diagnose.signatures import context_slope, lattice, truth
+from skewsim.diagnose.signatures import context_slope, truth
 from skewsim.errors import FileFormatError, UserError
 from skewsim.model.policy import Policy, PolicyConfig
 from skewsim.skew.sequences import SequenceLog, SequenceRecord, write_sequences
