@@ -353,7 +353,7 @@ class Lab(Playback):
             self.driver.play(False)
             self.pause_at, self.heard = None, "predict, switch, then space"
         if self.driver.resting and self._rested != self.step and (self.step + 1) % self.yours.steps == 0:
-            self._rested, self.heard = self.step, f"{self.step + 1} steps done: space goes on"
+            self._rested, self.heard = self.step, "steps done: space goes on"
             news = True
         return news
 

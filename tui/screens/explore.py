@@ -167,6 +167,8 @@ class Explore(ShellScreen):
             return "a replay: , steps back   backspace plays backward   0 is live again"
         if lab.main is not None and lab.main.failed:
             return f"{lab.main.failed}: 0 starts another"
+        if lab.driver.resting:
+            return f"{lab.step + 1} steps are done: space goes on, a switch does too; 0 starts again"
         mark = lab.marks[-1] if lab.marks else None
         if mark is not None and mark.letter in "AI" and FIXES[2].is_on(lab.yours) and lab.step < mark.step + 60:
             return "y falls first: the engine now has the newest weights. Give it some 100 steps"
