@@ -118,6 +118,7 @@ def test_requests_are_under_way_together(serve: Callable[..., Server]) -> None:
         ("large", r"sent an answer of more than 32 MiB"),
         ("bomb", r"sent an answer of more than 32 MiB"),
         ("zstd", r"answered in the encoding 'zstd', which nobody asked for"),
+        ("no gzip", r"answered with bytes that are not gzip"),
     ],
 )
 def test_whatever_a_server_does_wrong_is_one_line_and_the_rows_before_it_are_kept(
