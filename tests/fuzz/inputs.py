@@ -87,6 +87,7 @@ def options(rng: random.Random, folder: Path) -> list[str]:
     command = rng.choice(
         (
             ["scenarios", value],
+            ["scenarios", "v0_reference"],
             ["run", value],
             ["run", "v0_reference", "--seeds", value, "--steps", "0"],
             ["run", "v0_reference", "--checkpoint-every", value, "--steps", "0"],
@@ -203,5 +204,8 @@ KINDS: dict[str, Make] = {
     )
 }
 """Name of a kind -> its maker."""
-COUNTS = {"assignments": 45, "models": 30, "resumed": 40, "servers": 20, "logs": 200, "shares": 100}
-"""Inputs in the daily tests, where it is not 80."""
+COUNTS = {
+    "assignments": 40, "options": 120, "shares": 200, "scenario_files": 110, "profiles": 120, "sequences": 200, "tables": 130,
+    "logs": 420, "npz": 180, "parquet": 150, "dumps": 130, "models": 100, "resumed": 50, "servers": 15,
+}  # fmt: skip
+"""Inputs in the daily tests, by what each costs."""

@@ -82,7 +82,7 @@ def run(
     if resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 > BYTES:
         found.append("memory")
     said = f"exit code {status}: {err.getvalue()[-300:]!r} of skewsim {' '.join(words)[:200]!r}" if found else ""
-    return {"number": number, "wrong": found, "said": said}
+    return {"number": number, "status": status, "wrong": found, "said": said}
 
 
 @contextlib.contextmanager
@@ -107,6 +107,7 @@ def time_limit(seconds: float) -> Iterator[None]:
 
 def _main() -> None:
     kind, start, stop, seed = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
+    import skewsim.learn.trainer  # noqa: F401 (what takes seconds to import is no hang of the first input)
     from skewsim.cli.main import main
 
     warnings.simplefilter("ignore")

@@ -193,6 +193,11 @@ def test_an_address_that_is_none_is_one_line(url: str) -> None:
         resolve_engine(url)
 
 
+def test_a_model_whose_name_cannot_be_sent_back_is_one_line(serve: Callable[..., Server]) -> None:
+    with pytest.raises(EngineError, match="answered without a list of models"):
+        answers(serve(models=("\ud800",)))
+
+
 def test_several_models_need_a_name(serve: Callable[..., Server]) -> None:
     server = serve(models=("a", "b"))
     with pytest.raises(UserError, match=r"needs a model, as in .*#MODEL; allowed: a, b"):
