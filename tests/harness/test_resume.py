@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -92,6 +93,20 @@ def test_the_sequences_hold_the_table_and_the_prompts(run: Callable[..., Any], t
     for name in ("sequence", "position", "token", "engine_logprob", "trainer_logprob", "weight_version", "prompt"):
         np.testing.assert_array_equal(table.columns()[name], found.table.columns()[name])
     assert table.meta["temperature"] == 0.8
+
+
+def test_more_tokens_than_the_memory_or_the_disk_takes_are_refused_before_anything_is_written(
+    run: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("harness.measure.free_memory", lambda: 2**30)
+    with pytest.raises(UserError, match=r"^tokens=50000000: .* GiB are free; allowed: at most \d+$") as caught:
+        run("out", num_tokens=50_000_000)
+    fits = int(str(caught.value).split()[-1])
+    assert 5_000_000 < fits < 7_000_000
+    monkeypatch.setattr("skewsim.machine.shutil.disk_usage", lambda path: SimpleNamespace(free=2**20))
+    with pytest.raises(UserError, match=r"^--out .*: about .* will be written, and 1\.0 MiB are free there$"):
+        run("out", num_tokens=fits - 10)
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_first_requests_are_the_same_whatever_their_number(tiny_model: Path) -> None:
