@@ -42,7 +42,7 @@ test-slow: $(STAMP)
 
 # Random input for every reader, more of it than the daily tests have: make fuzz N=50000
 fuzz: $(STAMP)
-	SKEWSIM_FUZZ=$$(( $(or $(N),2000) / 7 )) $(BIN)/python -m pytest $(SIDE_BY_SIDE) --timeout 0 tests/fuzz
+	SKEWSIM_FUZZ=$$(( $(or $(N),2000) / 14 )) $(BIN)/python -m pytest $(SIDE_BY_SIDE) --timeout 0 tests/fuzz
 
 # One after another: an engine takes all cores and gigabytes of memory.
 test-engines: $(STAMP)

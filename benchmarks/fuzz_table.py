@@ -35,7 +35,10 @@ def main() -> None:
     parser.add_argument("--write", type=Path)
     asked = parser.parse_args()
     kinds = asked.kinds.split(",")
-    table = {kind: tried(kind, -(-asked.inputs // len(kinds)), asked.seed) for kind in kinds}
+    table = {}
+    for kind in kinds:
+        table[kind] = tried(kind, -(-asked.inputs // len(kinds)), asked.seed)
+        print(f"{kind}: {dict(table[kind])}", file=sys.stderr, flush=True)
     text = "\n".join(lines(table))
     print(text)
     if asked.write:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import time
 from array import array
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -29,6 +30,8 @@ from skewsim.skew.tokens import TokenTable
 FORMAT, SCHEMA_VERSION = "skewsim-measurement", 1
 ASKED, LINES = "measurement.json", "unfinished.jsonl"
 TABLE, SEQUENCES, PROFILE = "tokens.npz", "sequences.jsonl", "profile.json"
+ATTEMPTS, BETWEEN_S = 20, 0.1
+"""How often a lock is tried, and seconds between."""
 
 
 class Journal:
@@ -112,6 +115,7 @@ class Journal:
 
     def save(self, table: TokenTable) -> None:
         """Write the two files that stay: the table, and the lines in the order of their ids."""
+        remove_leftovers(self.folder, (ASKED, TABLE, SEQUENCES, PROFILE))
         table.save(self.table_path)
         with open(self.lines, "rb") as source, atomic_writer(self.folder / SEQUENCES) as handle:
             for start, end in (place for _, place in sorted(self._places.items())):
@@ -166,11 +170,19 @@ class Journal:
     def _open(self) -> None:
         if self._file is None:
             self._file = os.open(self.lines, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
-            try:
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if not _locked(self._file):
                 self.close()
-                raise UserError(f"--out {self.folder}: another process is measuring into it") from None
+                raise UserError(f"--out {self.folder}: another process is measuring into it")
+
+
+def _locked(number: int) -> bool:
+    """Lock an open file. A process that was killed a moment ago may hold its lock until the system has ended it."""
+    for _ in range(ATTEMPTS):
+        with suppress(BlockingIOError):
+            fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        time.sleep(BETWEEN_S)
+    return False
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, int, dict[str, Any]]]:

@@ -25,6 +25,7 @@ from harness.protocols import RealChoice, Session
 from harness.requests import Request, Row, Size, check_ids
 from harness.scorer import Processing, TokenScores, TrainerScorer, TrainerSide
 from skewsim.errors import EngineError, UserError
+from skewsim.machine import check_room, free_memory, size
 from skewsim.settings import EngineSettings
 from skewsim.skew.fitting import fit_profile
 from skewsim.skew.profile import SkewProfile, load_profile, save_profile
@@ -39,6 +40,8 @@ REQUESTS_AT_ONCE = 8192
 """Requests that are given to the engine in one go; a million of them would only wait there and take memory."""
 SCORED_AT_ONCE = 4096
 """Tokens, prompts included, that are scored and written together."""
+TOKEN_MEMORY, REQUEST_MEMORY, TOKEN_DISK = 150, 100, 150
+"""Bytes that a token takes in the table's making, a request before it is asked, and a token in all files: at least."""
 SCORED_AFTER = 5.0
 """Seconds after which fewer of them are scored all the same."""
 
@@ -111,6 +114,7 @@ def measure(
         chat_template=chat_template,
         seed=seed,
     )
+    check_machine(plan, Path(out))
     asked = plan.asked(engine.name, settings, asdict(trainer))
     seconds = {"start": 0.0, "engine": 0.0, "scorer": 0.0}
     with Journal(out, asked, resume=resume) as journal:
@@ -129,6 +133,20 @@ def measure(
     seconds["total"] = time.monotonic() - began
     dropped = int(getattr(profile.provenance, "dropped", 0))
     return Measurement(table, profile, Path(out), info, dropped, seconds)
+
+
+def check_machine(plan: Plan, folder: Path) -> None:
+    """UserError if the machine has no memory for the plan's table and the trainer's model, or no disk for its files."""
+    tokens, free = plan.count * plan.max_tokens, free_memory()
+    model = sum(file.stat().st_size for file in plan.folder.glob("*.safetensors"))
+    need = model + TOKEN_MEMORY * tokens + REQUEST_MEMORY * plan.count
+    if free is not None and need > free:
+        fits = max(0, int(plan.num_tokens * (free - model) / max(need - model, 1)))
+        raise UserError(
+            f"tokens={plan.num_tokens}: they and the model take about {size(need)} of memory, and {size(free)} are "
+            f"free; allowed: {f'at most {fits}' if fits else 'a smaller model'}"
+        )
+    check_room(folder, TOKEN_DISK * tokens, "--out")
 
 
 def _conclude(journal: Journal, *, name: str) -> tuple[TokenTable, SkewProfile]:

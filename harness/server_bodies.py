@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable
 import httpx2
 
 from harness.server_answers import Answer, parse
-from skewsim.errors import EngineError
+from skewsim.errors import EngineError, shown
 
 LARGEST = 1 << 25
 """Decoded bytes of a body, of a line of a stream, and of what a stream says between two tokens."""
@@ -20,9 +20,8 @@ ENCODINGS = ("", "identity", "gzip", "deflate")
 
 async def read_body(response: httpx2.Response) -> bytes:
     """The whole body. EngineError if it is larger than `LARGEST`."""
-    _check_encoding(response)
     body = bytearray()
-    async for piece in response.aiter_bytes():
+    async for piece in _pieces(response):
         body += piece
         if len(body) > LARGEST:
             raise EngineError(f"sent an answer of more than {LARGEST >> 20} MiB")
@@ -50,9 +49,8 @@ async def read_into(answer: Answer, response: httpx2.Response, *, version: Calla
 
 
 async def _lines(response: httpx2.Response) -> AsyncIterator[bytes]:
-    _check_encoding(response)
     rest = bytearray()
-    async for piece in response.aiter_bytes():
+    async for piece in _pieces(response):
         *lines, last = piece.split(b"\n")
         for line in lines:
             yield bytes(rest) + line
@@ -64,7 +62,13 @@ async def _lines(response: httpx2.Response) -> AsyncIterator[bytes]:
         yield bytes(rest)
 
 
-def _check_encoding(response: httpx2.Response) -> None:
-    encoding = response.headers.get("content-encoding", "").lower()
+async def _pieces(response: httpx2.Response) -> AsyncIterator[bytes]:
+    """The decoded body as it comes. EngineError if its encoding is none that was asked for, or is not what it says."""
+    encoding = shown(response.headers.get("content-encoding", "").lower(), 40)
     if encoding not in ENCODINGS:
-        raise EngineError(f"answered in the encoding {encoding[:40]!r}, which nobody asked for")
+        raise EngineError(f"answered in the encoding {encoding!r}, which nobody asked for")
+    try:
+        async for piece in response.aiter_bytes():
+            yield piece
+    except httpx2.DecodingError:
+        raise EngineError(f"answered with bytes that are not {encoding}") from None

@@ -29,10 +29,15 @@ ARGUMENTS = {
 """Settings that a vLLM server fixes at its start -> the argument that sets it."""
 
 
+def _is_name(value: Any) -> bool:
+    """Whether it can be sent back as a model's name: a text without half a character (a lone surrogate) in it."""
+    return isinstance(value, str) and not re.search("[\ud800-\udfff]", value)
+
+
 def choose_model(models: dict[str, Any], wanted: str | None) -> dict[str, Any]:
     """The entry of ``/v1/models`` to ask. Raises UserError if there are several and none was named, or not this one."""
     found = models.get("data")
-    if not isinstance(found, list) or not all(isinstance(m, dict) and isinstance(m.get("id"), str) for m in found):
+    if not isinstance(found, list) or not all(isinstance(m, dict) and _is_name(m.get("id")) for m in found):
         raise EngineError("GET /v1/models: answered without a list of models")
     names = [m["id"] for m in found]
     if wanted is None and len(names) == 1:

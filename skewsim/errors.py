@@ -44,4 +44,9 @@ class EngineNotInstalled(UserError):
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM arrived during a command that must clean up before it ends. Exit code 143."""
+    """SIGTERM or SIGHUP arrived during a command that must clean up before it ends; `number` is the signal's.
+
+    Exit code 128 + `number`, which is 143 or 129.
+    """
+
+    number: int = 15

@@ -4,7 +4,7 @@ A command is an entry in ``COMMANDS``: its name, where its code is (an import st
 and a sentence of help. So ``skewsim --help`` loads neither torch nor pydantic nor the parser, and this package never
 imports harness or tui by itself. Results go to stdout, messages to stderr. Exit codes: 0 done, 1 the engine or the
 machine failed, 2 the user's mistake or a package that is not installed (one line), 70 a fault in skewsim (one line,
-and a report: `skewsim.cli.fault`), 130 interrupted, 143 terminated, 141 the reader of stdout has gone.
+and a report: `skewsim.cli.fault`), 130 interrupted, 143 terminated, 129 hung up, 141 the reader of stdout has gone.
 """
 
 from __future__ import annotations
@@ -105,7 +105,8 @@ def _guarded(words: list[str]) -> int:
         missing = explain(error, user)
         return _fault(error, words) if missing is None else _complain(2, str(missing))
     except KeyboardInterrupt as interrupt:
-        return _complain(143 if isinstance(interrupt, Terminated) else 130, str(interrupt) or "interrupted")
+        status = 128 + interrupt.number if isinstance(interrupt, Terminated) else 130
+        return _complain(status, str(interrupt) or "interrupted")
     except BrokenPipeError:
         discard_output()
         return 141

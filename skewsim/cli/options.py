@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import count
@@ -49,21 +50,32 @@ def resumable(out: Path | None) -> Iterator[None]:
         yield
     except KeyboardInterrupt as interrupt:
         what = str(interrupt) or "interrupted"
-        if out is None:
-            raise type(interrupt)(f"{what}; with --out DIR it can be resumed") from None
         again = [word for word in sys.argv[1:] if word != "--resume"]
-        raise type(interrupt)(f"{what}; to go on: skewsim {shlex.join(again)} --resume") from None
+        how = f"to go on: skewsim {shlex.join(again)} --resume" if out else "with --out DIR it can be resumed"
+        interrupt.args = (f"{what}; {how}",)
+        raise
 
 
 @contextmanager
 def terminable() -> Iterator[None]:
-    """Let SIGTERM end the command as Ctrl+C does, so that processes it started are ended too; exit code 143."""
+    """Let SIGTERM and SIGHUP end the command as Ctrl+C does, so that it says so, its folder's status is set and
+    processes that it started are ended; exit code 143 or 129. A signal that is ignored (nohup) stays so, and one that
+    comes while another is being handled is no second."""
 
-    def end(signal_number: int, frame: object) -> None:
-        raise Terminated("terminated")
+    def end(number: int, frame: object) -> None:
+        if isinstance(sys.exc_info()[1], KeyboardInterrupt):
+            return
+        interrupt = Terminated("hung up" if number == signal.SIGHUP else "terminated")
+        interrupt.number = number
+        raise interrupt
 
-    before = signal.signal(signal.SIGTERM, end)
+    first = threading.current_thread() is threading.main_thread()
+    known = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGHUP)} if first else {}
+    heeded = {n: before for n, before in known.items() if before == signal.SIG_DFL}
+    for number in heeded:
+        signal.signal(number, end)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, before in heeded.items():
+            signal.signal(number, before)

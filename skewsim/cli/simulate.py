@@ -26,7 +26,7 @@ from skewsim.cli.display import (
     say,
     show_lines,
 )
-from skewsim.cli.options import METRIC_COLUMNS, Assignments, Flag, fresh_folder, metric_rows, resumable
+from skewsim.cli.options import METRIC_COLUMNS, Assignments, Flag, fresh_folder, metric_rows, resumable, terminable
 from skewsim.errors import UserError, shown
 from skewsim.runs.recording import RunFolder, read_records, record, summarise, write_json
 from skewsim.settings import Scenario, Settings
@@ -95,7 +95,7 @@ def run(
     if resume and out is None:
         raise UserError("--resume needs --out: the run folder to go on with")
     style = choose_style(json=json, plain=plain)
-    with open_engine(engine) as rollouts:
+    with terminable(), open_engine(engine) as rollouts:
         folder = RunFolder(out, chosen, seeds=members, engine=engine, resume=resume) if out else None
         state = folder.load_state() if folder else None
         from skewsim.learn.trainer import Trainer
@@ -218,6 +218,7 @@ def _climb(
     with folder.fitting(state):
         made = climb.ensemble(engine=make, state=state)
     with (
+        terminable(),
         closing(made) as ensemble,
         display(climb.steps, style="shown") as shown,
         resumable(path),

@@ -31,6 +31,7 @@ from skewsim.learn.adam import Adam
 from skewsim.learn.base_policy import starting_policy
 from skewsim.learn.look import Look, take
 from skewsim.learn.losses import LossInputs
+from skewsim.learn.memory import StepSize, check_memory, free_on
 from skewsim.learn.objectives import compute_loss
 from skewsim.learn.scoring import Graded, Scored, grade, score_rollouts
 from skewsim.model.dropout import Dropout
@@ -88,6 +89,8 @@ class Trainer:
         self._done: _Done | None = None
         self._dropout: Dropout | None = None
         start = starting_policy(scenario)
+        size = StepSize.of(scenario, start.config, self.task, members=len(self.seeds))
+        check_memory(size, free_on(scenario.device))
         self.policy = start.stacked(len(self.seeds), device=scenario.device)
         self.policy.flat.requires_grad_()
         self._reference = start.flat.detach().to(scenario.device)

@@ -113,7 +113,7 @@ def fitting(path: Path, state: TrainState | None) -> Iterator[None]:
     """The block gives a state to a trainer: what goes wrong there means that the state is of another run or program."""
     try:
         yield
-    except (LookupError, ValueError, TypeError, RuntimeError, AttributeError) as error:
+    except (LookupError, ValueError, TypeError, RuntimeError, AttributeError, OverflowError) as error:
         if state is None:
             raise
         raise FileFormatError(f"{path} does not fit this run ({shown(error, 120)})") from None

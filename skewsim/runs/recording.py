@@ -27,6 +27,7 @@ from skewsim import __version__
 from skewsim.border import open_regular, parse_json, read_small
 from skewsim.errors import FileFormatError, UserError
 from skewsim.files import atomic_writer, check_schema_version, finite, remove_leftovers
+from skewsim.machine import check_room
 from skewsim.records import SCHEMA_VERSION as RECORD_VERSION
 from skewsim.records import StepRecord, last_tenth
 from skewsim.runs.checkpoint import Checkpoint, fitting, read_checkpoint, write_checkpoint
@@ -41,6 +42,8 @@ SCHEMA_VERSION = 1
 SCENARIO, STEPS, SUMMARY, CHECKPOINT = "scenario.toml", "steps.jsonl", "summary.json", "checkpoint.safetensors"
 PREVIOUS = "checkpoint.previous.safetensors"
 LOCK = ".lock"
+RECORD_BYTES = 1500
+"""Of a line of ``steps.jsonl``, about."""
 
 
 class RunFolder:
@@ -72,6 +75,13 @@ class RunFolder:
             self._lock.release()
             raise
         self._resume_at, self._checksum = 0, 0
+
+    def check_room(self, state: TrainState, steps: int) -> None:
+        """UserError if the disk cannot be written, or has no room for the records of so many steps and the checkpoints:
+        the one that is written, and the two before it."""
+        members = len(self._identity["seeds"]) * max(1, len(self._identity["rungs"]))
+        tensors = sum(tensor.nbytes for tensor in state.tensors.values())
+        check_room(self.path, RECORD_BYTES * members * steps + 3 * tensors, "run folder")
 
     def load_state(self) -> TrainState | None:
         """The state to resume from; None at the start of a run, or if it was killed before the first checkpoint."""
@@ -185,6 +195,8 @@ def record(
     experiment: Experiment, folder: RunFolder | None, *, steps: int, checkpoint_every: int = 1
 ) -> Generator[list[StepRecord], None, None]:
     """Train up to ``steps`` and yield each step's records, after writing them to the folder if there is one."""
+    if folder is not None:
+        folder.check_room(experiment.state(), steps - experiment.step_number)
     with folder or nullcontext():
         while experiment.alive and experiment.step_number < steps:
             records = experiment.step()

@@ -87,6 +87,7 @@ def options(rng: random.Random, folder: Path) -> list[str]:
     command = rng.choice(
         (
             ["scenarios", value],
+            ["scenarios", "v0_reference"],
             ["run", value],
             ["run", "v0_reference", "--seeds", value, "--steps", "0"],
             ["run", "v0_reference", "--checkpoint-every", value, "--steps", "0"],
@@ -127,7 +128,7 @@ def scenario_files(rng: random.Random, folder: Path) -> list[str]:
     if how == 0:
         text = spoiled(text, rng)
     elif how == 1:
-        dotted = "a" + ".b" * rng.choice((10, 1000, 100_000)) + "=1\n"
+        dotted = "a" + ".b" * rng.choice((10, 1000, 50_000, 100_000)) + "=1\n"
         text += rng.choice((dotted, "[" + "a." * 2000 + "a]\n", "z=" + "[" * 1000, "z=" + "9" * 5000)).encode()
     else:
         data = altered(Scenario().model_dump(mode="json", exclude_none=True), rng)
@@ -167,6 +168,8 @@ def sequences(rng: random.Random, folder: Path) -> list[str]:
             "temperature": 1.0, "step": 1, "turn": [0, 0, 1],
         }  # fmt: skip
         lines.append(json.dumps(altered(row, rng, times=1) if rng.random() < 0.4 else row))
+    if rng.random() < 0.02:
+        lines.append("[" * 100_000)
     content = "\n".join(lines).encode()
     path.write_bytes(spoiled(content, rng) if rng.random() < 0.3 else content)
     return ["gate", str(path), "--max", "kl_k3=1"] if rng.random() < 0.7 else ["diagnose", str(path), "--json"]
@@ -203,5 +206,8 @@ KINDS: dict[str, Make] = {
     )
 }
 """Name of a kind -> its maker."""
-COUNTS = {"assignments": 45, "models": 30, "resumed": 40, "servers": 20, "logs": 200, "shares": 100}
-"""Inputs in the daily tests, where it is not 80."""
+COUNTS = {
+    "assignments": 40, "options": 80, "shares": 200, "scenario_files": 90, "profiles": 90, "sequences": 200, "tables": 120,
+    "logs": 420, "npz": 170, "parquet": 130, "dumps": 110, "models": 90, "resumed": 40, "servers": 10,
+}  # fmt: skip
+"""Inputs in the daily tests, by what each costs."""

@@ -32,6 +32,12 @@ def _whole() -> Path:
     return path
 
 
+def unaltered(folder: Path) -> list[str]:
+    """The run folder as it was written, to be resumed for its third step."""
+    shutil.copytree(_whole(), folder / "run")
+    return [*WORDS, "--steps", "3", "--resume"]
+
+
 def resumed(rng: random.Random, folder: Path) -> list[str]:
     """One file of a run folder altered: bytes, JSON values, the checkpoint's note; or left out, or made a folder."""
     path = shutil.copytree(_whole(), folder / "run")
@@ -61,7 +67,7 @@ def resumed(rng: random.Random, folder: Path) -> list[str]:
         file.unlink()
         if rng.random() < 0.5:
             file.mkdir()
-    return [*WORDS, "--steps", "2", "--resume"]
+    return [*WORDS, "--steps", "3", "--resume"]
 
 
 def _other_note(content: bytes, rng: random.Random) -> bytes:

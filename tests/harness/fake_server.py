@@ -179,6 +179,8 @@ class Handler(BaseHTTPRequestHandler):
             self.send_large(how)
         elif how == "hang":
             self.server.stopping.wait(60)
+        elif how == "no gzip":
+            self.answer(200, "{}", {"Content-Encoding": "gzip"})
         elif how == "html":
             self.answer(200, "<html>It works!</html>")
         elif how == "array":

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,14 +17,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import harness.journal
 from harness.client import Limits
 from harness.engines import choose
 from harness.journal import LINES, Journal
-from harness.measure import measure
+from harness.measure import _conclude, measure
 from harness.plan import make_plan
 from harness.scorer import TrainerSide
 from skewsim.errors import EngineError, FileFormatError, UserError
 from skewsim.settings import EngineSettings
+from skewsim.skew.profile import load_profile
 from skewsim.skew.sequences import SequenceLog, load_sequences
 from skewsim.skew.tokens import TokenTable
 
@@ -87,6 +93,20 @@ def test_the_sequences_hold_the_table_and_the_prompts(run: Callable[..., Any], t
     for name in ("sequence", "position", "token", "engine_logprob", "trainer_logprob", "weight_version", "prompt"):
         np.testing.assert_array_equal(table.columns()[name], found.table.columns()[name])
     assert table.meta["temperature"] == 0.8
+
+
+def test_more_tokens_than_the_memory_or_the_disk_takes_are_refused_before_anything_is_written(
+    run: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("harness.measure.free_memory", lambda: 2**30)
+    with pytest.raises(UserError, match=r"^tokens=50000000: .* GiB are free; allowed: at most \d+$") as caught:
+        run("out", num_tokens=50_000_000)
+    fits = int(str(caught.value).split()[-1])
+    assert 5_000_000 < fits < 7_000_000
+    monkeypatch.setattr("skewsim.machine.shutil.disk_usage", lambda path: SimpleNamespace(free=2**20))
+    with pytest.raises(UserError, match=r"^--out .*: about .* will be written, and 1\.0 MiB are free there$"):
+        run("out", num_tokens=fits - 10)
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_first_requests_are_the_same_whatever_their_number(tiny_model: Path) -> None:
@@ -167,11 +187,77 @@ def test_a_journal_cut_off_at_any_byte_loses_no_whole_line_and_ends_the_same(
     assert ids == list(range(8))
 
 
-def test_two_processes_do_not_measure_into_one_folder(tmp_path: Path) -> None:
+def test_two_processes_do_not_measure_into_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(harness.journal, "BETWEEN_S", 0.0)
     with Journal(tmp_path, ASKED) as journal:
         journal.begin(META)
         with pytest.raises(UserError, match="another process is measuring into it"):
             Journal(tmp_path, ASKED, resume=True)
+
+
+def test_a_lock_that_a_killed_process_still_holds_for_a_moment_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed = Journal(tmp_path, ASKED)
+    killed.begin(META)
+    monkeypatch.setattr(time, "sleep", lambda seconds: killed.close())
+    with Journal(tmp_path, ASKED, resume=True) as journal:
+        journal.begin(META)
+
+
+class Killed(BaseException):
+    """The process ended here."""
+
+
+def until(step: int, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """From the call numbered `step` on, nothing that this process does reaches the disk; the calls so far."""
+    calls: list[str] = []
+
+    def counted(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **more: Any) -> Any:
+            if len(calls) >= step:
+                raise Killed
+            calls.append(name)
+            return real(*args, **more)
+
+        return call
+
+    for name in ("replace", "fsync", "truncate", "write"):
+        monkeypatch.setattr(os, name, counted(name, getattr(os, name)))
+    monkeypatch.setattr(Path, "unlink", counted("unlink", Path.unlink))
+    return calls
+
+
+def concluded(folder: Path, *, resume: bool) -> None:
+    """A measurement of which the engine's part takes no time."""
+    with Journal(folder, ASKED, resume=resume) as journal:
+        rest = [] if journal.finished else [n for n in range(40) if n not in journal.done]
+        if rest:
+            journal.begin(META)
+            journal.append(line(n) for n in rest)
+        _conclude(journal, name="x")
+
+
+def test_a_measurement_killed_at_any_step_of_its_writing_resumes_to_the_same_files_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    concluded(tmp_path / "whole", resume=False)
+    profile = load_profile(tmp_path / "whole" / "profile.json")
+    monkeypatch.setattr("harness.measure.fit_profile", lambda *_, **__: profile)  # the same each time, and sooner
+    whole = {path.name: path.read_bytes() for path in (tmp_path / "whole").iterdir()}
+    for step in itertools.count():
+        folder = tmp_path / str(step)
+        with pytest.MonkeyPatch.context() as patch:
+            calls = until(step, patch)
+            with suppress(Killed):
+                concluded(folder, resume=False)
+        if len(calls) < step:
+            break
+        concluded(folder, resume=True)
+        assert {path.name for path in folder.iterdir()} == whole.keys(), f"killed after {calls}"
+        assert (folder / "sequences.jsonl").read_bytes() == whole["sequences.jsonl"]
+        same(TokenTable.load(folder / "tokens.npz"), TokenTable.load(tmp_path / "whole" / "tokens.npz"))
+    assert step > 10
 
 
 @pytest.mark.parametrize(

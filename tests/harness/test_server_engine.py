@@ -118,6 +118,7 @@ def test_requests_are_under_way_together(serve: Callable[..., Server]) -> None:
         ("large", r"sent an answer of more than 32 MiB"),
         ("bomb", r"sent an answer of more than 32 MiB"),
         ("zstd", r"answered in the encoding 'zstd', which nobody asked for"),
+        ("no gzip", r"answered with bytes that are not gzip"),
     ],
 )
 def test_whatever_a_server_does_wrong_is_one_line_and_the_rows_before_it_are_kept(
@@ -190,6 +191,11 @@ def test_the_key_comes_from_the_environment_and_never_shows(
 def test_an_address_that_is_none_is_one_line(url: str) -> None:
     with pytest.raises(UserError):
         resolve_engine(url)
+
+
+def test_a_model_whose_name_cannot_be_sent_back_is_one_line(serve: Callable[..., Server]) -> None:
+    with pytest.raises(EngineError, match="answered without a list of models"):
+        answers(serve(models=("\ud800",)))
 
 
 def test_several_models_need_a_name(serve: Callable[..., Server]) -> None:

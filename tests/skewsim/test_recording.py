@@ -19,6 +19,7 @@ from skewsim.cli.main import main
 from skewsim.errors import FileFormatError, UserError
 from skewsim.learn.trainer import Trainer
 from skewsim.records import StepRecord
+from skewsim.runs.checkpoint import fitting
 from skewsim.runs.recording import (
     CHECKPOINT,
     PREVIOUS,
@@ -342,6 +343,14 @@ def test_a_checkpoint_without_checksums_still_resumes(killed: Path, undisturbed:
     save_file(tensors, path / CHECKPOINT, metadata={"skewsim": json.dumps(old)})
     go(path, resume=True)
     assert timeless(path) == timeless(undisturbed)
+
+
+def test_a_step_that_is_infinite_is_of_no_run(tmp_path: Path) -> None:
+    trainer = Trainer(SMALL, seeds=SEEDS)
+    state = trainer.state()
+    state.meta["step"] = float("inf")
+    with pytest.raises(FileFormatError, match="does not fit this run"), fitting(tmp_path, state):
+        Trainer(SMALL, seeds=SEEDS, state=state)
 
 
 def test_a_bad_row_is_found_before_anything_is_cut(killed: Path, tmp_path: Path) -> None:

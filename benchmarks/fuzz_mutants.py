@@ -1,0 +1,116 @@
+"""How many of 30 small faults in the readers the fuzz finds.
+
+    python benchmarks/fuzz_mutants.py [--inputs 400] [--only 3,17]
+
+Each fault is one edit of a reader's source (a check removed, a bound dropped, an exception no longer caught), made in a
+temporary copy of the tree; then the kinds of input that the reader takes are tried on it, until one ends in anything
+but an exit code and a line. Prints a line for each fault, and how many were found.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class Fault(NamedTuple):
+    file: str
+    old: str
+    new: str
+    kinds: str
+
+
+BORDER, ARRAYS, FOLDER, LOGS = (
+    "skewsim/border.py",
+    "skewsim/arrays.py",
+    "skewsim/model/folder.py",
+    "harness/log_files.py",
+)
+FAULTS = [
+    Fault(BORDER, "if stat.S_ISREG(os.fstat(number).st_mode):", "if True:", "options"),
+    Fault(BORDER, "except (ValueError, RecursionError) as error:", "except RecursionError as error:", "scenario_files"),
+    Fault(BORDER, " or max(map(len, text.splitlines()), default=0) > LONGEST_TOML_LINE:", ":", "scenario_files"),
+    Fault(BORDER, "read_small(path, limit=4 * LONGEST_TOML).decode()\n    except UnicodeDecodeError:", "read_small(path, limit=4 * LONGEST_TOML).decode()\n    except KeyError:", "scenario_files"),
+    Fault(BORDER, "except (ValueError, RecursionError):", "except ValueError:", "shares"),
+    Fault(BORDER, 'return line.decode("utf-8-sig")\n    except UnicodeDecodeError:', 'return line.decode("utf-8-sig")\n    except KeyError:', "sequences,logs"),
+    Fault(BORDER, "except RecursionError:", "except KeyError:", "logs,sequences"),
+    Fault(BORDER, "return json.loads(text)\n    except ValueError:", "return json.loads(text)\n    except KeyError:", "sequences"),
+    Fault(ARRAYS, "if len(shape) != 1 or dtype.kind not in NUMBERS:", "if len(shape) != 1:", "npz"),
+    Fault(ARRAYS, "if len(shape) != 1 or dtype.kind not in NUMBERS:", "if dtype.kind not in NUMBERS:", "npz"),
+    Fault(ARRAYS, "if begin + shape[0] * dtype.itemsize != entry.file_size:", "if False:", "npz"),
+    Fault(ARRAYS, "if unpacked > (allowed :=", "if unpacked > 10**30 + (allowed :=", "parquet,npz,dumps"),
+    Fault(ARRAYS, "if not (types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind) or types.is_null(kind)):", "if False:", "parquet"),
+    Fault(ARRAYS, "except (*_WRONG, *theirs) as error:", "except _WRONG as error:", "parquet"),
+    Fault(ARRAYS, "(zipfile.BadZipFile, zlib.error,", "(zlib.error,", "tables,npz"),
+    Fault(FOLDER, "if not 2 <= length <= min(LONGEST_HEADER, size - 8):", "if False:", "models"),
+    Fault(FOLDER, "if end != size - 8 - length:", "if False:", "models"),
+    Fault(FOLDER, 'if 8 * (stop - begin) == _BITS[entry["dtype"]] * math.prod(shape):', "if True:", "models"),
+    Fault(FOLDER, "except (KeyError, TypeError, ValueError):", "except (TypeError, ValueError):", "models"),
+    Fault(FOLDER, "if name in _SIZES and not (whole and 0 < value < 2**31):", "if name in _SIZES and not whole:", "models"),
+    Fault(FOLDER, "if not isinstance(config.get(name) or {}, Mapping):", "if False:", "models"),
+    Fault(FOLDER, 'if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):', "if False:", "models"),
+    Fault(LOGS, "if not isinstance(data, Mapping):", "if False:", "dumps"),
+    Fault(LOGS, "if not isinstance(row, Mapping):", "if False:", "dumps"),
+    Fault(LOGS, "        _check_repeats(data, file, size)\n    except", "    except", "dumps"),
+    Fault(LOGS, "(pickle.UnpicklingError, zipfile.BadZipFile, RuntimeError,", "(zipfile.BadZipFile,", "dumps"),
+    Fault(LOGS, 'if value.layout is not torch.strided or value.is_quantized or value.device.type != "cpu":', "if False:", "dumps"),
+    Fault("skewsim/runs/checkpoint.py", "if not isinstance(note, dict):", "if False:", "resumed"),
+    Fault("skewsim/runs/recording.py", "except (ValueError, TypeError, AttributeError, KeyError, RecursionError):", "except ValueError:", "resumed"),
+    Fault("harness/server_answers.py", "if not isinstance(found, dict):", "if False:", "servers"),
+]  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--inputs", type=int, default=400)
+    parser.add_argument("--only", default=",".join(map(str, range(1, len(FAULTS) + 1))))
+    asked = parser.parse_args()
+    numbers = [int(number) for number in asked.only.split(",")]
+    found = 0
+    for number in numbers:
+        fault = FAULTS[number - 1]
+        said = tried(fault, asked.inputs)
+        found += said is not None
+        print(f"{number:2} {fault.file}: {fault.new.strip()!r}: {said or 'missed'}", flush=True)
+    print(f"{found} of {len(numbers)} found")
+
+
+def tried(fault: Fault, inputs: int) -> str | None:
+    """The first input that finds the fault, or None."""
+    with tempfile.TemporaryDirectory() as place:
+        for part in ("skewsim", "harness", "tests"):
+            shutil.copytree(ROOT / part, Path(place) / part, ignore=shutil.ignore_patterns("__pycache__"))
+        path = Path(place) / fault.file
+        source = path.read_text()
+        assert source.count(fault.old) == 1, f"{fault.file}: {fault.old!r} is there {source.count(fault.old)} times"
+        path.write_text(source.replace(fault.old, fault.new))
+        return next((said for kind in fault.kinds.split(",") if (said := wrong(place, kind, inputs))), None)
+
+
+def wrong(place: str, kind: str, inputs: int) -> str | None:
+    """What the first input of a kind that ends badly ends in; None if none does."""
+    words = [sys.executable, "-m", "tests.fuzz.judge", kind, "0", str(inputs), "0"]
+    threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    with subprocess.Popen(
+        words, cwd=place, env=os.environ | {"PYTHONPATH": place} | threads, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            row = json.loads(line) if line.startswith('{"') else {"wrong": []}
+            if row["wrong"]:
+                process.kill()
+                return f"{kind} {row['number']}: {', '.join(row['wrong'])}"
+    return f"{kind}: the process ended with {process.returncode}" if process.returncode else None
+
+
+if __name__ == "__main__":
+    main()

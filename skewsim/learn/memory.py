@@ -1,0 +1,125 @@
+"""The memory that a training step takes, estimated before any of it is allocated.
+
+The estimate counts what is sure to be held at once: the weights of all members with their optimiser's moments, older
+versions and gradients, what the backward pass of a minibatch keeps, and the logprobs of the whole vocabulary at every
+token. It is 0.7 to 1.0 of what steps of many shapes were seen to take, so that nothing that fits is refused.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from skewsim.errors import UserError
+from skewsim.machine import free_memory, size
+from skewsim.model.policy import PolicyConfig
+from skewsim.settings import Scenario
+from skewsim.task import Task
+
+FLOAT = 4
+"""Bytes of a float32."""
+
+
+@dataclass(frozen=True)
+class StepSize:
+    """What decides how much memory a step takes."""
+
+    config: PolicyConfig
+    members: int
+    num_prompts: int
+    num_generations: int
+    num_minibatches: int
+    lag: int
+    prompt_tokens: int
+    tokens: int
+    """Of a response."""
+
+    @classmethod
+    def of(cls, scenario: Scenario, config: PolicyConfig, task: Task, *, members: int) -> StepSize:
+        trainer = scenario.trainer
+        return cls(
+            config,
+            members,
+            trainer.num_prompts,
+            trainer.num_generations,
+            trainer.num_minibatches,
+            scenario.engine.lag,
+            task.pool.shape[1],
+            task.max_tokens,
+        )
+
+    @property
+    def bytes(self) -> int:
+        return FLOAT * self.members * (self._weights + self._pass + self._logprobs) + self._mask
+
+    @property
+    def _weights(self) -> int:
+        """Numbers of a member's weights: its own, two moments, the engine's, three of gradients, and every version."""
+        return self.config.num_parameters() * (8 + self.lag)
+
+    @property
+    def _rows(self) -> int:
+        """Rows of a prompt and all responses to it."""
+        return self.prompt_tokens + self.num_generations * (self.tokens - 1)
+
+    @property
+    def _pass(self) -> int:
+        """Numbers that a layer's backward pass needs of every row, of all layers."""
+        c = self.config
+        qkv = (c.num_attention_heads + 2 * c.num_key_value_heads) * c.head_dim
+        row = 8 * c.hidden_size + 2 * qkv + 5 * c.intermediate_size
+        return c.num_hidden_layers * row * self._rows * math.ceil(self.num_prompts / self.num_minibatches)
+
+    @property
+    def _logprobs(self) -> int:
+        return 5 * self.num_prompts * self.num_generations * self.tokens * self.config.vocab_size
+
+    @property
+    def _mask(self) -> int:
+        """Bytes of the mask by which each row sees others, as a truth and as a number."""
+        return self._rows**2 * (1 + FLOAT)
+
+
+SETTINGS = {
+    "seeds": ("members", 1),
+    "trainer.num_prompts": ("num_prompts", 8),
+    "trainer.num_generations": ("num_generations", 8),
+    "engine.lag": ("lag", 8),
+}
+"""Setting -> the field of a step that it decides, and a usual value."""
+
+
+def check_memory(step: StepSize, free: int | None) -> None:
+    """UserError that names the setting which is furthest above its usual value, and what fits, if a step is too large
+    for `free` bytes."""
+    if free is None or step.bytes <= free:
+        return
+    path = max(SETTINGS, key=lambda name: getattr(step, SETTINGS[name][0]) / SETTINGS[name][1])
+    field = SETTINGS[path][0]
+    value = getattr(step, field)
+    change: Any = replace  # its argument has the name of a field
+    fits = most(value, lambda n: bool(change(step, **{field: n}).bytes <= free))
+    raise UserError(
+        f"{path}={value}: a step takes about {size(step.bytes)} of memory, and {size(free)} are free; allowed: "
+        + (f"with the other settings at most {fits}" if fits else "a smaller policy, or smaller settings")
+    )
+
+
+def most(value: int, fits: Callable[[int], bool]) -> int:
+    """The largest number up to `value` that fits, if every smaller one does; 0 if not even 1 does."""
+    low, high = 0, value
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle - 1)
+    return low
+
+
+def free_on(device: str) -> int | None:
+    """Bytes that are free on the device."""
+    if device == "cpu":
+        return free_memory()
+    import torch
+
+    return int(torch.cuda.mem_get_info(device)[0])

@@ -1,0 +1,78 @@
+"""What the machine has room for: free memory, control groups included, and whether a folder can be written."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from contextlib import suppress
+from pathlib import Path, PurePosixPath
+
+from skewsim.errors import UserError
+
+LIMITS = (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes"))
+"""Files of a control group with its limit and what it uses, in versions 2 and 1
+(https://docs.kernel.org/admin-guide/cgroup-v2.html)."""
+
+
+def free_memory(root: Path = Path("/")) -> int | None:
+    """Bytes of memory that a process can still get without swapping; None where the system does not say.
+
+    That is MemAvailable, or what is left within the control groups that this process is in, if that is less.
+    """
+    found = [free for free in (_available(root), *map(_left, _groups(root))) if free is not None]
+    return min(found, default=None)
+
+
+def check_room(folder: Path, need: int, what: str) -> None:
+    """UserError unless a file can be written into a folder, or where it will be made, and `need` bytes are free there.
+
+    The file that is tried has no name, or is removed.
+    """
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    try:
+        with tempfile.TemporaryFile(dir=there, buffering=0) as probe:
+            probe.write(bytes(4096))
+        free = shutil.disk_usage(there).free
+    except OSError as error:
+        raise UserError(f"{what} {folder} cannot be written: {error.strerror or error}") from None
+    if need > free:
+        raise UserError(f"{what} {folder}: about {size(need)} will be written, and {size(free)} are free there")
+
+
+def size(count: int) -> str:
+    """A number of bytes in words."""
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
+
+
+def _available(root: Path) -> int | None:
+    with suppress(OSError, ValueError, IndexError, StopIteration):
+        lines = (root / "proc/meminfo").read_text().splitlines()
+        return 1024 * int(next(line for line in lines if line.startswith("MemAvailable:")).split()[1])
+    return None
+
+
+def _groups(root: Path) -> list[Path]:
+    """The folders of this process's control groups and of those around them, as far as they are there."""
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return []
+    found = []
+    for line in lines:
+        _, controllers, name = line.split(":", 2)
+        if controllers in ("", "memory"):
+            top = root / "sys/fs/cgroup" / controllers
+            within = PurePosixPath(name.lstrip("/"))
+            found += [top / within, *(top / parent for parent in within.parents)]
+    return found
+
+
+def _left(group: Path) -> int | None:
+    """Bytes up to a control group's limit, its file cache not counted; None if it has none."""
+    for limit, used in LIMITS:
+        with suppress(OSError, ValueError):
+            most = int((group / limit).read_text())
+            words = (group / "memory.stat").read_text().split()
+            cache = int(dict(zip(words[::2], words[1::2], strict=True)).get("inactive_file", 0))
+            return max(0, most - int((group / used).read_text()) + cache)
+    return None
