@@ -2,7 +2,7 @@
 
 The estimate counts what is sure to be held at once: the weights of all members with their optimiser's moments, older
 versions and gradients, what the backward pass of a minibatch keeps, and the logprobs of the whole vocabulary at every
-token. It is 0.7 to 1.0 of what steps of many shapes were seen to take, so that nothing that fits is refused.
+token. It is 0.65 to 1.0 of what steps of eight shapes were seen to take, so that what fits is not refused.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ class StepSize:
 
     @property
     def _weights(self) -> int:
-        """Numbers of a member's weights: its own, two moments, the engine's, three of gradients, and every version."""
-        return self.config.num_parameters() * (8 + self.lag)
+        """Numbers of a member's weights: its own, two moments, the engine's, two of gradients, and every version."""
+        return self.config.num_parameters() * (7 + self.lag)
 
     @property
     def _rows(self) -> int:
