@@ -1,6 +1,6 @@
 """Inputs with something wrong in them end in an exit code that says so, in one line, without a trace.
 
-About 1,800 inputs in 30 seconds of processor time, a number of each kind by what it costs; SKEWSIM_FUZZ=N tries N of
+About 1,660 inputs in 30 seconds of processor time, a number of each kind by what it costs; SKEWSIM_FUZZ=N tries N of
 each kind, SKEWSIM_FUZZ_SEED=S others. A failure names the kind and the number of its input, and the two make it again:
 ``python -m tests.fuzz.judge KIND NUMBER NUMBER+1 SEED``.
 """
