@@ -57,7 +57,7 @@ class Run:
             folder = RunFolder(
                 next_folder(out, "run" if watched else scenario.name), scenario, seeds=seeds, engine="sim", resume=False
             )
-        self._steps = record(self._trainer, folder, steps=sys.maxsize, checkpoint_every=scenario.steps)
+        self._steps = record(self._trainer, folder, steps=None, checkpoint_every=scenario.steps)
         self._weights: dict[int, torch.Tensor] = {}
         self._then: dict[int, torch.Tensor] = {}
         self._keep()

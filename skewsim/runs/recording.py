@@ -192,13 +192,16 @@ class RunFolder:
 
 
 def record(
-    experiment: Experiment, folder: RunFolder | None, *, steps: int, checkpoint_every: int = 1
+    experiment: Experiment, folder: RunFolder | None, *, steps: int | None, checkpoint_every: int = 1
 ) -> Generator[list[StepRecord], None, None]:
-    """Train up to ``steps`` and yield each step's records, after writing them to the folder if there is one."""
+    """Train up to ``steps`` and yield each step's records, after writing them to the folder if there is one.
+
+    None: for as long as somebody asks for steps; the folder's disk must have room up to the first checkpoint.
+    """
     if folder is not None:
-        folder.check_room(experiment.state(), steps - experiment.step_number)
+        folder.check_room(experiment.state(), (steps or checkpoint_every) - experiment.step_number)
     with folder or nullcontext():
-        while experiment.alive and experiment.step_number < steps:
+        while experiment.alive and (steps is None or experiment.step_number < steps):
             records = experiment.step()
             if folder is not None:
                 folder.append(records)
