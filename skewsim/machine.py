@@ -41,7 +41,10 @@ def check_room(folder: Path, need: int, what: str) -> None:
 
 def size(count: int) -> str:
     """A number of bytes in words."""
-    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
+    for power, unit in ((30, "GiB"), (20, "MiB"), (10, "KiB")):
+        if count >= 2**power:
+            return f"{count / 2**power:.1f} {unit}"
+    return f"{count} bytes"
 
 
 def _available(root: Path) -> int | None:

@@ -292,13 +292,16 @@ class Driver:
             if self._stopping or epoch != self.epoch:
                 return
             moved |= not track.over and self._advance(epoch, track, self._updates if first else news)
-        if self.goes_on and moved and any(track.done and not track.over for track in self._tracks.values()):
-            self.playing, self.resting = False, True
         self._updates.extend(news)  # all tracks at once, so that the curves on the screen end at the same step
         if moved:
             self._times.append(time.monotonic())
-        else:
-            self.playing = False
+        with self._wake:
+            if epoch != self.epoch:
+                return  # somebody has begun other curves meanwhile, and said whether they play
+            if not moved:
+                self.playing = False
+            elif self.goes_on and any(track.done and not track.over for track in self._tracks.values()):
+                self.playing, self.resting = False, True
 
     def _advance(self, epoch: int, track: _Track, news: list[TrackUpdate] | deque[TrackUpdate]) -> bool:
         name = track.spec.name

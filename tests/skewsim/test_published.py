@@ -275,7 +275,7 @@ def test_a_metric_goes_by_any_of_its_names_and_is_turned_round_where_its_name_me
 def test_what_is_usual_is_said_beside_the_published_range(dtype: str, kind: str) -> None:
     most = normal.most(dtype, kind)
     usual, above = (normal.usual(rms, dtype, kind) for rms in (most, most * 1.01))
-    low, high = map(float, re.findall(r"published ([-\d.e]+) to ([-\d.e]+)\)", usual)[0])
+    low, high = map(float, re.findall(r"published ([-\d.e]+) to ([-\d.e]+)[;)]", usual)[0])
     assert low <= high
     assert high <= most  # the limit leaves room above what is published
     assert ("usual for" in usual, "above what is usual for" in above) == (True, True)

@@ -161,6 +161,24 @@ def test_training_rests_where_the_scenarios_steps_are_done_and_goes_on_when_it_i
         driver.play(True)
 
 
+def test_curves_that_begin_during_the_last_step_of_others_are_not_paused_with_those(make: Make) -> None:
+    begun = False
+
+    def train(scenario: Scenario, seeds: tuple[int, ...]) -> Training:
+        nonlocal begun
+        for records in scripted(scenario, seeds):
+            if records[0].step == scenario.steps - 1 and not begun:
+                begun = True
+                driver.restart([TrackSpec("next", Scenario(steps=40), (0,))])
+                driver.play(True)
+            yield records
+
+    driver = make(train)
+    driver.restart([TrackSpec("a", Scenario(steps=3), (0,))])
+    driver.play(True)
+    assert {update.track for update in collect(driver, 40)} == {"next"}
+
+
 def test_playing_ends_by_itself_at_the_last_step_where_it_does_not_go_on(make: Make) -> None:
     driver = make(playing=True, goes_on=False)
     driver.restart([TrackSpec("a", Scenario(steps=3), (0,))])
