@@ -144,7 +144,9 @@ def test_a_real_disk_that_is_too_small_at_any_stage_is_one_line_and_resumes_on_a
     if subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("needs the right to mount a tmpfs")
     try:
-        with pytest.raises(UserError, match=r"No space left on device|will be written, and .* are free there") as caught:
+        with pytest.raises(
+            UserError, match=r"No space left on device|will be written, and .* are free there"
+        ) as caught:
             run(out=disk / "out")
         assert "\n" not in str(caught.value)
         assert not (disk / "out" / "profile.json").exists()

@@ -267,7 +267,10 @@ async def test_the_ladder_goes_back_too(stage: StageMaker) -> None:
 
 
 @on_stage
-async def test_recordings_can_be_watched_beside_live_runs_and_toggled_as_recorded(stage: StageMaker) -> None:
+async def test_recordings_can_be_watched_beside_live_runs_and_toggled_as_recorded(
+    stage: StageMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # where nobody has run anything: the newest run comes first in the list
     async with stage(steps=2) as s:
         await s.press("r")
         screen = s.app.screen
