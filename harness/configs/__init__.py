@@ -7,8 +7,9 @@ to healthy noise; `versions` knows what a version of vLLM does where nothing is 
 
 from __future__ import annotations
 
+import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from harness.configs.findings import ConfigReport, Finding
@@ -146,6 +147,36 @@ def _notes(config: Configuration) -> tuple[str, ...]:
     notes = list(config.settings.notes)
     if config.framework == "TRL" and not Case(config).on_vllm:
         notes.append("use_vllm is not on in this file: its rollouts come from the trainer's own model")
+    if misspelt := sorted(_misspelt(config)):
+        notes.append(f"misspelt? {', '.join(misspelt)}")
     if unknown:
         notes.append(f"not known from the file alone: {', '.join(unknown)}")
     return tuple(notes)
+
+
+_ALIKE = 0.85
+"""Least likeness of two words that may be meant to be one: `logprob` and `logprobs` have .93, `dp` and `fp32` .33."""
+
+
+def _misspelt(config: Configuration) -> Iterator[str]:
+    """Settings of the file that are nearly one that is looked for, which the file does not have."""
+    from harness.configs.frameworks import FIELDS
+
+    asked = {name for field in FIELDS[config.framework].values() for name in field.names}
+    for each in config.settings:
+        parent, _, last = each.name.rpartition(".")
+        beside = {name.rpartition(".")[2]: name for name in asked if name.rpartition(".")[0] == parent}
+        meant = None if last in beside else next((name for name in beside if _nearly(last, name)), None)
+        if meant is not None and beside[meant] not in config.settings.found:
+            yield f"{each.name} (line {each.line}) for {beside[meant]}"
+
+
+def _nearly(name: str, known: str) -> bool:
+    """Whether two names differ in nothing but the spelling of their words, or in what stands between these."""
+    words, others = (re.split("[-_]", each.lower()) for each in (name, known))
+    if "".join(words) == "".join(others):
+        return True
+    return len(words) == len(others) and all(
+        one == other or (len(one) > 3 and difflib.SequenceMatcher(None, one, other).ratio() >= _ALIKE)
+        for one, other in zip(words, others, strict=True)
+    )

@@ -12,7 +12,9 @@ from skewsim.errors import shown
 Certainty = Literal["is", "may be"]
 """is: the file says so. may be: it depends on a default, a condition, the model, or how noisy the engine is."""
 _WIDTH = 80
-SPELLING = "A key that is misspelt, or in the wrong place, is not noticed: the default is judged in its stead."
+SPELLING = (
+    "A key that is in the wrong place, or nothing like a known one, is not noticed: the default is judged instead."
+)
 
 
 @dataclass(frozen=True)

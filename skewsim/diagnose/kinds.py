@@ -30,24 +30,31 @@ WORDS = {
     "noise": "noise: truthful, on both sides of 0, growing as tokens become improbable; a weight corrects it",
     "none": "none: the two sides agree",
 }
+PRICED = "noise: truthful, on both sides of 0; a weight would correct it, at a price in variance, and its cause stays"
+"""Of noise that does not belong to a healthy engine."""
+LAWFUL = ("healthy", "compute_dtype", "head_dtype", "one_sided_fp32_head", "moe_routing")
 AGREE = 2e-3  # rms of two float32 implementations (published 0.0024)
 
 
 def kind_of(verdict: str, rows: Rows) -> tuple[str, str]:
     """(kind, words with the moments). The cause decides where there is one, the moments where there is none."""
     facts = sign.truth(rows)
-    if verdict in OF_CAUSE:
-        kind = OF_CAUSE[verdict]
-    elif np.sqrt(facts.square) <= AGREE:
-        kind = "none"
-    elif verdict == "outlier_sequences" or _misreported(facts, rows):
-        kind = "misreported"
-    elif verdict == "healthy" or (noise.noise_law(rows, rows.skew).lawful and facts.square < 0.3**2):
-        kind = "noise"
-    else:
-        kind = "other_distribution"
+    kind = OF_CAUSE.get(verdict) or _by_moments(verdict, facts, rows)
+    words = PRICED if kind == "noise" and verdict not in LAWFUL else WORDS[kind]
     moments = f"E exp(d) = {1 + facts.ratio.value:.4g} ± {facts.ratio.error:.1g}, E exp(-d) = {1 + facts.inverse.value:.4g} ± {facts.inverse.error:.1g}, bias {facts.bias}"
-    return kind, f"{WORDS[kind]} ({moments})"
+    if verdict == "placeholder_logprobs":
+        moments = f"the other {len(rows)} tokens: {_by_moments('', facts, rows).replace('_', ' ')}, {moments}"
+    return kind, f"{words} ({moments})"
+
+
+def _by_moments(verdict: str, facts: sign.Truth, rows: Rows) -> str:
+    if np.sqrt(facts.square) <= AGREE:
+        return "none"
+    if verdict == "outlier_sequences" or _misreported(facts, rows):
+        return "misreported"
+    if verdict == "healthy" or (noise.noise_law(rows, rows.skew).lawful and facts.square < 0.3**2):
+        return "noise"
+    return "other_distribution"
 
 
 def _misreported(facts: sign.Truth, rows: Rows) -> bool:

@@ -17,6 +17,8 @@ from skewsim.diagnose.where import Contrast
 
 EARLIEST = 8
 """First position at which an onset is one; before that a response only gets going."""
+LEAST_Z_ALONG = 4.0
+"""A part of all sequences, up to three times as far off as the rest: a few heavy tokens make that look like z 3."""
 SHIFTED = 0.5
 """A difference at equal probability, in units of the skew's size, that no difference of probability makes."""
 LEAST_NAMED = 0.1
@@ -152,7 +154,7 @@ def along_the_sequence(view: View) -> Named | None:
             return None
         how = _onset(view, at)
         return view.named("position_dependent", each.inside, f"{evidence}, in all sequences alike: {how}")
-    if not each.place.value.startswith("below") or not _fades(view, each):
+    if not each.place.value.startswith("below") or not _beyond_rounding(each) or not _fades(view, each):
         return None
     return other_context(view, np.ones(view.sizes.count, dtype=bool), each.inside)
 
@@ -165,8 +167,15 @@ def _beyond_chance(view: View, each: Contrast) -> bool:
         return False
     if at >= 3 * EARLIEST and place.z > 6 and place.explained > 0.6 and place.rms_inside > 1.8 * place.rms_outside:
         return True
+    return _beyond_rounding(each)
+
+
+def _beyond_rounding(each: Contrast) -> bool:
+    place = each.place
     return place.rms_inside > 3 * place.rms_outside or (
-        place.rms_inside > LARGEST_ROUNDING and place.rms_inside > LEAST_RATIO * place.rms_outside
+        place.z > LEAST_Z_ALONG
+        and place.rms_inside > LARGEST_ROUNDING
+        and place.rms_inside > LEAST_RATIO * place.rms_outside
     )
 
 

@@ -113,7 +113,7 @@ def _zeros(rows: Rows, here: Floats, there: Floats, usual: Bools) -> Bools | Non
     wrong = zero & (there < -SURE)
     if wrong.sum() < FEWEST or zero.sum() > 0.9 * usual.sum():
         return None
-    if _truncated(rows, there[wrong], zero, usual):
+    if _truncated(rows, there[wrong], zero, usual) or _as_values_beside(here, there, zero, wrong, usual):
         return None
     last = np.append(np.diff(rows.sequence) != 0, True)
     if wrong[last].sum() <= 0.5 * wrong.sum() and _as_its_neighbours(rows, wrong, zero, usual):
@@ -126,6 +126,14 @@ def _zeros(rows: Rows, here: Floats, there: Floats, usual: Bools) -> Bools | Non
     if wrong[last].sum() > 0.5 * wrong.sum():
         inside |= zero & last
     return inside
+
+
+def _as_values_beside(here: Floats, there: Floats, zero: Bools, wrong: Bools, usual: Bools) -> bool:
+    """Whether values just below 0 are contradicted as often: then the sides differ, and 0 is a value rounded to it."""
+    beside = usual & (here < 0) & (here > -SURE)
+    contradicted = beside & (there < here - SURE)
+    often = float(contradicted.sum()) / max(int(beside.sum()), 1)
+    return int(contradicted.sum()) >= FEWEST and often > 0.3 * float(wrong.sum()) / int(zero.sum())
 
 
 def _as_its_neighbours(rows: Rows, wrong: Bools, zero: Bools, usual: Bools) -> bool:

@@ -304,14 +304,17 @@ def test_what_is_no_configuration_is_one_line(
     assert "\n" not in str(caught.value)
 
 
-def test_a_misspelt_key_changes_nothing_and_the_report_says_that_it_would_not(tmp_path: Path) -> None:
+def test_a_misspelt_key_is_not_judged_and_the_report_asks_whether_another_was_meant(tmp_path: Path) -> None:
     (tmp_path / "right.yaml").write_text(text := "actor_rollout_ref: {rollout: {name: vllm, top_p: 0.9}}\n")
     (tmp_path / "wrong.yaml").write_text(text.replace("top_p", "topp"))
     right, wrong = (check_config([tmp_path / f"{name}.yaml"], framework="verl") for name in ("right", "wrong"))
     assert "truncated_sampling" in {each.trap for each in right.findings}
     assert "truncated_sampling" not in {each.trap for each in wrong.findings}
-    assert "misspelt" in wrong.to_text()
-    assert "misspelt" in wrong.to_markdown()
+    asked = "misspelt? actor_rollout_ref.rollout.topp (line 1) for actor_rollout_ref.rollout.top_p"
+    assert asked in wrong.notes
+    assert "misspelt?" in wrong.to_text()
+    assert asked in wrong.to_markdown()
+    assert not any("misspelt" in note for note in right.notes)
 
 
 def test_a_version_that_is_none_is_refused(tmp_path: Path) -> None:

@@ -74,6 +74,28 @@ def test_the_noise_of_a_16_bit_engine_is_normal_and_healthy_once_its_dtype_is_de
         diagnose(log, dtype="int3")
 
 
+def test_one_missing_value_is_the_verdict_and_the_other_tokens_are_judged_beside_it() -> None:
+    def fill(number: int, values: np.ndarray) -> np.ndarray:
+        values[3] = np.nan if number == 0 else values[3]
+        return values
+
+    found = diagnose(changed(quiet_log(5), fill))
+    assert (found.verdict, found.kind) == ("placeholder_logprobs", "misreported")
+    assert "the other 2879 tokens: noise" in found.kind_text
+
+
+def test_noise_at_one_place_is_not_called_usual() -> None:
+    place = np.arange(60)
+
+    def far(number: int, values: np.ndarray) -> np.ndarray:
+        chance = np.random.default_rng(number).normal(0, 0.6, 60)
+        return np.minimum(values + np.where((place >= 32) & (values < -0.1), chance, 0), 0)
+
+    found = diagnose(changed(quiet_log(5), far))
+    assert found.verdict == "position_dependent"
+    assert found.kind != "noise" or "a weight corrects it" not in found.kind_text
+
+
 @pytest.mark.parametrize(
     ("value", "words"), [(0.0, "exactly 0"), (-9999.0, "exactly -9999"), (1.0, "above 0"), (np.nan, "no number")]
 )
@@ -99,6 +121,16 @@ def test_zeros_of_certain_tokens_are_no_placeholders() -> None:
     rounded = changed(log, lambda _, values: np.round(values, 2))
     assert any((record.engine_logprobs == 0).any() for record in rounded.records)
     assert not inspect(Rows.from_log(rounded)).oddities
+
+
+def test_zeros_among_values_near_0_that_are_contradicted_as_often_are_no_placeholders() -> None:
+    """A few responses scored after another prompt: certain tokens of one side are improbable on the other."""
+    case = make_field_case("different_context", 50_007)
+    odd = inspect(Rows.from_log(case.log))
+    assert not odd.oddities
+    assert diagnose(case.log).verdict == "different_context"
+    filled = changed(case.log, lambda number, values: np.where(np.arange(len(values)) % 9 == 0, 0.0, values))
+    assert "exactly 0" in str(inspect(Rows.from_log(filled)).oddities[0])
 
 
 def test_the_place_in_a_pack_the_replica_and_the_step_are_found_by_their_columns() -> None:
