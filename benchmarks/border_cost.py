@@ -127,7 +127,8 @@ def stepping(trees: tuple[Path, Path], folder: Path, steps: int, how: str) -> li
 def stepper(tree: Path, run: str, how: str) -> Iterator[Callable[[], Pair]]:
     """A process that trains in a tree, one step for each call."""
     words = [sys.executable, "-c", STEPS, run, how]
-    with subprocess.Popen(words, env=environment(tree), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as it:
+    pipe = subprocess.PIPE
+    with subprocess.Popen(words, env=environment(tree), cwd=Path(run).parent, stdin=pipe, stdout=pipe, text=True) as it:
         assert it.stdin is not None
         assert it.stdout is not None
         sender, answers = it.stdin, it.stdout
