@@ -2,9 +2,9 @@
 
     python benchmarks/fuzz_table.py [--inputs 2000] [--kinds logs,npz] [--seed 0] [--write docs/robustness.md]
 
-Inputs are shared out over the kinds as in the daily tests (`COUNTS` of tests/fuzz/inputs.py). Each chunk of inputs runs in a process of its own, so that a crash, a hang of
-more than 10 seconds or more than 2 GiB of memory is seen and ends nothing else. With --write, the table is put between
-the two marks in that file.
+Inputs are shared out over the kinds as in the daily tests (`COUNTS` of tests/fuzz/inputs.py). Each chunk of inputs runs
+in a process of its own, so that a crash, a hang of more than 10 seconds or more than 2 GiB of memory is seen and ends
+nothing else. With --write, the table is put between the two marks in that file.
 """
 
 from __future__ import annotations
