@@ -2,15 +2,16 @@
 
     python benchmarks/fuzz_table.py [--inputs 2000] [--kinds logs,npz] [--seed 0] [--write docs/robustness.md]
 
-Inputs of all kinds are shared out evenly. Each chunk of inputs runs in a process of its own, so that a crash, a hang of
-more than 10 seconds or more than 2 GiB of memory is seen and ends nothing else. With --write, the table is put between
-the two marks in that file.
+Inputs are shared out over the kinds as in the daily tests (`COUNTS` of tests/fuzz/inputs.py). Each chunk of inputs runs
+in a process of its own, so that a crash, a hang of more than 10 seconds or more than 2 GiB of memory is seen and ends
+nothing else. With --write, the table is put between the two marks in that file.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from pathlib import Path
 os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tests.fuzz.inputs import KINDS
+from tests.fuzz.inputs import COUNTS, KINDS
 from tests.fuzz.judge import COLUMNS
 
 CHUNK = 100
@@ -37,7 +38,8 @@ def main() -> None:
     kinds = asked.kinds.split(",")
     table = {}
     for kind in kinds:
-        table[kind] = tried(kind, -(-asked.inputs // len(kinds)), asked.seed)
+        share = COUNTS[kind] / sum(COUNTS[each] for each in kinds)
+        table[kind] = tried(kind, math.ceil(asked.inputs * share), asked.seed)
         print(f"{kind}: {dict(table[kind])}", file=sys.stderr, flush=True)
     text = "\n".join(lines(table))
     print(text)

@@ -21,10 +21,9 @@ from harness.logs.rows import Context, Format, Notes, Read, fields, turns
 from harness.logs.table import LONG, check_columns, is_long, long_table, wide_reader
 from harness.logs.text_only import refusal
 from harness.logs.values import ValueCounts, count_values, without_tools
-from skewsim.diagnose import load_source
 from skewsim.errors import FileFormatError, UserError, shown
 from skewsim.skew.curves import find_name
-from skewsim.skew.sequences import SequenceLog, SequenceRecord, build_table, parse_record
+from skewsim.skew.sequences import SequenceLog, SequenceRecord, build_table, load_source, parse_record
 from skewsim.skew.tokens import TokenTable
 
 

@@ -28,7 +28,7 @@ from skewsim.diagnose.rows import Bools, Rows
 from skewsim.errors import UserError
 from skewsim.moved import CalledByItsName
 from skewsim.skew.placing import place
-from skewsim.skew.sequences import SequenceLog, load_sequences
+from skewsim.skew.sequences import SequenceLog, load_source
 from skewsim.skew.tokens import TokenTable
 
 __all__ = [
@@ -220,14 +220,6 @@ def count_values(source: TokenTable | SequenceLog) -> tuple[TokenTable, Bools]:
     bad = np.zeros(len(table), dtype=bool)
     bad[rows.index] = values.inspect(rows).bad
     return table, bad & np.isfinite(table.skew)
-
-
-def load_source(path: Path | str) -> TokenTable | SequenceLog:
-    """A token table (.npz, .parquet) or sequences (.jsonl, .json)."""
-    path = Path(path)
-    if path.suffix in (".jsonl", ".json", ".ndjson"):
-        return load_sequences(path)
-    return TokenTable.load(path)
 
 
 def load_models(folders: Sequence[Path | str], *, batch_tokens: int | None = None) -> list[Scorer]:

@@ -40,8 +40,6 @@ class Checkpoint:
 
 def write_checkpoint(path: Path, previous: Path, found: Checkpoint) -> None:
     """Save a checkpoint; the one that was there before becomes `previous` once the new one is on the disk."""
-    from safetensors.torch import save
-
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in found.state.tensors.items()}
     note = {
         "schema_version": SCHEMA_VERSION,
@@ -52,7 +50,34 @@ def write_checkpoint(path: Path, previous: Path, found: Checkpoint) -> None:
     }
     text = json.dumps(note)
     with atomic_writer(path, previous=previous) as file:
-        file.write(save(tensors, metadata={"skewsim": text, "checksum": str(zlib.crc32(text.encode()))}))
+        file.writelines(_safetensors(tensors, {"skewsim": text, "checksum": str(zlib.crc32(text.encode()))}))
+
+
+def _safetensors(tensors: dict[str, Tensor], metadata: dict[str, str]) -> Iterator[bytes | memoryview]:
+    """The pieces of a safetensors file (its layout is in `skewsim.model.folder`), no value of which is copied.
+
+    Tensors of wider values come first, so that each begins at a multiple of its values' width.
+    """
+    ordered = sorted(tensors.items(), key=lambda item: -item[1].element_size())
+    header: dict[str, Any] = {"__metadata__": metadata}
+    end = 0
+    for name, tensor in ordered:
+        offsets = [end, end := end + tensor.nbytes]
+        header[name] = {
+            "dtype": _DTYPES[str(tensor.dtype).removeprefix("torch.")],
+            "shape": list(tensor.shape),
+            "data_offsets": offsets,
+        }
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    yield len(text).to_bytes(8, "little")
+    yield text
+    for _, tensor in ordered:
+        yield _values(tensor)
+
+
+_DTYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64", "int32": "I32", "int16": "I16", "int8": "I8", "uint8": "U8", "bool": "BOOL"}  # fmt: skip
+"""torch's name of a dtype -> its name in a safetensors file."""
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -102,10 +127,14 @@ def _verify(path: Path, tensors: dict[str, Tensor], checksums: Any) -> None:
 
 
 def _checksum(tensor: Tensor) -> int:
+    return zlib.crc32(_values(tensor), zlib.crc32(f"{tensor.dtype}{tuple(tensor.shape)}".encode()))
+
+
+def _values(tensor: Tensor) -> memoryview:
+    """The bytes of a contiguous tensor's values."""
     import torch
 
-    values = tensor.reshape(-1).view(torch.uint8).numpy().data
-    return zlib.crc32(values, zlib.crc32(f"{tensor.dtype}{tuple(tensor.shape)}".encode()))
+    return tensor.reshape(-1).view(torch.uint8).numpy().data
 
 
 @contextmanager

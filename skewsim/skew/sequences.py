@@ -259,6 +259,14 @@ def load_sequences(path: Path | str) -> SequenceLog:
     return SequenceLog(tuple(read_sequences(path)), {"source": Path(path).name})
 
 
+def load_source(path: Path | str) -> TokenTable | SequenceLog:
+    """A token table (.npz, .parquet) or sequences (.jsonl, .json)."""
+    path = Path(path)
+    if path.suffix in (".jsonl", ".json", ".ndjson"):
+        return load_sequences(path)
+    return TokenTable.load(path)
+
+
 def write_sequences(records: Iterable[SequenceRecord], path: Path | str) -> int:
     """Write JSON lines; returns the number of sequences."""
     count = 0

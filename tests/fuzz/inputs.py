@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import random
 import zlib
 from collections.abc import Callable
@@ -83,7 +84,8 @@ def assignments(rng: random.Random, folder: Path) -> list[str]:
 def options(rng: random.Random, folder: Path) -> list[str]:
     (folder / "empty").mkdir()
     (folder / "file").write_text("x")
-    value = argument(str(leaf(rng)))
+    os.mkfifo(folder / "pipe")
+    value = argument(str(leaf(rng))) if rng.random() < 0.8 else rng.choice(("/dev/null", "/dev/zero", "pipe"))
     command = rng.choice(
         (
             ["scenarios", value],
@@ -168,11 +170,16 @@ def sequences(rng: random.Random, folder: Path) -> list[str]:
             "temperature": 1.0, "step": 1, "turn": [0, 0, 1],
         }  # fmt: skip
         lines.append(json.dumps(altered(row, rng, times=1) if rng.random() < 0.4 else row))
-    if rng.random() < 0.02:
-        lines.append("[" * 100_000)
+    if rng.random() < 0.04:
+        lines = [lines[0], "[" * 100_000]
     content = "\n".join(lines).encode()
     path.write_bytes(spoiled(content, rng) if rng.random() < 0.3 else content)
-    return ["gate", str(path), "--max", "kl_k3=1"] if rng.random() < 0.7 else ["diagnose", str(path), "--json"]
+    how = rng.random()
+    if how < 0.1:
+        return ["diagnose", str(path), "--json"]
+    return (
+        ["gate", str(path), "--max", "kl_k3=1", "--json"] if how < 0.8 else ["import", str(path), "--out", "new.jsonl"]
+    )
 
 
 def tables(rng: random.Random, folder: Path) -> list[str]:
@@ -183,7 +190,7 @@ def tables(rng: random.Random, folder: Path) -> list[str]:
     columns: dict[str, Any] = {"sequence": whole, "position": np.arange(count), "token": whole, "weight_version": whole}
     TokenTable(**columns, engine_logprob=engine, trainer_logprob=engine + 0.01, meta={}).save(path)
     path.write_bytes(spoiled(path.read_bytes(), rng) if rng.random() < 0.9 else path.read_bytes())
-    return ["gate", str(path), "--max", "kl_k3=1"]
+    return ["gate", str(path), "--max", "kl_k3=1", "--json"]
 
 
 KINDS: dict[str, Make] = {

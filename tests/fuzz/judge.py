@@ -25,6 +25,7 @@ from typing import Any
 COLUMNS = (
     "tried",
     "tracebacks",
+    "misread",
     "hangs",
     "memory",
     "more than one line",
@@ -67,6 +68,7 @@ def run(
 ) -> dict[str, Any]:
     """One input, made in an empty folder and given to the command; what came of it."""
     from tests.fuzz.inputs import KINDS
+    from tests.fuzz.oracle import misread
 
     words = KINDS[kind](rng_of(kind, number, seed), folder)
     before = listing(folder)
@@ -81,7 +83,10 @@ def run(
     found = wrong(status, out.getvalue(), err.getvalue(), left=listing(folder) != before) + ["hangs"] * hung
     if resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 > BYTES:
         found.append("memory")
-    said = f"exit code {status}: {err.getvalue()[-300:]!r} of skewsim {' '.join(words)[:200]!r}" if found else ""
+    wrongly = "" if hung else misread(kind, words, folder, status, out.getvalue())
+    found += ["misread"] * bool(wrongly)
+    told = f"{wrongly} exit code {status}: {err.getvalue()[-300:]!r} of skewsim {' '.join(words)[:200]!r}"
+    said = told.strip() if found else ""
     return {"number": number, "status": status, "wrong": found, "said": said}
 
 

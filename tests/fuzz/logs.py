@@ -47,7 +47,7 @@ def _judge(rng: random.Random, path: Path) -> list[str]:
     out = rng.choice(("new.npz", "new.jsonl", "new.parquet"))
     if rng.random() < 0.1:  # these take a hundred times as long
         return rng.choice((["diagnose", str(path), "--json"], ["advise", "--log", str(path), "--json"]))
-    return rng.choice((["gate", str(path), "--max", "kl_k3=1"], ["import", str(path), "--out", out]))
+    return rng.choice((["gate", str(path), "--max", "kl_k3=1", "--json"], ["import", str(path), "--out", out]))
 
 
 def _rows(rng: random.Random) -> list[Any]:
@@ -92,16 +92,18 @@ def npz(rng: random.Random, folder: Path) -> list[str]:
     for _ in range(rng.randint(0, 2)):
         name = rng.choice([*columns])
         how = rng.randrange(6)
+        name = "x" if rng.random() < 0.3 else name
+        column = np.asarray(columns.get(name, np.zeros(count)))
         if how == 0:
-            del columns[name]
+            columns.pop(name, None)
         elif how == 1:
-            columns[name] = np.asarray(columns[name]).reshape(1, -1)
+            columns[name] = column.reshape(rng.choice(((1, -1), (-1, 1))))
         elif how == 2:
             columns[name] = rng.choice((np.array(["a"] * count), np.full(count, 1j), np.full(count, np.inf), np.full(count, np.nan), np.full(count, 1e300), np.full(count, 2**64 - 1, np.uint64), np.zeros(count + 1), np.zeros(0), np.array(1.0), np.zeros(count, ">f8"), np.full(count, 5.0), np.zeros(count, "M8[s]"), np.zeros(count, "i4,f8")))  # fmt: skip
         elif how == 3:
             columns[name] = _lying_header(rng)
         elif how == 4:
-            columns[rng.choice(("x", "../x", "\x1b]0;x", ""))] = columns[name]
+            columns[rng.choice(("x", "../x", "\x1b]0;x", ""))] = column
         else:
             columns[name] = rng.choice((b"", b"{}", b"\x93NUMPY", b"\x93NUMPY\x01\x00\xff\xff", b"\x93NUMPY\x09\x00"))
     with zipfile.ZipFile(path, "w", rng.choice((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED))) as archive:
@@ -109,9 +111,17 @@ def npz(rng: random.Random, folder: Path) -> list[str]:
             archive.writestr(
                 f"{name}.npy" if rng.random() < 0.98 else name, column if isinstance(column, bytes) else _npy(column)
             )
+        if rng.random() < 0.02:
+            archive.writestr("x.npy", _zeros(), zipfile.ZIP_DEFLATED)
     if rng.random() < 0.3:
         path.write_bytes(spoiled(path.read_bytes(), rng))
     return _judge(rng, path)
+
+
+@cache
+def _zeros() -> bytes:
+    """A column that is 300 times as large as it is packed."""
+    return _npy(np.zeros(270_000_000, np.int8))
 
 
 def _npy(array: Any) -> bytes:
@@ -205,6 +215,8 @@ def dumps(rng: random.Random, folder: Path) -> list[str]:
         return made
 
     rows = [{k: tensor(v) for k, v in row.items()} if isinstance(row, dict) else row for row in _rows(rng)]
+    if rng.random() < 0.1:
+        rows.insert(rng.randrange(len(rows) + 1), leaf(rng))
     data: Any = {"samples": rows, "rollout_id": leaf(rng), "cp_size": rng.choice((1, 2, 0, -1, 10**9, "a", None))}
     how = rng.randrange(8)
     if how == 0:
@@ -246,10 +258,11 @@ def models(rng: random.Random, folder: Path) -> list[str]:
     weights = (_model() / "model.safetensors").read_bytes()
     how = rng.randrange(4)
     if how < 2:
-        config = altered(config, rng)
-        extra = rng.choice(("rope_scaling", "rope_parameters", "text_config", "quantization_config", "vocab_size", "hidden_size", "num_hidden_layers", "head_dim", "num_attention_heads", "hidden_act", "torch_dtype", "layer_types"))  # fmt: skip
-        if isinstance(config, dict) and rng.random() < 0.7:
-            config[extra] = leaf(rng)
+        whole, config = config, altered(config, rng)
+        extra = rng.choice(("rope_scaling", "rope_parameters", "text_config", "quantization_config", "vocab_size", "hidden_size", "num_hidden_layers", "head_dim", "num_attention_heads", "hidden_act", "torch_dtype", "layer_types", "num_experts", "sliding_window", "n_embd", "model_type"))  # fmt: skip
+        if rng.random() < 0.6:
+            config = whole | {extra: rng.choice((leaf(rng), "linear", -1, 0))}
+        config = leaf(rng) if rng.random() < 0.05 else config
     elif how == 2:
         weights = spoiled(weights[: rng.choice((len(weights), 3000, 9))], rng)
     else:

@@ -16,31 +16,35 @@ for _pair in ("policy=random", "task.response_length=4", "task.pool_size=4", "tr
     WORDS += ["--set", _pair]
 
 
+UNSUMMED = "unsummed"
+"""A file beside a run folder whose checkpoint has no checksums, so that an altered one may lead to another run."""
+
+
 @cache
-def _whole() -> Path:
-    """A run of two steps, to be resumed for a third."""
+def whole_run(*, steps: int = 2) -> Path:
+    """A run of so many steps."""
     from skewsim.cli.simulate import choose_scenario, choose_seeds
     from skewsim.learn.trainer import Trainer
     from skewsim.runs.recording import RunFolder, record
 
     path = Path(tempfile.mkdtemp(prefix="skewsim-fuzz-")) / "run"
-    scenario = choose_scenario("v0_reference", WORDS[6::2], steps=2, seed=None)
+    scenario = choose_scenario("v0_reference", WORDS[6::2], steps=steps, seed=None)
     seeds = choose_seeds(scenario, 1)
     trainer = Trainer(scenario, seeds=seeds)
-    for _ in record(trainer, RunFolder(path, scenario, seeds=seeds), steps=2):
+    for _ in record(trainer, RunFolder(path, scenario, seeds=seeds), steps=steps):
         pass
     return path
 
 
 def unaltered(folder: Path) -> list[str]:
     """The run folder as it was written, to be resumed for its third step."""
-    shutil.copytree(_whole(), folder / "run")
+    shutil.copytree(whole_run(), folder / "run")
     return [*WORDS, "--steps", "3", "--resume"]
 
 
 def resumed(rng: random.Random, folder: Path) -> list[str]:
     """One file of a run folder altered: bytes, JSON values, the checkpoint's note; or left out, or made a folder."""
-    path = shutil.copytree(_whole(), folder / "run")
+    path = shutil.copytree(whole_run(), folder / "run")
     name = rng.choice(
         ("checkpoint.safetensors", "checkpoint.safetensors", "steps.jsonl", "summary.json", "scenario.toml")
     )
@@ -57,6 +61,7 @@ def resumed(rng: random.Random, folder: Path) -> list[str]:
         content = b"".join(json.dumps(row).encode() + b"\n" for row in rows)
     elif name == "checkpoint.safetensors" and how in (1, 2):
         content = _other_note(content, rng)
+        (folder / UNSUMMED).touch()
     else:
         changed = bytearray(content)
         for place in rng.sample(range(len(changed)), rng.randint(1, 3)):
@@ -78,7 +83,8 @@ def _other_note(content: bytes, rng: random.Random) -> bytes:
     old = {name: note[name] for name in ("schema_version", "length", "meta")}
     if rng.random() < 0.5:
         old["meta"][rng.choice([*old["meta"]])] = leaf(rng)
-    header["__metadata__"] = {"skewsim": json.dumps(altered(old, rng), default=str)}
+    note = leaf(rng) if rng.random() < 0.15 else altered(old, rng)
+    header["__metadata__"] = {"skewsim": json.dumps(note, default=str)}
     if rng.random() < 0.3:
         name = rng.choice([key for key in header if key != "__metadata__"])
         header[f"{name}x"] = header.pop(name)

@@ -42,6 +42,7 @@ class _Handler(BaseHTTPRequestHandler):
         rng: random.Random = server.rng
         with server.lock:
             data = altered(data, rng) if rng.random() < 0.3 else data
+            data = leaf(rng) if rng.random() < 0.05 else data
             content = json.dumps(data, default=str).encode(errors="replace")
             content = b"data: " + content + b"\n\n" if streams and rng.random() < 0.5 else content
             content = spoiled(content, rng) if rng.random() < 0.1 else content

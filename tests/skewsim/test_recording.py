@@ -12,14 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from skewsim.cli.main import main
 from skewsim.errors import FileFormatError, UserError
-from skewsim.learn.trainer import Trainer
+from skewsim.learn.trainer import Trainer, TrainState
 from skewsim.records import StepRecord
-from skewsim.runs.checkpoint import fitting
+from skewsim.runs.checkpoint import Checkpoint, fitting, read_checkpoint, write_checkpoint
 from skewsim.runs.recording import (
     CHECKPOINT,
     PREVIOUS,
@@ -332,6 +333,25 @@ def test_an_altered_checkpoint_is_refused_with_the_one_before_it_and_that_one_le
     (path / PREVIOUS).rename(path / CHECKPOINT)
     go(path, resume=True)
     assert timeless(path) == timeless(undisturbed)
+
+
+def test_a_checkpoint_is_a_file_that_the_safetensors_library_reads_and_checks(tmp_path: Path) -> None:
+    path = tmp_path / CHECKPOINT
+    tensors = {
+        "scalar": torch.tensor(3.5),
+        "empty": torch.zeros(0, 4),
+        "count": torch.tensor([2**40, -1]),
+        "flags": torch.tensor([True, False, True]),
+        "half": torch.tensor([[1.0, -2.0]], dtype=torch.bfloat16),
+        "turned": torch.arange(6.0).reshape(2, 3).T,
+    }
+    write_checkpoint(path, tmp_path / "previous", Checkpoint(TrainState(tensors, {"step": 1}), 7, 9))
+    read = {"library": load_file(path), "checked": read_checkpoint(path).state.tensors}
+    for found in read.values():
+        assert found.keys() == tensors.keys()
+        for name, tensor in tensors.items():
+            assert found[name].dtype == tensor.dtype
+            assert torch.equal(found[name], tensor)
 
 
 def test_a_checkpoint_without_checksums_still_resumes(killed: Path, undisturbed: Path, tmp_path: Path) -> None:
