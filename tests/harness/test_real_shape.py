@@ -108,7 +108,22 @@ def test_a_server(shape: dict[str, Path], tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     server = Server(Manner())
     try:
-        assert main(["measure", str(shape["new"]), "--engine", server.url, *FEW, "--out", str(tmp_path / "out")]) == 0
+        assert (
+            main(
+                [
+                    "measure",
+                    str(shape["new"]),
+                    "--engine",
+                    server.url,
+                    *FEW,
+                    "--set",
+                    "engine.temperature=1",
+                    "--out",
+                    str(tmp_path / "out"),
+                ]
+            )
+            == 0
+        )
     finally:
         server.stop()
     log = load_sequences(tmp_path / "out" / "sequences.jsonl")
