@@ -187,7 +187,7 @@ def sampled(folder: Path, *, temperature: float = 0.7) -> SequenceLog:
     torch.manual_seed(0)
     prompts = torch.tensor([plan.prompts[i % 6][:8] for i in range(12)])
     drawn = model.generate(
-        prompts, do_sample=True, temperature=temperature, top_k=0, max_new_tokens=10, min_new_tokens=10, pad_token_id=0
+        prompts, do_sample=True, temperature=temperature, top_k=0, max_new_tokens=6, min_new_tokens=6, pad_token_id=0
     )[:, 8:]
     scores = TrainerScorer(folder).score(prompts.tolist(), drawn.tolist(), Processing(temperature=temperature))
     return SequenceLog(
@@ -204,6 +204,7 @@ def sampled(folder: Path, *, temperature: float = 0.7) -> SequenceLog:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verdict", ["healthy", "raw_logprobs", "stale_weights"])
 def test_diagnose_with_two_models_names_what_is_wrong(shape: dict[str, Path], verdict: str) -> None:
     log = sampled(shape["new"])
