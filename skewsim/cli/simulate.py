@@ -168,6 +168,7 @@ def ladder(
     style = choose_style(json=json, plain=plain)
     from skewsim.runs.ladder import Ladder
     from skewsim.scenarios import LADDER
+    from skewsim.skew.profile import load_profile
 
     values = share.parse_assignments(assignments or [])
     values |= {path: find_policy(str(value)) for path, value in values.items() if path == "policy"}
@@ -183,6 +184,8 @@ def ladder(
     path = out or fresh_folder(f"ladder-{objective}")
     climb = rungs(None if real else chosen, values)
     if not real:
+        if chosen is not None:
+            say(f"noise of every engine: {load_profile(chosen).describe()[0]}")
         result = _climb(climb, path, resume=resume, checkpoint_every=checkpoint_every)
         return _report(result, path, style)
     chosen_engine = choose_engine(engine)

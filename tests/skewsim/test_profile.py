@@ -197,6 +197,15 @@ def test_a_shipped_profile_is_found_by_name_and_an_unknown_name_lists_them(profi
             load_profile(name)
 
 
+def test_the_real_models_profiles_are_offered_before_the_toys_and_the_default_before_all(
+    profile, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(profile_module, "SHIPPED", tmp_path)
+    for name in ("a-toy", "smollm2-a", profile_module.DEFAULT_PROFILE):
+        save_profile(profile, tmp_path / f"{name}.json")
+    assert shipped_profiles() == [profile_module.DEFAULT_PROFILE, "smollm2-a", "a-toy"]
+
+
 def test_every_shipped_profile_loads():
     for name in shipped_profiles():
         assert load_profile(name).name == name
