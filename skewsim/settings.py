@@ -351,6 +351,8 @@ class Scenario(Settings):
     """Seed of prompts, sampling and noise."""
     policy: str = Field("base", max_length=4096, pattern=_ON_ONE_LINE)
     """Where training starts: base (shipped for the task), random, a Hugging Face folder, or an installed model."""
+    logit_offset: float = Field(0.0, ge=0, le=100)
+    """Added to every logit of that policy, by one vector in all rows of lm_head: its probabilities stay as they are, and bfloat16 rounds its logits as coarsely as a real model's (12: to eighths); 0: off."""  # noqa: W505
     device: str = Field("cpu", pattern=_DEVICE)
     """cpu or cuda."""
     task: TaskSettings = TaskSettings()

@@ -124,6 +124,11 @@ def answers_of(digits: Tensor, *, variable: bool) -> Tensor:
     return torch.where(zeros_so_far == 0, padded, torch.where(at_end, 10, -1))
 
 
+def spelled(answers: Tensor, synonyms: Tensor) -> Tensor:
+    """The answer tokens that write these digits (10 stands for EOS, -1 for padding) with the given synonyms."""
+    return torch.where(answers == 10, EOS, torch.where(answers < 0, PAD, ANSWER + SYNONYMS * answers + synonyms))
+
+
 def written(tokens: Tensor) -> Tensor:
     """The digit that each token writes: 0..9, 10 for EOS, 11 for anything else."""
     is_answer = (tokens >= ANSWER) & (tokens < ANSWER + 10 * SYNONYMS)

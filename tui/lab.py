@@ -64,7 +64,8 @@ class Mark:
 def reference_for(yours: Scenario) -> Scenario:
     """Yours' task, seed and trainer, with all four fixes on and no injected noise: a run whose engine adds no skew."""
     plain = Scenario(name=REFERENCE, steps=yours.steps, seed=yours.seed, policy=yours.policy, task=yours.task)
-    plain = plain.with_values({"engine.temperature": yours.engine.temperature, "device": yours.device})
+    values = {"engine.temperature": yours.engine.temperature, "device": yours.device}
+    plain = plain.with_values({**values, "logit_offset": yours.logit_offset})
     shared = set(type(yours.trainer).model_fields) - _NOT_SHARED
     return plain.with_values({f"trainer.{name}": getattr(yours.trainer, name) for name in shared})
 
@@ -404,10 +405,10 @@ def _marks(step: int, before: Scenario, after: Scenario, events: Sequence[str]) 
 def _needs_restart(before: Scenario, after: Scenario) -> bool:
     """Whether a change cannot take effect in mid-run: another task, seed, policy, or another shape of the batch."""
     shape = ("num_prompts", "num_generations")
+    fixed = ("seed", "policy", "logit_offset", "device", "steps")
     return (
         before.task != after.task
-        or (before.seed, before.policy, before.device, before.steps)
-        != (after.seed, after.policy, after.device, after.steps)
+        or any(getattr(before, name) != getattr(after, name) for name in fixed)
         or any(getattr(before.trainer, name) != getattr(after.trainer, name) for name in shape)
     )
 

@@ -20,11 +20,12 @@ import torch
 from torch import Tensor
 
 from skewsim.errors import UserError
+from skewsim.learn.offset import offset_logits
 from skewsim.learn.scoring import response_logits
 from skewsim.model.policy import Policy, PolicyConfig, cast_weights
 from skewsim.seeding import Purpose, generator
 from skewsim.settings import Scenario, TaskSettings
-from skewsim.task import ANSWER, EOS, PAD, SYNONYMS, VOCAB, answers_of, prompts_of
+from skewsim.task import ANSWER, EOS, SYNONYMS, VOCAB, Task, answers_of, prompts_of, spelled
 
 SHIPPED_LENGTHS = (12, 32, 64)
 SOLVED = 0.5
@@ -42,6 +43,11 @@ def starting_policy(scenario: Scenario) -> Policy:
     Raises UserError if it is missing or does not fit the task, or if the scenario's device is not there.
     """
     check_device(scenario.device)
+    policy = _chosen_policy(scenario)
+    return offset_logits(policy, Task(scenario.task), scenario.logit_offset) if scenario.logit_offset else policy
+
+
+def _chosen_policy(scenario: Scenario) -> Policy:
     if scenario.policy == "random":
         stream = generator(0, step=0, purpose=Purpose.POLICY)
         return Policy.random(PolicyConfig(), generator=stream)
@@ -113,7 +119,7 @@ def _loss(policy: Policy, digits: Tensor, *, variable: bool, stream: torch.Gener
     """Mean negative logprob of right answers, with each digit written as a random synonym."""
     answers = answers_of(digits, variable=variable)
     synonyms = torch.randint(SYNONYMS, answers.shape, generator=stream)
-    tokens = _spelled(answers, synonyms)
+    tokens = spelled(answers, synonyms)
     logprobs = _logits(policy, digits, tokens).log_softmax(-1)
     due = answers >= 0
     return -logprobs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)[due].mean()
@@ -123,16 +129,11 @@ def solved(policy: Policy, digits: Tensor, *, variable: bool) -> float:
     """Expected share of prompts (1, N, n) answered exactly right at temperature 0.8; any synonym is right."""
     answers = answers_of(digits, variable=variable)
     with torch.no_grad():
-        logits = _logits(policy, digits, _spelled(answers, torch.zeros_like(answers)))
+        logits = _logits(policy, digits, spelled(answers, torch.zeros_like(answers)))
     probs = (logits / TEMPERATURE).softmax(-1)
     by_digit = probs[..., ANSWER : ANSWER + 10 * SYNONYMS].unflatten(-1, (10, SYNONYMS)).sum(-1)
     right = torch.cat([by_digit, probs[..., EOS : EOS + 1]], -1).gather(-1, answers.clamp_min(0).unsqueeze(-1))
     return float(torch.where(answers >= 0, right.squeeze(-1), 1.0).prod(-1).mean())
-
-
-def _spelled(answers: Tensor, synonyms: Tensor) -> Tensor:
-    """The answer tokens that write these digits (10 stands for EOS, -1 for padding) with the given synonyms."""
-    return torch.where(answers == 10, EOS, torch.where(answers < 0, PAD, ANSWER + SYNONYMS * answers + synonyms))
 
 
 def _logits(policy: Policy, digits: Tensor, tokens: Tensor) -> Tensor:

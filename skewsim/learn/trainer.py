@@ -262,7 +262,7 @@ class Trainer:
     def toggle(self, scenario: Scenario) -> None:
         """Use new settings from the next step on. Raises UserError if the task or the policy's shape changes."""
         before = self.scenario
-        fixed = ("policy", "device", "task")
+        fixed = ("policy", "logit_offset", "device", "task")
         for name in fixed:
             if getattr(before, name) != getattr(scenario, name):
                 raise UserError(f"{name} cannot change while a run goes on; allowed: engine, skew, trainer, steps")
