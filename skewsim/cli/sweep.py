@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cyclopts import App
 from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from skewsim.cli.display import print_json, say, show_lines
+from skewsim.cli.display import number, print_json, print_table, say, show_lines
 from skewsim.cli.options import Flag, fresh_folder, resumable, terminable
-from skewsim.cli.simulate import at_least_one, find_policy
+from skewsim.cli.simulate import at_least_one, choose_style, find_policy
 from skewsim.errors import UserError
+
+if TYPE_CHECKING:
+    from skewsim.sweeps.map import SweepMap
 
 sweep = App(help="Train a grid of settings and seeds, and show where training collapses.")
 MOST_WORKERS = 1024
@@ -103,6 +108,7 @@ def show_sweep(
     folder: Path,
     /,
     *,
+    figures: Flag = False,
     json: Flag = False,
     plain: Flag = False,
 ) -> None:
@@ -112,15 +118,88 @@ def show_sweep(
     ----------
     folder
         The sweep's folder; it may still be running.
+    figures
+        Also write the heat maps as PNG and SVG into FOLDER/figures.
     json
-        One JSON object: every cell with its numbers.
+        One JSON object: every cell with its numbers, and the border.
     plain
-        Plain text without tables.
+        A sentence for each cell instead of heat maps.
     """
     from skewsim.sweeps.map import load_map
 
+    style = choose_style(json=json, plain=plain)
     found = load_map(folder)
-    if json:
+    if style == "json":
         print_json(found.to_json())
-        return
-    show_lines(found.to_json())
+    elif style == "plain":
+        _print_cells(found)
+    else:
+        _print_maps(found)
+    if figures:
+        from skewsim.sweeps.figures import save_figures
+
+        say("figures: " + ", ".join(map(str, save_figures(found, folder / "figures"))))
+
+
+def _print_maps(found: SweepMap) -> None:
+    from skewsim.runs.outcome import WARNINGS
+    from skewsim.sweeps.layout import PROBABILITY, REWARD, STEPS, seeds_words, text_map
+
+    show_lines(
+        f"{found.title}: {found.done} of {found.planned} members done ({found.status}), {seeds_words(found)},"
+        f" {found.sweep.base.steps} steps"
+    )
+    collapsed = any(cell.collapsed for cell in found.cells)
+    for shown in (PROBABILITY, REWARD, *((STEPS,) if collapsed else ())):
+        show_lines("", *text_map(found, shown))
+    if rows := _border_rows(found):
+        show_lines("")
+        print_table("The border: where half of the members collapse", ["along", "at", "low", "high", "where"], rows)
+    if collapsed:
+        show_lines("")
+        columns = ["number", "steps before\nthe fall", "warned of\nthe collapsed", "false alarms\namong the others"]
+        print_table("Which number warns first", columns, _warning_rows(found, WARNINGS))
+
+
+def _warning_rows(found: SweepMap, names: Mapping[str, str]) -> list[list[str]]:
+    """Numbers in the order of their leads, the longest first."""
+    every = sorted(found.warnings().items(), key=lambda item: -(item[1].lead if item[1].lead is not None else -1e9))
+    return [
+        [names[key], number(w.lead), f"{w.warned} of {w.collapsed}", f"{w.false_alarms} of {w.others}"]
+        for key, w in every
+    ]
+
+
+def _print_cells(found: SweepMap) -> None:
+    from skewsim.runs.outcome import WARNINGS
+
+    names = found.sweep.titles
+    rows = [
+        [
+            ", ".join(f"{name} {label}" for name, label in zip(names, cell.labels, strict=True)),
+            f"{cell.collapsed} of {cell.members}",
+            number(cell.final_reward),
+            number(cell.steps_to_collapse),
+            *(number(cell.lead[key]) for key in WARNINGS),
+        ]
+        for cell in found.cells
+    ]
+    columns = ["cell", "collapsed", "final reward", "steps to collapse", *(f"lead of {n}" for n in WARNINGS.values())]
+    print_table(found.title, columns, rows, plain=True)
+    for along, at, low, high, where in _border_rows(found):
+        show_lines(f"border along {along}: {at}, between {low} and {high} with 90 %" + (f", {where}" if where else ""))
+
+
+def _border_rows(found: SweepMap) -> list[list[str]]:
+    from skewsim.sweeps.map import is_numeric
+
+    rows = []
+    for n, title in enumerate(found.sweep.titles):
+        for border in found.crossings(n) if is_numeric(found.sweep.axes[n]) else ():
+            where = [
+                f"{name} {axis[place].label}"
+                for name, axis, place in zip(found.sweep.titles, found.sweep.axes, border.place, strict=True)
+                if place >= 0
+            ]
+            rows.append([title, *map(number, (border.at, border.low, border.high)), ", ".join(where)])
+    return rows

@@ -43,7 +43,9 @@ class CellResult:
     steps_to_collapse: float | None
     """The median over the members that collapsed."""
     lead: dict[str, float | None]
-    """Metric -> the median over the collapsed members that it warned of."""
+    """Metric -> the median of ``leads``."""
+    leads: dict[str, list[int]]
+    """Metric -> the lead of each collapsed member that it warned of before the collapse."""
     warned: dict[str, int]
     """Metric -> how many of the collapsed members it warned of before the reward fell."""
     false_alarms: dict[str, int]
@@ -61,6 +63,21 @@ class Crossing:
     at: float
     low: float
     high: float
+
+
+@dataclass(frozen=True)
+class Warnings:
+    """How well one number warned, over all members of a sweep."""
+
+    lead: float | None
+    """The median over the collapsed members that it warned of."""
+    warned: int
+    """Collapsed members of which it warned no later than the reward fell."""
+    collapsed: int
+    false_alarms: int
+    """Members of which it warned and that did not collapse."""
+    others: int
+    """Members that did not collapse."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +127,21 @@ class SweepMap:
         collapsed, members = self.grid("collapsed"), self.grid("members")
         return [_posterior(stream, collapsed, members) for _ in range(count)]
 
+    def warnings(self) -> dict[str, Warnings]:
+        """Metric -> how well it warned."""
+        collapsed = sum(cell.collapsed for cell in self.cells)
+        others = sum(cell.members for cell in self.cells) - collapsed
+        return {
+            key: Warnings(
+                _median([lead for cell in self.cells for lead in cell.leads[key]]),
+                sum(cell.warned[key] for cell in self.cells),
+                collapsed,
+                sum(cell.false_alarms[key] for cell in self.cells),
+                others,
+            )
+            for key in WARNINGS
+        }
+
     def to_json(self) -> dict[str, Any]:
         """The map as plain data."""
         axes = [
@@ -128,6 +160,7 @@ class SweepMap:
             "axes": axes,
             "cells": [asdict(cell) for cell in self.cells],
             "border": borders,
+            "warnings": {key: asdict(found) for key, found in self.warnings().items()},
         }
 
 
@@ -228,6 +261,7 @@ def _result(cell: Cell, outcomes: Sequence[Outcome], first: Sequence[float]) -> 
         final_reward_band=(min(rewards), max(rewards)) if rewards else None,
         steps_to_collapse=_median([o.collapsed for o in fallen if o.collapsed is not None]),
         lead={key: _median(values) for key, values in leads.items()},
+        leads=leads,
         warned={key: sum(value >= 0 for value in values) for key, values in leads.items()},
         false_alarms={key: sum(o.false_alarms.get(key, False) for o in outcomes) for key in WARNINGS},
         share=to_share(cell.scenario),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,9 +21,12 @@ from hypothesis import strategies as st
 
 from skewsim.cli.main import main
 from skewsim.errors import FileFormatError, UserError
+from skewsim.runs.outcome import judge
 from skewsim.settings import Scenario
 from skewsim.sweeps.chunk import Chunk, Columns, train_chunk
+from skewsim.sweeps.figures import map_figures
 from skewsim.sweeps.folder import open_sweep, read_curves
+from skewsim.sweeps.layout import PROBABILITY, text_map
 from skewsim.sweeps.map import crossing, interval, load_map, make_map
 from skewsim.sweeps.plan import Axis, Sweep, SweepSettings, load_sweep, make_sweep
 from skewsim.sweeps.processes import in_processes, in_this_process
@@ -262,8 +267,6 @@ def test_every_member_and_step_is_there_once(undisturbed: Path) -> None:
 def test_a_chunk_that_was_lost_is_computed_again_and_the_others_are_not(
     undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import shutil
-
     shutil.copytree(undisturbed, tmp_path / "out")
     lost = sorted((tmp_path / "out/parts").iterdir())[2]
     lost.unlink()
@@ -280,8 +283,6 @@ def test_a_chunk_that_was_lost_is_computed_again_and_the_others_are_not(
 
 
 def test_a_resumed_sweep_may_have_more_seeds_and_values(undisturbed: Path, tmp_path: Path) -> None:
-    import shutil
-
     shutil.copytree(undisturbed, tmp_path / "out")
     text = TINY.replace("seeds = 2", "seeds = 3").replace("[0.7, 1.0]", "[0.7, 0.9, 1.0]")
     (tmp_path / "more.toml").write_text(text)
@@ -338,8 +339,6 @@ def test_a_mistake_in_a_process_of_a_sweep_is_the_same_users_error() -> None:
 
 
 def test_a_damaged_part_is_named(undisturbed: Path, tmp_path: Path) -> None:
-    import shutil
-
     shutil.copytree(undisturbed, tmp_path / "out")
     part = sorted((tmp_path / "out/parts").iterdir())[0]
     part.write_bytes(part.read_bytes()[:-100])
@@ -413,3 +412,75 @@ def test_an_adaptive_sweep_adds_seeds_where_some_collapse_and_others_do_not() ->
     assert [sum(m.scenario == cell.scenario for m in wanted) for cell in sweep.cells] == [4, 8, 4]
     curves = made_up(sweep, counts | {(2,): 12}, 12)
     assert [sum(m.scenario == cell.scenario for m in members_of(sweep, curves)) for cell in sweep.cells] == [4, 12, 4]
+
+
+def test_which_number_warns_first_is_counted_over_all_cells() -> None:
+    sweep = line([0.1, 0.2])
+    curves = made_up(sweep, {(1,): 4}, 4)
+    for n, member in enumerate(sweep.members(sweep.cells[1])):
+        curves[member.key]["skew/kl_k3"] = np.array([1.0, 1.1] * 5 + [5.0] * 30) if n else np.ones(40)
+    alarmed = sweep.members(sweep.cells[0])[0].key
+    curves[alarmed]["skew/kl_k3"] = np.array([1.0, 1.1] * 5 + [5.0] * 30)
+    found = make_map(sweep, curves).warnings()["skew/kl_k3"]
+    assert (found.warned, found.collapsed, found.false_alarms, found.others) == (3, 4, 1, 4)
+    assert found.lead == found_lead(curves, sweep)
+
+
+def found_lead(curves: dict[str, dict[str, np.ndarray]], sweep: Sweep) -> float:
+    member = sweep.members(sweep.cells[1])[1]
+    lead = judge(curves[member.key], steps=40).leads["skew/kl_k3"]
+    assert lead is not None
+    return lead
+
+
+# ------------------------------------------------------------------------------------------------------------- shown
+
+
+def test_a_map_in_text_has_every_cells_number_and_a_shade_that_grows_with_it() -> None:
+    data = {
+        "axis": [{"path": "skew.drift", "values": [0.1, 0.2, 0.3]}, {"path": "engine.lag", "values": [0, 1]}],
+        "steps": 40,
+        "seeds": 4,
+    }
+    sweep = make_sweep(SweepSettings.model_validate(data))
+    found = make_map(sweep, made_up(sweep, {(1, 1): 2, (2, 1): 4}, 4))
+    lines = text_map(found, PROBABILITY)
+    assert lines[2:] == [
+        "lag (down), drift (across)",
+        "      0.1    0.2    0.3",
+        "1  0.00   0.50 ▒ 1.00 █",
+        "0  0.00   0.00   0.00",
+    ]
+
+
+def test_show_prints_maps_or_sentences_or_one_json_object_and_writes_figures_when_asked(
+    undisturbed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "out"
+    shutil.copytree(undisturbed, folder)
+    assert main(["sweep", "show", str(folder), "--json"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert [axis["values"] for axis in data["axes"]] == [["0.7", "1"], ["0.0001", "0.001", "0.01"]]
+    assert [cell["members"] for cell in data["cells"]] == [2] * 6
+    assert main(["sweep", "show", str(folder), "--plain"]) == 0
+    assert capsys.readouterr().out.count("collapsed 0 of 2") == 6
+    assert not (folder / "figures").exists()
+    assert main(["sweep", "show", str(folder), "--figures"]) == 0
+    assert "12 of 12 members done (finished)" in capsys.readouterr().out
+    names = sorted(path.name for path in (folder / "figures").iterdir())
+    assert names == sorted(f"{n}.{kind}" for n in ("collapse", "reward", "steps", "lead") for kind in ("png", "svg"))
+
+
+@pytest.mark.parametrize("axes", [1, 2, 3])
+def test_figures_are_drawn_with_a_border_with_gaps_and_with_labels_from_outside(axes: int, tmp_path: Path) -> None:
+    values = [
+        {"path": "skew.drift", "values": [0.1, 0.2, 0.3]},
+        {"name": "<b>$x^{$ & \\frac", "cases": {"$\\nosuch{$": {}, "</svg><script>": {"engine.lag": 2}}},
+        {"path": "engine.temperature", "values": [0.7, 1.0]},
+    ]
+    data = {"axis": values[:axes], "steps": 40, "seeds": 4, "title": "$\\nosuch{$ </svg><script>"}
+    sweep = make_sweep(SweepSettings.model_validate(data))
+    curves = made_up(sweep, {cell.place: 2 * cell.place[0] for cell in sweep.cells}, 4)
+    curves.popitem()
+    picture = map_figures(make_map(sweep, curves))["collapse"]
+    assert "<script>" not in picture.save(tmp_path / "figure.svg").read_text()
