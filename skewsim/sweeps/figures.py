@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from skewsim.runs.figures import Picture
+from skewsim.runs.figures import Picture, safe
 from skewsim.runs.outcome import WARNINGS
 from skewsim.sweeps.layout import (
     LEADS,
@@ -199,8 +199,3 @@ def _strokes(axis: Axes, shares: Any, drawn: Sequence[Any], *, upright: bool) ->
         line(at, row - 0.5, row + 0.5, color=BORDER, linewidth=2.6)
         bar(row - 0.32, low, high, color=BORDER, linewidth=1.4)
         line([low, high], row - 0.38, row - 0.26, color=BORDER, linewidth=1.4)
-
-
-def safe(text: str) -> str:
-    """Text from outside for matplotlib, which takes what is between two dollar signs for a formula."""
-    return text.replace("$", r"\$")
