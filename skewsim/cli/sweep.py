@@ -19,6 +19,7 @@ from skewsim.errors import UserError
 
 if TYPE_CHECKING:
     from skewsim.sweeps.map import SweepMap
+    from skewsim.sweeps.runner import Compute
 
 sweep = App(help="Train a grid of settings and seeds, and show where training collapses.")
 MOST_WORKERS = 1024
@@ -32,6 +33,7 @@ def run_sweep(
     out: Path | None = None,
     resume: Flag = False,
     workers: int | None = None,
+    ray: Flag = False,
 ) -> None:
     """Train every cell of a sweep file with every seed; curves are written as they come.
 
@@ -45,6 +47,8 @@ def run_sweep(
         Go on with the sweep in --out; what is there is not computed again. The file may have more values and seeds now.
     workers
         Processes that compute, one thread each; by default one for each core.
+    ray
+        Compute on Ray: on a cluster of this machine, or on the one that RAY_ADDRESS names.
     """
     from skewsim.sweeps.plan import load_sweep, with_policy
     from skewsim.sweeps.processes import cores
@@ -58,10 +62,19 @@ def run_sweep(
     count = workers or cores()
     check_start(chosen, count)
     path = out or fresh_folder(f"sweep-{chosen.settings.name}")
+    compute = _on_ray(count) if ray else local(count)
     with terminable(), resumable(out), _Shown() as shown:
-        for progress in run(chosen, path, local(count), resume=resume):
+        for progress in run(chosen, path, compute, resume=resume):
             shown.show(progress.done, progress.total, progress.members)
     say(f"sweep folder: {path}\nto see it: skewsim sweep show {path}")
+
+
+def _on_ray(workers: int) -> Compute:
+    import ray  # noqa: F401 (missing, it is named before anything is written)
+
+    from skewsim.sweeps.cluster import on_ray
+
+    return lambda chunks: on_ray(chunks, workers)
 
 
 class _Shown:

@@ -484,3 +484,49 @@ def test_figures_are_drawn_with_a_border_with_gaps_and_with_labels_from_outside(
     curves.popitem()
     picture = map_figures(make_map(sweep, curves))["collapse"]
     assert "<script>" not in picture.save(tmp_path / "figure.svg").read_text()
+
+
+# --------------------------------------------------------------------------------------------------------------- Ray
+
+
+@pytest.mark.slow
+def test_a_sweep_on_ray_of_whose_two_workers_one_is_killed_equals_that_of_a_single_process() -> None:
+    pytest.importorskip("ray")
+    import psutil
+
+    from skewsim.sweeps.cluster import on_ray
+
+    scenario = SMALL.with_values({"steps": 60})
+    chunks = [Chunk(scenario, (n, n + 1), ()) for n in range(0, 12, 2)]
+    expected = dict(in_this_process(chunks))
+    killed: list[int] = []
+    found: dict[Chunk, Columns] = {}
+    for chunk, columns in on_ray(chunks, 2):
+        assert chunk not in found, "nothing comes twice"
+        found[chunk] = columns
+        while len(found) == 2 and not killed:
+            for process in psutil.Process().children(recursive=True):
+                if not killed and process.name().startswith("ray::train_chun"):
+                    process.kill()
+                    killed.append(process.pid)
+    assert len(killed) == 1
+    assert found.keys() == expected.keys()
+    assert all(equal(found[chunk], expected[chunk]) for chunk in chunks)
+
+
+def test_ray_that_is_not_installed_is_named_before_anything_is_written(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import builtins
+
+    real = builtins.__import__
+
+    def missing(name: str, *rest: Any) -> Any:
+        if name == "ray":
+            raise ModuleNotFoundError("no", name="ray")
+        return real(name, *rest)
+
+    monkeypatch.setattr(builtins, "__import__", missing)
+    assert main(["sweep", "run", str(file), "--out", str(tmp_path / "new"), "--ray"]) == 2
+    assert "pip install 'skewsim[ray]'" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
