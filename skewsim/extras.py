@@ -20,6 +20,7 @@ EXTRA_OF = {
     "uv": "engines",
     "textual": "tui",
     "textual_serve": "serve",
+    "ray": "ray",
 }
 """Top-level module -> the extra that installs it."""
 EXTRA_OF_COMMAND = {

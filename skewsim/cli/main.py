@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 COMMANDS = {
     "run": ("skewsim.cli.simulate:run", "Train one scenario, on the simulated engine or a real one."),
     "ladder": ("skewsim.cli.simulate:ladder", "Train the reference, initial V1 and its four fixes one by one."),
+    "sweep": ("skewsim.cli.sweep:sweep", "Train a grid of settings and seeds; show where training collapses."),
+    "report": ("skewsim.cli.report:report", "One HTML file of a run, ladder, sweep, profile, diagnosis or log."),
     "scenarios": ("skewsim.cli.simulate:scenarios", "List the named scenarios, print one, or list every setting."),
     "profile": ("skewsim.cli.simulate:profile", "List measured skew profiles, or show one."),
     "check": ("skewsim.cli.analyse:check", "One verdict on any log, metrics or folder; exit code 1 if it is wrong."),

@@ -84,6 +84,16 @@ class Picture:
             self.figure.savefig(file, format=path.suffix.lstrip(".") or "png", dpi=120)
         return path
 
+    def svg(self) -> str:
+        """It as an SVG element to put into a page: its text as outlines, without a date, the same at every call."""
+        from matplotlib import rc_context
+
+        file, nothing = BytesIO(), dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        with rc_context({"svg.fonttype": "path", "svg.hashsalt": "skewsim"}):
+            self.figure.savefig(file, format="svg", metadata=nothing)
+        text = file.getvalue().decode()
+        return text[text.index("<svg") :]
+
     def _repr_png_(self) -> bytes:
         file = BytesIO()
         self.figure.savefig(file, format="png", dpi=80)
@@ -112,7 +122,7 @@ def curves_figure(
             axis.plot(line.steps, line.mean, color=_style(index)["color"], linewidth=4.5, alpha=0.3)
         _panel(axis, {name: curve(records, key) for name, records in runs.items()}, label, key in _LOGARITHMIC)
     _legend(axes[len(PANELS)], list(runs), predicted=predicted is not None)
-    figure.suptitle(title, fontsize=13)
+    figure.suptitle(safe(title), fontsize=13)
     return Picture(figure)
 
 
@@ -168,11 +178,16 @@ def _legend(axis: Axes, names: Sequence[str], *, predicted: bool = False) -> Non
     for index, name in enumerate(names):
         height = 0.95 - index * min(0.13, 0.9 / len(names))
         axis.plot([0.0, 0.22], [height, height], transform=axis.transAxes, **_style(index))
-        axis.text(0.26, height, f"{letter(index)}  {name}", transform=axis.transAxes, va="center", fontsize=10)
+        axis.text(0.26, height, f"{letter(index)}  {safe(name)}", transform=axis.transAxes, va="center", fontsize=10)
     note = "line: mean over seeds; band: lowest to highest seed"
     if predicted:
         note += "\npale: the simulator's prediction"
     axis.text(0.0, 0.02, note, transform=axis.transAxes, fontsize=8, va="bottom")
+
+
+def safe(text: str) -> str:
+    """Text from outside for matplotlib, which takes what is between two dollar signs for a formula."""
+    return text.replace("$", r"\$")
 
 
 def _style(index: int) -> dict[str, Any]:

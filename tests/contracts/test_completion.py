@@ -63,7 +63,7 @@ def test_bash_completes_a_files_name(bash_script: Path, tmp_path: Path, monkeypa
 
 
 @needs_bash
-@pytest.mark.parametrize("name", [name for name in COMMANDS if name not in ("engines", "models", "profile")])
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name not in ("engines", "models", "profile", "sweep")])
 def test_bash_completes_every_option_that_the_help_of_a_command_lists(
     name: str, bash_script: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,0 +1,201 @@
+"""A map as figures: a heat map for each panel, every cell with its number, and the border over the probability's.
+
+Where an axis has numbers and the other has not, the border is a stroke in each row, with a bar from the fifth to the
+95th percentile of where other seeds might put it; where both have numbers, it is the contour at one half, with sixty
+thin contours of shares drawn as other seeds might give them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from skewsim.runs.figures import Picture, safe
+from skewsim.runs.outcome import WARNINGS
+from skewsim.sweeps.layout import (
+    LEADS,
+    PROBABILITY,
+    REWARD,
+    STEPS,
+    Panel,
+    Shown,
+    limits,
+    panels,
+    seeds_words,
+    x_axis,
+    y_axis,
+)
+from skewsim.sweeps.map import SweepMap, crossing, is_numeric
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+FILES = {"collapse": PROBABILITY, "reward": REWARD, "steps": STEPS}
+"""Figure -> what it shows; ``lead`` has a row for each number that warns."""
+MESSAGES = {
+    "collapse": "Where does training collapse?",
+    "reward": "What reward does training end at?",
+    "steps": "How soon does training collapse?",
+    "lead": "How long before the reward falls does a number warn?",
+}
+NOTES = {
+    "collapse": "A run collapses when its reward falls to half of its best (means over 10 steps).",
+    "reward": "Mean reward over the last tenth of the steps; a collapsed run's where it was stopped.",
+    "steps": "Median over the runs that collapsed. Grey: none did.",
+    "lead": "Median over the runs that collapsed and were warned of. Below 0: too late. Grey: no warning, or no collapse.",
+}
+COLOURS = {"collapse": "YlOrBr", "reward": "YlGnBu", "steps": "YlOrBr_r", "lead": "PuOr_r"}
+BORDER = "#0072B2"
+_NOTHING = "#d9d9d9"
+
+
+def map_figures(found: SweepMap) -> dict[str, Picture]:
+    """The map's figures, by name. Needs matplotlib."""
+    figures = {name: _figure(found, name, [shown]) for name, shown in FILES.items()}
+    return figures | {"lead": _figure(found, "lead", list(LEADS))}
+
+
+def save_figures(found: SweepMap, folder: Path) -> list[Path]:
+    """Every figure as PNG and SVG in a folder; the paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return [
+        picture.save(folder / f"{name}.{kind}")
+        for name, picture in map_figures(found).items()
+        for kind in ("png", "svg")
+    ]
+
+
+def _figure(found: SweepMap, name: str, views: Sequence[Shown]) -> Picture:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    made = [panels(found, shown) for shown in views]
+    columns = len(made[0])
+    wide, high = len(x_axis(found)[1]), len(y_axis(found)[1])
+    size = (1.6 + columns * max(2.6, 0.62 * wide), 1.9 + len(views) * (0.75 + max(0.9, 0.5 * high)))
+    figure = Figure(figsize=(max(6.4, size[0]), size[1]), layout="constrained")
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(len(views), columns, squeeze=False)
+    span = _span(views[0], [panel for its in made for panel in its])
+    for row, (shown, its) in enumerate(zip(views, made, strict=True)):
+        for column, panel in enumerate(its):
+            axis = grid[row][column]
+            image = _heat(axis, found, shown, panel, span, COLOURS[name])
+            _label(axis, found, first=column == 0, last=row == len(views) - 1)
+            axis.set_title(_title(shown, panel, of_many=len(views) > 1), fontsize=9, loc="left")
+            if name == "collapse":
+                _border(axis, found, panel)
+        figure.colorbar(image, ax=list(grid[row]), shrink=0.9, label=_unit(shown))
+    _words(figure, found, name)
+    return Picture(figure)
+
+
+def _words(figure: Figure, found: SweepMap, name: str) -> None:
+    settings = f"{safe(found.title)}; {seeds_words(found)}, {found.sweep.base.steps} steps"
+    figure.suptitle(f"{MESSAGES[name]}\n{settings}", fontsize=12, ha="left", x=0.01)
+    note = NOTES[name]
+    if name == "collapse" and _has_border(found):
+        note += "\nBlue: the border, where half of the seeds collapse, and how far other seeds might move it (90 %)."
+    figure.supxlabel(note, fontsize=8, ha="left", x=0.01)
+
+
+def _heat(axis: Axes, found: SweepMap, shown: Shown, panel: Panel, span: tuple[float, float], colours: str) -> Any:
+    from matplotlib import colormaps
+    from matplotlib.patheffects import withStroke
+
+    scale = colormaps[colours].with_extremes(bad=_NOTHING)
+    image = axis.imshow(
+        np.ma.masked_invalid(panel.values), origin="lower", aspect="auto", cmap=scale, vmin=span[0], vmax=span[1]
+    )
+    for (y, x), value in np.ndenumerate(panel.values):
+        if not math.isnan(value):
+            ink, paper = _inks(image, value)
+            text = axis.text(x, y, shown.text(value), ha="center", va="center", fontsize=8, color=ink, zorder=4)
+            text.set_path_effects([withStroke(linewidth=2.5, foreground=paper)])  # legible over the border
+    return image
+
+
+def _inks(image: Any, value: float) -> tuple[str, Any]:
+    """Black or white, whichever can be read on a cell's colour, and that colour."""
+    paper = image.cmap(image.norm(value))
+    red, green, blue, _ = paper
+    return ("black" if 0.299 * red + 0.587 * green + 0.114 * blue > 0.5 else "white"), paper
+
+
+def _label(axis: Axes, found: SweepMap, *, first: bool, last: bool) -> None:
+    for which, (title, points), shown in (("x", x_axis(found), last), ("y", y_axis(found), first)):
+        labels = [safe(point.label) for point in points] if shown else [""] * len(points)
+        getattr(axis, f"set_{which}ticks")(range(len(points)), labels)
+        if shown:
+            getattr(axis, f"set_{which}label")(safe(title), fontsize=9)
+    axis.tick_params(labelsize=8)
+    longest = max(len(point.label) for point in x_axis(found)[1])
+    if last and longest > 6:
+        axis.tick_params(axis="x", rotation=30)
+
+
+def _title(shown: Shown, panel: Panel, *, of_many: bool) -> str:
+    words = [WARNINGS[shown.key]] if of_many and shown.key else []
+    return ", ".join([*words, *([safe(panel.title)] if panel.title else [])])
+
+
+def _unit(shown: Shown) -> str:
+    return {"probability": "share that collapsed", "final_reward": "reward", "steps_to_collapse": "steps"}.get(
+        shown.field, "steps of warning"
+    )
+
+
+def _span(shown: Shown, made: list[Panel]) -> tuple[float, float]:
+    low, high = limits(shown, made)
+    if shown.field == "lead":  # a scale with 0 in its middle
+        reach = max(abs(low), abs(high), 1.0)
+        return -reach, reach
+    return low, high
+
+
+# ------------------------------------------------------------------------------------------------------- the border
+
+
+def _has_border(found: SweepMap) -> bool:
+    shares = found.grid("probability")
+    numeric = any(is_numeric(axis) for axis in found.sweep.axes[:2])
+    return numeric and bool((shares < 0.5).any() and (shares >= 0.5).any())
+
+
+def _border(axis: Axes, found: SweepMap, panel: Panel) -> None:
+    """The border over a heat map, in units of its rows and columns."""
+    x, y = is_numeric(x_axis(found)[1]), is_numeric(y_axis(found)[1])
+    drawn = [np.array([[each[place] for place in row] for row in panel.places]) for each in found.drawn()]
+    if x and y and min(panel.values.shape) > 1:
+        _contours(axis, panel.values, drawn)
+    elif x:
+        _strokes(axis, panel.values, drawn, upright=True)
+    elif y:
+        _strokes(axis, panel.values.T, [each.T for each in drawn], upright=False)
+
+
+def _contours(axis: Axes, shares: Any, drawn: Sequence[Any]) -> None:
+    for each in drawn[:60]:
+        if np.nanmin(each) < 0.5 < np.nanmax(each):
+            axis.contour(each, levels=[0.5], colors=[BORDER], linewidths=0.5, alpha=0.18)
+    if np.nanmin(shares) < 0.5 <= np.nanmax(shares):
+        axis.contour(shares, levels=[0.5 - 1e-9], colors=[BORDER], linewidths=2.2)
+
+
+def _strokes(axis: Axes, shares: Any, drawn: Sequence[Any], *, upright: bool) -> None:
+    line, bar = (axis.vlines, axis.hlines) if upright else (axis.hlines, axis.vlines)
+    scale = list(map(float, range(shares.shape[1])))
+    for row, values in enumerate(shares):
+        at = crossing(scale, values)
+        others = [c for each in drawn if (c := crossing(scale, each[row])) is not None]
+        if at is None or not others:
+            continue
+        low, high = np.quantile(others, [0.05, 0.95])
+        line(at, row - 0.5, row + 0.5, color=BORDER, linewidth=2.6)
+        bar(row - 0.32, low, high, color=BORDER, linewidth=1.4)
+        line([low, high], row - 0.38, row - 0.26, color=BORDER, linewidth=1.4)
