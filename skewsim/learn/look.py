@@ -160,13 +160,14 @@ def look_at(policy: Policy, rollouts: Rollouts, scenario: Scenario, *, step: int
     """
     import torch
 
-    from skewsim.learn.scoring import grade, score_rollouts
+    from skewsim.learn.scoring import grade, old_routes, score_rollouts
     from skewsim.model.dropout import Dropout
     from skewsim.task import Task
 
     with torch.no_grad():
         dropout = Dropout.of(scenario.trainer.dropout, range(len(policy.flat)), step)
-        scored = score_rollouts(policy, rollouts, scenario, dropout=dropout)
+        replayed = old_routes(rollouts, scenario)
+        scored = score_rollouts(policy, rollouts, scenario, dropout=dropout, replayed=replayed)
         scores = Task(scenario.task).score(rollouts.prompt_ids, rollouts.tokens, rollouts.mask)
         return take(rollouts, scored, grade(scores, rollouts.mask, scenario), scenario, step=step, member=member)
 
