@@ -30,6 +30,7 @@ STEPS = {"stale_replica": 4, "weights_not_delivered": 4}
 WHERE = {
     "different_context": ("turn", "position in its turn", "position", "from the end"),
     "packed_rows": ("pack_index", "sequence modulo"),
+    "moe_routing": ("routes_differ",),
     "stale_replica": ("replica", "sequence modulo"),
     "weights_not_delivered": ("step", "version"),
 }
@@ -75,6 +76,20 @@ def _sync(rng: Rng) -> Values:
     return {"engine.weight_sync": str(rng.choice(["none", "base_only", "partial"]))}
 
 
+def _routing(rng: Rng) -> Values:
+    """A router of one side in float32 and of the other in bfloat16; or routes that are none, replayed."""
+    many: Values = {"trainer.num_prompts": 48}
+    replay: Values = {"engine.dtype": "float32", "trainer.dtype": "float32", "trainer.router_replay": "R3"}
+    kinds: list[Values] = [
+        {"engine.moe_router_dtype": "bfloat16", "engine.dtype": "float32", "trainer.dtype": "float32"},
+        {"trainer.moe_router_dtype": "bfloat16", "engine.dtype": "float32", "trainer.dtype": "float32"},
+        {"engine.moe_router_dtype": "float32"},
+        {"trainer.moe_router_dtype": "float32"},
+        replay | {"engine.routed_experts_fault": str(rng.choice(["zeros", "shifted", "padded"]))},
+    ]
+    return many | kinds[int(rng.integers(len(kinds)))]
+
+
 def _healthy(rng: Rng) -> Values:
     kinds: list[Values] = [
         {"trainer.packing": "isolated"},
@@ -95,6 +110,7 @@ DICE: dict[str, Callable[[Rng], Values]] = {
     "stochastic_trainer": _dropout,
     "stale_replica": _replicas,
     "weights_not_delivered": _sync,
+    "moe_routing": _routing,
 }
 
 

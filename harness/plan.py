@@ -21,7 +21,7 @@ from harness.prompts import built_in, check_prompts, read_prompts
 from harness.requests import Request
 from harness.scorer import read_model_config, stop_tokens
 from skewsim.errors import UserError
-from skewsim.learn.base_policy import shipped_folder
+from skewsim.learn.base_policy import SHIPPED, model_folder
 from skewsim.seeding import Purpose, generator
 from skewsim.settings import EngineSettings, TaskSettings
 from skewsim.task import Task
@@ -91,7 +91,9 @@ def make_plan(
     chat_template: bool | None = None,
     seed: int = 0,
 ) -> Plan:
-    """`model` is a Hugging Face folder, or ``base``: the shipped policy of the first task. Raises UserError.
+    """`model` is a Hugging Face folder, or ``base`` or ``base_moe``: what is shipped for the first task.
+
+    Raises UserError.
 
     `chat_template`: see `harness.prompts`; it acts on texts, not on prompts that are token ids.
     """
@@ -99,8 +101,8 @@ def make_plan(
         raise UserError(
             f"tokens={num_tokens}, generations={num_generations}; allowed: at least 1, at most {MOST_TOKENS}"
         )
-    task = Task(TaskSettings()) if str(model) == "base" else None
-    folder = shipped_folder(TaskSettings()) if task else Path(model)
+    task = Task(TaskSettings()) if str(model) in SHIPPED else None
+    folder = model_folder(model)
     config = read_model_config(folder)
     vocab_size = int(config.get("vocab_size") or config.get("text_config", {}).get("vocab_size") or 0)
     if prompts is None:

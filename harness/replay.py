@@ -21,8 +21,8 @@ from harness.given import Difference, EnginePath, Floats, bin_names, difference,
 from harness.scorer import TrainerScorer, read_model_config
 from skewsim.errors import EngineError, UserError
 from skewsim.files import atomic_writer
-from skewsim.learn.base_policy import shipped_folder
-from skewsim.settings import EngineSettings, Scenario, TaskSettings
+from skewsim.learn.base_policy import model_folder
+from skewsim.settings import EngineSettings, Scenario
 from skewsim.share import parse_assignments
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ def replay(
         raise UserError(f"--out {out}: allowed is a new file ending in .npz or .parquet")
     for way in ways:
         way.engine.require()
-    folder = shipped_folder(TaskSettings()) if str(model) == "base" else Path(model)
+    folder = model_folder(model)
     read_model_config(folder)
     say(0, len(ways), "scoring by the trainer")
     scorer = TrainerScorer(folder, device=device)

@@ -130,6 +130,14 @@ FAULTS: dict[str, Named] = {
         engine__replicas=8,
         engine__stale_replicas=1,
     ),
+    "moe_routing": _fault(
+        "A mixture of experts in bfloat16, whose router the trainer computes in float32: near a tie, tokens go elsewhere.",
+        policy="base_moe",
+        engine__dtype="bfloat16",
+        trainer__dtype="bfloat16",
+        trainer__moe_router_dtype="float32",
+        engine__enable_return_routed_experts=True,
+    ),
     "weights_not_delivered": _fault(
         "No update ever reaches the engine, which counts their versions: the skew grows with the step.",
         task__pool_size=100_000,

@@ -82,6 +82,12 @@ class EngineSettings(Settings):
     """vLLM `kv_cache_dtype`: auto keeps the body's dtype, fp8 stores keys and values as e4m3."""
     quantization: Literal["int8", "fp8"] | None = None
     """Weights of the body, rounded per output channel."""
+    moe_router_dtype: DType | None = None
+    """In which a mixture of experts computes its router's logits (Megatron-LM `--moe-router-dtype`; vLLM `GateLinear(out_dtype=...)`, which the model's code sets); none: the body's dtype. Simulated only."""  # noqa: W505
+    enable_return_routed_experts: bool = False
+    """vLLM `enable_return_routed_experts`, SGLang `--enable-return-routed-experts`: each answer comes with the experts that its tokens went to, which R3 replays. Simulated; a real engine on a CPU returns them through skewsim's plugin."""  # noqa: W505
+    routed_experts_fault: Literal["none", "zeros", "shifted", "padded"] = "none"
+    """What is wrong with returned experts. zeros: all are 0; shifted: each token has those of the token before it; padded: rows of padding stand before each sequence's. Simulated only."""  # noqa: W505
     logprobs_mode: Literal["raw_logprobs", "processed_logprobs"] = "processed_logprobs"
     """vLLM `logprobs_mode`: report before or after temperature, top-p, top-k and min-p. V1's default is raw."""
     temperature: float = Field(0.8, gt=0, le=10)
@@ -296,6 +302,12 @@ class TrainerSettings(Settings):
     """Precision of the trainer's body (master weights stay float32)."""
     head_dtype: DType = "float32"
     """Precision of the trainer's lm_head."""
+    moe_router_dtype: DType | None = None
+    """In which the trainer computes the router's logits of a mixture of experts (Megatron-LM `--moe-router-dtype`); none: the body's dtype."""  # noqa: W505
+    router_replay: Literal["disabled", "R2", "R3"] = "disabled"
+    """verl `router_replay.mode`: experts that the update uses again. R2: those of the trainer's pass before the update (slime `--use-routing-replay`); R3: the engine's (slime `--use-rollout-routing-replay`, NeMo-RL `router_replay.enabled`)."""  # noqa: W505
+    replay_old_logprobs: bool = True
+    """Whether the pass that computes old logprobs replays the engine's experts too (router_replay=R3), as it has to: otherwise old logprobs and the update's take different paths."""  # noqa: W505
     temperature: float | None = Field(None, gt=0, le=10)
     """Temperature of the trainer's softmax; none: the engine's."""
     dropout: float = Field(0.0, ge=0, lt=1)
@@ -350,7 +362,7 @@ class Scenario(Settings):
     seed: int = Field(0, ge=0, lt=2**31)
     """Seed of prompts, sampling and noise."""
     policy: str = Field("base", max_length=4096, pattern=_ON_ONE_LINE)
-    """Where training starts: base (shipped for the task), random, a Hugging Face folder, or an installed model."""
+    """Where training starts: base (shipped for the task), base_moe (a mixture of experts), random, a Hugging Face folder, or an installed model."""  # noqa: W505
     logit_offset: float = Field(0.0, ge=0, le=100)
     """Added to every logit of that policy, by one vector in all rows of lm_head: its probabilities stay as they are, and bfloat16 rounds its logits as coarsely as a real model's (12: to eighths); 0: off."""  # noqa: W505
     device: str = Field("cpu", pattern=_DEVICE)
@@ -363,6 +375,17 @@ class Scenario(Settings):
     """Injected skew."""
     trainer: TrainerSettings = TrainerSettings()
     """Trainer."""
+
+    @model_validator(mode="after")
+    def _routes_are_there(self) -> Self:
+        if self.trainer.router_replay == "R3" and not self.engine.enable_return_routed_experts:
+            raise ValueError("trainer.router_replay=R3 needs engine.enable_return_routed_experts=true")
+        if self.trainer.router_replay == "R3" and self.trainer.chat_template == "drop_thinking":
+            raise ValueError(
+                "trainer.router_replay=R3 needs trainer.chat_template=keep_thinking: a conversation that is rendered "
+                "anew has tokens without routes"
+            )
+        return self
 
     @model_validator(mode="after")
     def _known_schema(self) -> Self:

@@ -339,6 +339,8 @@ FAULTS: tuple[str, ...] = (
     "engine.weight_sync",
     "engine.replicas",
     "engine.stale_replicas",
+    "engine.routed_experts_fault",
+    "trainer.replay_old_logprobs",
     "trainer.packing",
     "trainer.pack_size",
     "trainer.chat_template",

@@ -7,7 +7,7 @@ from skewsim.settings import Scenario
 
 HIDDEN = ("measure", "screenshot", "export", "runs", "restore", "open")
 """Actions that read or write files or start processes."""
-POLICIES = ("base", "random")
+POLICIES = ("base", "base_moe", "random")
 MOST_STEPS, MOST_SEQUENCES, MOST_UPDATES, LARGEST_POOL = 1000, 256, 64, 100_000
 
 

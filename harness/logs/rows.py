@@ -74,6 +74,7 @@ _PLACE_NAMES = {
     "replica": ("replica", "replica_id", "engine_id"),
     "turn": ("turn",),
     "pack_index": ("pack_index", "micro_sequence_idx"),
+    "routes_differ": ("routes_differ",),
 }
 
 

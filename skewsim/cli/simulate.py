@@ -43,6 +43,7 @@ COUNTER_LESSONS = {
 }
 """Objective -> the scenarios that show what does not help; the first is the one to compare the others with."""
 MOST_SEEDS = 4096
+MOST_EXPERTS = 64
 """Members of one ensemble, at most."""
 
 
@@ -336,6 +337,7 @@ def pretrain(
     /,
     *,
     response_length: int = 12,
+    num_experts: int = 0,
     seed: int = 0,
     out: Path | None = None,
 ) -> None:
@@ -347,6 +349,8 @@ def pretrain(
         The task, as in task.name.
     response_length
         The longest answer, as in task.response_length.
+    num_experts
+        Experts of each layer, of which a token takes two; 0: a dense policy.
     seed
         Seed of weights and batches.
     out
@@ -356,10 +360,14 @@ def pretrain(
     folder = out or fresh_folder(f"pretrain-{task}-{response_length}")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"--out {folder} is there already; allowed is a folder that is new or empty")
+    if num_experts and not 2 <= num_experts <= MOST_EXPERTS:
+        raise UserError(f"--num-experts {num_experts}: allowed: 0 (dense), or 2 to {MOST_EXPERTS}")
     from skewsim.learn.base_policy import pretrain
+    from skewsim.model.policy import MoEConfig
 
     found = None
-    for found in pretrain(settings, seed=seed):
+    config = MoEConfig(num_experts=num_experts) if num_experts else None
+    for found in pretrain(settings, seed=seed, config=config):
         say(f"step {found.step}: loss {found.loss:.3f}, solved {found.solved:.2f}")
     assert found is not None
     found.policy.save(folder)

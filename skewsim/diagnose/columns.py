@@ -36,7 +36,7 @@ def columns(rows: Rows) -> Iterator[Column]:
     same = np.diff(rows.sequence) == 0
     for name, values in rows.places.items():
         whole = not (np.diff(values)[same] != 0).any()
-        ordered = name in ("step", "turn", "pack_index")
+        ordered = name in ("step", "turn", "pack_index", "routes_differ")
         yield Column(name, values[starts] if whole else values, ordered, per_sequence=whole)
     yield Column("position", rows.position, True, singles=32)
     if "turn" in rows.places:

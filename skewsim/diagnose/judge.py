@@ -14,6 +14,7 @@ from skewsim.diagnose import signatures as sign
 from skewsim.diagnose.bends import name_bend
 from skewsim.diagnose.findings import Findings
 from skewsim.diagnose.precision import name_precision
+from skewsim.diagnose.routes import name_routing
 from skewsim.diagnose.staleness import stale_by_contrast
 from skewsim.diagnose.truth import name_report, truncated
 
@@ -22,6 +23,7 @@ def judge(findings: Findings) -> None:
     """Causes from the logprobs alone, added to the findings."""
     if name_wrong_entry(findings):
         return
+    name_routing(findings)
     stale_by_contrast(findings)  # a temperature or lost mass has no quiet rows; staleness, which may look like one, has
     name_bend(findings)
     name_report(findings, sure=True)

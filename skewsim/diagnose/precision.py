@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from skewsim.diagnose import marks, noise, normal
+from skewsim.diagnose import marks, noise, normal, routes
 from skewsim.diagnose import signatures as sign
 from skewsim.diagnose.findings import FLOOR, PLACED, Findings
 from skewsim.diagnose.rows import Floats, Rows
@@ -35,7 +35,8 @@ def name_precision(findings: Findings) -> None:
         )
         return
     law = noise.noise_law(rows, rest)
-    if findings.has(*PLACED, "placeholder_logprobs"):
+    placed = [name for name in PLACED if not (name == "moe_routing" and routes.known(rows))]
+    if findings.has(*placed, "placeholder_logprobs"):
         findings.notes.append(f"elsewhere {normal.usual(rms, None, rows.meta.get('model_kind'))}")
         return
     text = (
@@ -120,6 +121,8 @@ def _routed_otherwise(findings: Findings, rms: float, share: float, text: str) -
     rows = findings.rows
     heavy, bulk = marks.tail(rows, findings.rest)
     least = HEAVY_REPEATED if _repeats_itself(rows) else HEAVY
+    if routes.known(rows):
+        return False  # the log says which tokens went elsewhere: these did not
     if heavy < least or bulk > LARGEST_SIGMA or not 0.05 < rms < MOST_ROUTING or _old_on_record(rows):
         return False
     if not _truthful(sign.truth(rows)):

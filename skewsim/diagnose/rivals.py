@@ -19,6 +19,7 @@ from skewsim.diagnose.findings import FLOOR, Findings, take_out_outliers
 from skewsim.diagnose.judge import name_places, name_wrong_entry
 from skewsim.diagnose.precision import dtype_floor, is_rounding, low_precision, what_next
 from skewsim.diagnose.predict import LOGGED, Config, Models, model_of_version, temperatures
+from skewsim.diagnose.routes import name_routing
 from skewsim.diagnose.rows import Rows, mean
 from skewsim.diagnose.search import EXACT, Step, predicted_by, search
 from skewsim.diagnose.staleness import stale_by_contrast
@@ -31,6 +32,7 @@ def compare(findings: Findings, models: Models) -> None:
     base = Config()
     if name_wrong_entry(findings):
         return
+    name_routing(findings)
     for _ in range(2):
         rows = findings.rows
         steps = search(models, rows, rows.trainer, base, trainer=True)

@@ -125,7 +125,7 @@ def _ordered(contrasts: list[Contrast]) -> list[Contrast]:
 
 
 _PLAIN = (
-    "exact value", "replica", "rank", "pack_index", "step", "version", "turn", "position in its turn", "sequence modulo", "prompt",
+    "exact value", "routes_differ", "replica", "rank", "pack_index", "step", "version", "turn", "position in its turn", "sequence modulo", "prompt",
     "seen before in the context", "seen before in the output", "position", "from the end", "sequence", "length", "token",
 )  # fmt: skip
 

@@ -4,6 +4,9 @@
 token. Stored keys and values are not computed again, so after a weight update a request continues with those of the old
 weights (stale KV).
 
+A mixture of experts has its routes there too: the experts that each token went to when its keys and values were
+computed, which is what vLLM returns for a token, cached or not.
+
 `PrefixCache` keeps the keys and values of each prompt's whole blocks for the next request with that prompt (as in vLLM,
 never those of the prompt's last token). Unless cleared, they are also kept through weight updates.
 """
@@ -15,6 +18,7 @@ import math
 import torch
 from torch import Tensor
 
+from skewsim.model.experts import Routes
 from skewsim.model.policy import Policy, PolicyConfig, Weights
 from skewsim.settings import EngineSettings
 from skewsim.task import Task
@@ -23,8 +27,12 @@ from skewsim.task import Task
 class KVCache:
     """Keys and values of E*N sequences of equal length; layers (E, N, kv_heads, room, d)."""
 
-    def __init__(self, config: PolicyConfig, keys: list[Tensor], values: list[Tensor], *, fp8: bool) -> None:
+    def __init__(
+        self, config: PolicyConfig, keys: list[Tensor], values: list[Tensor], routes: Tensor | None, *, fp8: bool
+    ) -> None:
         self.config, self.keys, self.values, self.fp8 = config, keys, values, fp8
+        self.routes = routes
+        """(E, N, room, L, k) the experts of each token; None if the policy is no mixture of experts."""
         self.length = 0
 
     @classmethod
@@ -33,16 +41,21 @@ class KVCache:
         shape = (members, sequences, c.num_key_value_heads, room, c.head_dim)
         like = weights.tensors["norm"]
         keys = [like.new_zeros(shape) for _ in range(c.num_hidden_layers)]
-        return cls(c, keys, [torch.zeros_like(k) for k in keys], fp8=fp8)
+        route = None if c.route is None else torch.zeros(members, sequences, room, *c.route, dtype=torch.int64)
+        routes = None if route is None else route.to(like.device)
+        return cls(c, keys, [torch.zeros_like(k) for k in keys], routes, fp8=fp8)
 
     def repeated(self, times: int, *, room: int) -> KVCache:
         """A copy with each sequence repeated ``times`` times, repeats adjacent, and room for ``room`` more tokens."""
 
-        def widen(x: Tensor) -> Tensor:
-            x = x[..., : self.length, :].repeat_interleave(times, dim=1)
-            return torch.cat([x, x.new_zeros((*x.shape[:3], room, x.shape[4]))], dim=3)
+        def widen(x: Tensor, axis: int = 3) -> Tensor:
+            x = x.narrow(axis, 0, self.length).repeat_interleave(times, dim=1)
+            more = x.new_zeros((*x.shape[:axis], room, *x.shape[axis + 1 :]))
+            return torch.cat([x, more], dim=axis)
 
-        wide = KVCache(self.config, [widen(k) for k in self.keys], [widen(v) for v in self.values], fp8=self.fp8)
+        keys, values = ([widen(x) for x in held] for held in (self.keys, self.values))
+        routes = None if self.routes is None else widen(self.routes, 2)
+        wide = KVCache(self.config, keys, values, routes, fp8=self.fp8)
         wide.length = self.length
         return wide
 
@@ -68,7 +81,10 @@ class KVCache:
             return attention(by_head(q), self.keys[layer], self.values[layer], future).transpose(2, 3)
 
         positions = torch.arange(start, end, device=tokens.device).repeat(sequences)
-        hidden = weights.hidden(tokens.reshape(members, -1), positions, attend)
+        taken = Routes()
+        hidden = weights.hidden(tokens.reshape(members, -1), positions, attend, routes=taken)
+        if self.routes is not None:
+            self.routes[:, :, start:end] = taken.chosen.view(members, sequences, new, *self.routes.shape[3:])
         self.length = end
         return hidden.view(members, sequences, new, -1)
 
@@ -106,6 +122,8 @@ class PrefixCache:
         device = policy.flat.device
         self.store = torch.zeros(shape, dtype=getattr(torch, engine.dtype), device=device)
         self.filled = torch.zeros(shape[1:3], dtype=torch.bool, device=device)
+        route = None if c.route is None else torch.zeros(*shape[1:3], self.tokens, *c.route, dtype=torch.int64)
+        self.routes = None if route is None else route.to(device)
 
     def fits(self, task: Task, engine: EngineSettings) -> bool:
         """Whether the stored prefixes have the prompts and precision of these settings (asked after a toggle)."""
@@ -126,6 +144,8 @@ class PrefixCache:
         for layer in range(len(cache.keys)):
             cache.keys[layer][:, :, :, : self.tokens] = self.store[2 * layer, member, prompt_ids]
             cache.values[layer][:, :, :, : self.tokens] = self.store[2 * layer + 1, member, prompt_ids]
+        if self.routes is not None and cache.routes is not None:
+            cache.routes[:, :, : self.tokens] = self.routes[member, prompt_ids]
         cache.length = self.tokens
 
     def keep(self, prompt_ids: Tensor, cache: KVCache, new: Tensor) -> None:
@@ -135,13 +155,17 @@ class PrefixCache:
         for layer, (k, v) in enumerate(zip(cache.keys, cache.values, strict=True)):
             self.store[2 * layer, member, ids] = k[member, which, :, : self.tokens]
             self.store[2 * layer + 1, member, ids] = v[member, which, :, : self.tokens]
+        if self.routes is not None and cache.routes is not None:
+            self.routes[member, ids] = cache.routes[member, which, : self.tokens]
         self.filled[member, ids] = True
 
     def state(self) -> dict[str, Tensor]:
-        return {"prefix_store": self.store, "prefix_filled": self.filled}
+        state = {"prefix_store": self.store, "prefix_filled": self.filled}
+        return state if self.routes is None else state | {"prefix_routes": self.routes}
 
     def restore(self, state: dict[str, Tensor]) -> None:
         self.store, self.filled = state["prefix_store"], state["prefix_filled"]
+        self.routes = state.get("prefix_routes", self.routes)
 
 
 def prefill(
@@ -161,6 +185,8 @@ def prefill(
             hit = hits.view(members, sequences, 1, 1, 1)
             fresh.keys = [torch.where(hit, r, f) for r, f in zip(reused.keys, fresh.keys, strict=True)]
             fresh.values = [torch.where(hit, r, f) for r, f in zip(reused.values, fresh.values, strict=True)]
+            if fresh.routes is not None and reused.routes is not None:
+                fresh.routes = torch.where(hit, reused.routes, fresh.routes)
             hidden = torch.where(hits.unsqueeze(-1), reused_hidden, hidden)
         prefixes.keep(prompt_ids, fresh, ~hits)
     return fresh, weights.logits(hidden)

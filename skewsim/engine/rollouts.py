@@ -42,6 +42,11 @@ class Rollouts:
     """(E, N, T, V) bool, the tokens that top-p, top-k and min-p leave; None if nothing was cut off."""
     replicas: Tensor | None = None
     """(E, N) the copy of the engine that answered; None where there is one only."""
+    routed_experts: Tensor | None = None
+    """(E, N, P+T-1, L, k) the experts that each token of prompt and response but the last went to, as the engine
+    returns them; None if it does not, or has none."""
+    true_routes: Tensor | None = None
+    """The same as they were; None where only the engine knows."""
     given: Tensor | None = None
     """(E, N, T) bool, the tokens that the environment wrote between two turns; None if the task has one turn."""
 

@@ -26,6 +26,7 @@ from skewsim.engine.kv_cache import PrefixCache, prefill
 from skewsim.engine.noise import NoiseModel
 from skewsim.engine.placeholders import draw_missing, filled_in
 from skewsim.engine.rollouts import FINISH_ABORT, FINISH_LENGTH, FINISH_STOP, RolloutRequest, Rollouts, WeightUpdate
+from skewsim.engine.routed_experts import returned
 from skewsim.engine.sampling import Sample, Sampler
 from skewsim.engine.weight_sync import delivered
 from skewsim.errors import UserError
@@ -141,8 +142,14 @@ class SimEngine:
         made = out.rollouts(request, prompts, aborted=aborted)
         missing = draw_missing(request.seeds, request.step, made.mask, engine)
         ended = made.finish_reasons != FINISH_ABORT
+        routes = served.routes
+        if routes is not None and stale is not None and stale.routes is not None:
+            old = replicas >= engine.replicas - engine.stale_replicas
+            routes = torch.where(old[:, :, None, None, None], stale.routes, routes)
         return replace(
             made,
+            true_routes=routes,
+            routed_experts=returned(routes, engine),
             engine_logprobs=filled_in(made.engine_logprobs, made.mask, ended, engine, missing),
             replicas=replicas if engine.replicas > 1 else None,
         )
@@ -170,8 +177,11 @@ class SimEngine:
             self._prefixes.clear()
 
     def _cast(self, flat: Tensor) -> Weights:
-        weights = Policy(self._config, flat).weights(dtype=self._settings.dtype, head_dtype=self._settings.head_dtype)
-        return quantize(weights, self._settings.quantization) if self._settings.quantization else weights
+        engine = self._settings
+        weights = Policy(self._config, flat).weights(
+            dtype=engine.dtype, head_dtype=engine.head_dtype, router_dtype=engine.moe_router_dtype
+        )
+        return quantize(weights, engine.quantization) if engine.quantization else weights
 
 
 class _Requests:
@@ -185,6 +195,12 @@ class _Requests:
         self._cache = cache.repeated(request.num_generations, room=request.max_tokens)
         self.logits = logits.repeat_interleave(request.num_generations, dim=1)
         """(E, N, V) of the next token."""
+
+    @property
+    def routes(self) -> Tensor | None:
+        """(E, N, P+T-1, L, k) the experts of every token but the last; None if the policy is no mixture of experts."""
+        routes = self._cache.routes
+        return None if routes is None else routes[:, :, :-1]  # the last token is sampled and never computed
 
     def append(self, tokens: Tensor) -> None:
         """One more token (E, N, 1) of every sequence."""

@@ -2,7 +2,8 @@
 
 A base policy is trained by teacher forcing on right answers (each digit as a random synonym) of eight lengths up to L,
 until it solves half of the held-out prompts of length L: it then earns rewards and still has something to learn. One is
-shipped for each task and L in 12, 32, 64; a scenario starts from the shortest that covers its length. Two layers cannot
+shipped for each task and L in 12, 32, 64, and a mixture of experts for L = 12; a scenario starts from the shortest that
+covers its length. Two layers cannot
 learn `reverse` with 64 digits: a third of the positions are right and no whole answer is, so train such a scenario with
 task.reward="partial".
 
@@ -22,17 +23,22 @@ from torch import Tensor
 from skewsim.errors import UserError
 from skewsim.learn.offset import offset_logits
 from skewsim.learn.scoring import response_logits
+from skewsim.model.experts import Routes
 from skewsim.model.policy import Policy, PolicyConfig, cast_weights
 from skewsim.seeding import Purpose, generator
 from skewsim.settings import Scenario, TaskSettings
 from skewsim.task import ANSWER, EOS, SYNONYMS, VOCAB, Task, answers_of, prompts_of, spelled
 
 SHIPPED_LENGTHS = (12, 32, 64)
+SHIPPED_MOE = (12,)
+"""Lengths for which a mixture of experts is shipped."""
 SOLVED = 0.5
 TEMPERATURE = 0.8
 BATCH = 48
 HARD = 32
 """Most digits for which a policy of this size learns to solve half of the prompts; beyond, few answers are right."""
+BALANCE = 0.01
+"""Factor of a mixture's load-balancing loss, without which some experts are never chosen."""
 CHECK_EVERY = 20
 HELD_OUT = 256
 
@@ -51,7 +57,8 @@ def _chosen_policy(scenario: Scenario) -> Policy:
     if scenario.policy == "random":
         stream = generator(0, step=0, purpose=Purpose.POLICY)
         return Policy.random(PolicyConfig(), generator=stream)
-    policy = Policy.load(shipped_folder(scenario.task) if scenario.policy == "base" else scenario.policy)
+    shipped = SHIPPED.get(scenario.policy)
+    policy = Policy.load(scenario.policy if shipped is None else shipped(scenario.task))
     if policy.config.vocab_size < VOCAB:
         raise UserError(f"policy={scenario.policy!r}: vocab_size={policy.config.vocab_size}; the tasks need {VOCAB}")
     return policy
@@ -79,6 +86,26 @@ def shipped_folder(task: TaskSettings) -> Path:
     return Path(str(resources.files("skewsim") / "data" / "policies" / f"{name}-{length}"))
 
 
+def shipped_mixture(task: TaskSettings) -> Path:
+    """The Hugging Face folder of the mixture of experts shipped for a task and length. Raises UserError if none is."""
+    if task.name == "two_turns" or task.response_length > SHIPPED_MOE[-1]:
+        raise UserError(
+            f"policy='base_moe': none is shipped for task.name={task.name} with "
+            f"task.response_length={task.response_length}; allowed: reverse and reverse_until_zero, at most {SHIPPED_MOE[-1]}"
+        )
+    return Path(str(resources.files("skewsim") / "data" / "policies" / f"{task.name}-moe-{SHIPPED_MOE[-1]}"))
+
+
+SHIPPED = {"base": shipped_folder, "base_moe": shipped_mixture}
+"""Values of `policy` that stand for a shipped policy -> its folder for a task."""
+
+
+def model_folder(model: Path | str) -> Path:
+    """A model's folder, where ``base`` and ``base_moe`` stand for what is shipped for the first task."""
+    shipped = SHIPPED.get(str(model))
+    return Path(model) if shipped is None else shipped(TaskSettings())
+
+
 @dataclass(frozen=True)
 class PretrainProgress:
     """The state of pretraining; `solved` is the share of held-out prompts answered right at temperature 0.8."""
@@ -89,14 +116,19 @@ class PretrainProgress:
     policy: Policy
 
 
-def pretrain(task: TaskSettings, *, seed: int = 0, max_steps: int = 1600) -> Iterator[PretrainProgress]:
-    """Train a base policy for answers of up to `task.response_length` tokens; the last item's policy is the result."""
+def pretrain(
+    task: TaskSettings, *, seed: int = 0, max_steps: int = 1600, config: PolicyConfig | None = None
+) -> Iterator[PretrainProgress]:
+    """Train a base policy for answers of up to `task.response_length` tokens; the last item's policy is the result.
+
+    config: its shape; None: the dense policy's.
+    """
     stream = generator(seed, step=0, purpose=Purpose.PRETRAIN)
     variable = task.name == "reverse_until_zero"
     longest = task.response_length
     shortest = 1 if longest <= HARD else 5  # two layers do not learn short and very long answers at once
     lengths = sorted({max(4, longest * eighth // 8) for eighth in range(shortest, 9)})
-    policy = Policy.random(PolicyConfig(), generator=stream)
+    policy = Policy.random(config or PolicyConfig(), generator=stream)
     flat = policy.flat.requires_grad_()
     optimizer = torch.optim.AdamW([flat], lr=3e-3, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
     held_out = torch.randint(10, (1, HELD_OUT, longest), generator=stream)
@@ -116,13 +148,15 @@ def pretrain(task: TaskSettings, *, seed: int = 0, max_steps: int = 1600) -> Ite
 
 
 def _loss(policy: Policy, digits: Tensor, *, variable: bool, stream: torch.Generator) -> Tensor:
-    """Mean negative logprob of right answers, with each digit written as a random synonym."""
+    """Mean negative logprob of right answers, with each digit written as a random synonym; and a mixture's balance."""
     answers = answers_of(digits, variable=variable)
     synonyms = torch.randint(SYNONYMS, answers.shape, generator=stream)
     tokens = spelled(answers, synonyms)
-    logprobs = _logits(policy, digits, tokens).log_softmax(-1)
+    routes = Routes()
+    logprobs = _logits(policy, digits, tokens, routes).log_softmax(-1)
     due = answers >= 0
-    return -logprobs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)[due].mean()
+    loss = -logprobs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)[due].mean()
+    return loss + BALANCE * routes.balance_loss.sum() if routes.layers else loss
 
 
 def solved(policy: Policy, digits: Tensor, *, variable: bool) -> float:
@@ -136,6 +170,6 @@ def solved(policy: Policy, digits: Tensor, *, variable: bool) -> float:
     return float(torch.where(answers >= 0, right.squeeze(-1), 1.0).prod(-1).mean())
 
 
-def _logits(policy: Policy, digits: Tensor, tokens: Tensor) -> Tensor:
+def _logits(policy: Policy, digits: Tensor, tokens: Tensor, routes: Routes | None = None) -> Tensor:
     weights = cast_weights(policy.config, policy.config.views(policy.flat), dtype="float32", head_dtype="float32")
-    return response_logits(weights, prompts_of(digits), tokens, group=1)
+    return response_logits(weights, prompts_of(digits), tokens, group=1, routes=routes)

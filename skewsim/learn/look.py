@@ -67,6 +67,9 @@ class Look:
     """(N, T) probability that top-p, top-k and min-p left; None if nothing was cut off."""
     given: NDArray[np.bool_] | None = None
     """(N, T) where the environment wrote the token, which ``mask`` leaves out; None in tasks of one turn."""
+    routes_differ: Ints | None = None
+    """(N, T) in how many layers the trainer's routers chose other experts than the engine returned for the row that
+    predicts the token; None where it returns none."""
     replicas: Ints | None = None
     """(N,) the copy of the engine that answered; None where there is one only."""
 
@@ -100,6 +103,8 @@ class Look:
             found["replica"] = np.broadcast_to(self.replicas[:, None], self.tokens.shape)
         if self.given is not None:
             found["turn"] = (self.given.cumsum(1) > 0).astype(np.int64)
+        if self.routes_differ is not None:
+            found["routes_differ"] = self.routes_differ
         if self.pack_index is not None:
             found["pack_index"] = np.broadcast_to(self.pack_index[:, None], self.tokens.shape)
         return found
@@ -160,13 +165,14 @@ def look_at(policy: Policy, rollouts: Rollouts, scenario: Scenario, *, step: int
     """
     import torch
 
-    from skewsim.learn.scoring import grade, score_rollouts
+    from skewsim.learn.scoring import grade, old_routes, score_rollouts
     from skewsim.model.dropout import Dropout
     from skewsim.task import Task
 
     with torch.no_grad():
         dropout = Dropout.of(scenario.trainer.dropout, range(len(policy.flat)), step)
-        scored = score_rollouts(policy, rollouts, scenario, dropout=dropout)
+        replayed = old_routes(rollouts, scenario)
+        scored = score_rollouts(policy, rollouts, scenario, dropout=dropout, replayed=replayed)
         scores = Task(scenario.task).score(rollouts.prompt_ids, rollouts.tokens, rollouts.mask)
         return take(rollouts, scored, grade(scores, rollouts.mask, scenario), scenario, step=step, member=member)
 
@@ -192,6 +198,11 @@ def take(
     def known(tensor: Tensor | None) -> Any:
         return None if tensor is None else floats(tensor)
 
+    differ = None
+    if rollouts.routed_experts is not None and scored.routed_experts is not None:
+        from skewsim.learn.routing import decisions_differ
+
+        differ = decisions_differ(scored.routed_experts, rollouts.routed_experts, rollouts.mask.shape[2])
     return Look(
         step=step,
         scenario=scenario,
@@ -210,4 +221,5 @@ def take(
         kept_mass=known(rollouts.kept_mass),
         given=None if rollouts.given is None else ints(rollouts.given) > 0,
         replicas=None if rollouts.replicas is None else ints(rollouts.replicas),
+        routes_differ=None if differ is None else ints(differ.sum(-1)),
     )

@@ -69,7 +69,7 @@ class StepSize:
         """Numbers that a layer's backward pass needs of every row, of all layers."""
         c = self.config
         qkv = (c.num_attention_heads + 2 * c.num_key_value_heads) * c.head_dim
-        row = 8 * c.hidden_size + 2 * qkv + 5 * c.intermediate_size
+        row = 8 * c.hidden_size + 2 * qkv + c.mlp_numbers
         return c.num_hidden_layers * row * self._rows * math.ceil(self.num_prompts / self.num_minibatches)
 
     @property

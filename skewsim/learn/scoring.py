@@ -21,6 +21,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from skewsim.learn.objectives import compute_advantages
 from skewsim.model.dropout import Dropout
+from skewsim.model.experts import Routes
 from skewsim.model.policy import Attend, Policy, Weights, cast_weights
 from skewsim.task import Task
 
@@ -38,6 +39,9 @@ class Scored:
     """(E, N, T)."""
     distribution: Tensor
     """Log-probabilities (E, N, T, V) of all tokens."""
+    routed_experts: Tensor | None = None
+    """(E, N, P+T-1, L, k) the experts that each layer's router would choose for each token of prompt and response but
+    the last; None if the policy is no mixture of experts, or if the second turn is rendered anew."""
 
     @property
     def entropy(self) -> Tensor:
@@ -100,21 +104,43 @@ class Pass:
 EXACT = Pass()
 
 
-def score_rollouts(policy: Policy, rollouts: Rollouts, scenario: Scenario, *, dropout: Dropout | None = None) -> Scored:
+def score_rollouts(
+    policy: Policy,
+    rollouts: Rollouts,
+    scenario: Scenario,
+    *,
+    dropout: Dropout | None = None,
+    replayed: Tensor | None = None,
+) -> Scored:
     """Score a rollout's tokens under a policy, in the trainer's precision and at its temperature.
 
-    Differentiable with respect to ``policy.flat``.
+    Differentiable with respect to ``policy.flat``. `replayed` (E, N, P+T-1, L, k): experts to use instead of those that
+    the routers choose.
     """
     trainer = scenario.trainer
     views = policy.config.views(policy.flat)
+    weights = cast_weights(
+        policy.config,
+        views,
+        dtype=trainer.dtype,
+        head_dtype=trainer.head_dtype,
+        router_dtype=trainer.moe_router_dtype,
+    )
     return score(
-        cast_weights(policy.config, views, dtype=trainer.dtype, head_dtype=trainer.head_dtype),
+        weights,
         rollouts,
         group=trainer.num_generations,
         temperature=trainer.temperature or scenario.engine.temperature,
         sampling_mask=trainer.correction.keep_sampling_mask,
         how=Pass.of(scenario, dropout),
+        replayed=replayed,
     )
+
+
+def old_routes(rollouts: Rollouts, scenario: Scenario) -> Tensor | None:
+    """The experts that the pass before the update replays, which computes old logprobs; None: its own."""
+    trainer = scenario.trainer
+    return rollouts.routed_experts if trainer.router_replay == "R3" and trainer.replay_old_logprobs else None
 
 
 def score(
@@ -125,49 +151,67 @@ def score(
     temperature: float,
     sampling_mask: bool = False,
     how: Pass = EXACT,
+    replayed: Tensor | None = None,
 ) -> Scored:
     """Score the responses under these weights at a temperature.
+
+    replayed (E, N, P+T-1, L, k): experts to use instead of those that the routers choose.
 
     sampling_mask: compute the softmax only over the tokens that the engine's top-p/top-k left (DeepSeek-V3.2's
     keep-sampling-mask). It changes nothing if the rollouts have no such support.
     """
     live = rollouts.mask > 0  # elsewhere the token may lie outside the support
     present = live if rollouts.given is None else live | rollouts.given
-    logits = _logits(weights, rollouts.prompts, rollouts.tokens, present, group, how)
+    routes = Routes(replayed)
+    logits = _logits(weights, rollouts.prompts, rollouts.tokens, present, group, how, routes)
     logits = logits / temperature
     if sampling_mask and rollouts.support is not None:
         logits = logits.masked_fill(~rollouts.support, -math.inf)
     logprobs = logits.log_softmax(-1)
     picked = logprobs.gather(-1, rollouts.tokens.unsqueeze(-1)).squeeze(-1)
-    return Scored(torch.where(live, picked, 0.0), logprobs)
+    return Scored(torch.where(live, picked, 0.0), logprobs, routes.chosen if routes.layers else None)
 
 
-def _logits(weights: Weights, prompts: Tensor, tokens: Tensor, present: Tensor, group: int, how: Pass) -> Tensor:
+def _logits(
+    weights: Weights, prompts: Tensor, tokens: Tensor, present: Tensor, group: int, how: Pass, routes: Routes | None
+) -> Tensor:
     """float32 logits (E, N, T, V) before each response token; `present` (E, N, T): tokens that exist."""
     if how.rendered is not None:
         thinking, start, end = how.rendered
         alike = replace(how, rendered=None)
-        first = _logits(weights, prompts, tokens[:, :, :start], present[:, :, :start], group, alike)
+        first = _logits(weights, prompts, tokens[:, :, :start], present[:, :, :start], group, alike, None)
         history = torch.cat([prompts, tokens[:, :, thinking:end]], dim=2)  # no two answers have the same, so group is 1
-        second = _logits(weights, history, tokens[:, :, end:], present[:, :, end:], 1, alike)
+        second = _logits(weights, history, tokens[:, :, end:], present[:, :, end:], 1, alike, None)
         return torch.cat([first, torch.zeros_like(first[:, :, :1]).expand(-1, -1, end - start, -1), second], dim=2)
     if how.pack_size > 1:
-        return packed_logits(weights, prompts, tokens, present, how)
-    return response_logits(weights, prompts, tokens, group=group, dropout=how.dropout)
+        return packed_logits(weights, prompts, tokens, present, how, routes)
+    return response_logits(weights, prompts, tokens, group=group, dropout=how.dropout, routes=routes)
 
 
 def response_logits(
-    weights: Weights, prompts: Tensor, tokens: Tensor, *, group: int, dropout: Dropout | None = None
+    weights: Weights,
+    prompts: Tensor,
+    tokens: Tensor,
+    *,
+    group: int,
+    dropout: Dropout | None = None,
+    routes: Routes | None = None,
 ) -> Tensor:
-    """float32 logits (E, N, T, V) before each response token; prompts (E, N, P) are equal within a group."""
-    if dropout is not None:
-        group = 1  # a prompt's masks are drawn for each response, as where none is shared
+    """float32 logits (E, N, T, V) before each response token; prompts (E, N, P) are equal within a group.
+
+    `routes` holds experts by sequence and input token, (E, N, P+T-1, ...).
+    """
+    routes = routes or Routes()
+    if dropout is not None or routes.replayed is not None:
+        group = 1  # a prompt's masks are drawn for each response, and its experts given, as where none is shared
     members, sequences, length = prompts.shape
     family = _Family(sequences // group, group, length, tokens.shape[2] - 1)
     positions, seen = _layout(family, tokens.device)
     responses = tokens[:, :, :-1].reshape(members, family.B, -1)
     rows = torch.cat([prompts[:, ::group], responses], dim=2).flatten(1)
-    hidden = weights.hidden(rows, positions, _attend(family.rows, seen, dropout), dropout)
+    by_row = Routes(None if routes.replayed is None else routes.replayed.flatten(1, 2))
+    hidden = weights.hidden(rows, positions, _attend(family.rows, seen, dropout), dropout, by_row)
+    routes.layers, routes.probs = [family.by_sequence(x) for x in by_row.layers], by_row.probs
     # the prompt's last row predicts the first token of every response to it
     read = hidden.view(members, family.B, family.rows, -1)[:, :, length - 1 :]
     logits = weights.logits(read.reshape(members, -1, read.shape[-1])).view(*read.shape[:3], -1)
@@ -176,7 +220,9 @@ def response_logits(
     return torch.cat([first, rest.unflatten(2, (group, -1))], dim=3).flatten(1, 2)
 
 
-def packed_logits(weights: Weights, prompts: Tensor, tokens: Tensor, present: Tensor, how: Pass) -> Tensor:
+def packed_logits(
+    weights: Weights, prompts: Tensor, tokens: Tensor, present: Tensor, how: Pass, routes: Routes | None = None
+) -> Tensor:
     """float32 logits (E, N, T, V), with `pack_size` neighbouring sequences in each row, the last row perhaps shorter.
 
     `present` (E, N, T): tokens that exist; what pads a response is seen by nobody. Positions start again with each
@@ -199,7 +245,13 @@ def packed_logits(weights: Weights, prompts: Tensor, tokens: Tensor, present: Te
     seen = ((seen & there.unsqueeze(1)) | itself).unsqueeze(1)
     positions = alone[0].repeat(rows * size)
     attend = _attend(size * own, seen, how.dropout)
-    hidden = weights.hidden(inputs.view(members, -1), positions, attend, how.dropout)
+    routes = routes or Routes()
+    by_row = Routes()
+    if routes.replayed is not None:
+        given = torch.nn.functional.pad(routes.replayed, (0, 0, 0, 0, *padding))
+        by_row.replayed = given.flatten(1, 2)
+    hidden = weights.hidden(inputs.view(members, -1), positions, attend, how.dropout, by_row)
+    routes.layers = [x.view(members, rows * size, own, -1)[:, :sequences] for x in by_row.layers]
     read = hidden.view(members, rows * size, own, -1)[:, :sequences, length - 1 :]
     return weights.logits(read.reshape(members, -1, read.shape[-1])).view(*read.shape[:3], -1)
 
@@ -216,6 +268,12 @@ class _Family:
     @property
     def rows(self) -> int:
         return self.P + self.G * self.Q
+
+    def by_sequence(self, x: Tensor) -> Tensor:
+        """What each row has (E, B * rows, k), as (E, B * G, P + Q, k): a prompt's for each of its responses."""
+        prompts, responses = x.view(len(x), self.B, self.rows, -1).split([self.P, self.G * self.Q], dim=2)
+        prompts = prompts.unsqueeze(2).expand(-1, -1, self.G, -1, -1)
+        return torch.cat([prompts, responses.unflatten(2, (self.G, self.Q))], dim=3).flatten(1, 2)
 
 
 def _attend(rows: int, seen: Tensor, dropout: Dropout | None) -> Attend:

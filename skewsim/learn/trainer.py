@@ -33,7 +33,8 @@ from skewsim.learn.look import Look, take
 from skewsim.learn.losses import LossInputs
 from skewsim.learn.memory import StepSize, check_memory, free_on
 from skewsim.learn.objectives import compute_loss
-from skewsim.learn.scoring import Graded, Scored, grade, score_rollouts
+from skewsim.learn.routing import decisions_differ, routing_metrics
+from skewsim.learn.scoring import Graded, Scored, grade, old_routes, score_rollouts
 from skewsim.model.dropout import Dropout
 from skewsim.model.policy import Policy
 from skewsim.records import StepRecord
@@ -89,6 +90,7 @@ class Trainer:
         self._done: _Done | None = None
         self._dropout: Dropout | None = None
         start = starting_policy(scenario)
+        _refuse_replay(scenario, start)
         size = StepSize.of(scenario, start.config, self.task, members=len(self.seeds))
         check_memory(size, free_on(scenario.device))
         self.policy = start.stacked(len(self.seeds), device=scenario.device)
@@ -113,13 +115,15 @@ class Trainer:
         graded = grade(scores, rollouts.mask, scenario)
         self._dropout = Dropout.of(trainer.dropout, self.seeds, k)
         with torch.no_grad():
-            before = score_rollouts(self.policy, rollouts, scenario, dropout=self._dropout)
+            replayed = old_routes(rollouts, scenario)
+            before = score_rollouts(self.policy, rollouts, scenario, dropout=self._dropout, replayed=replayed)
             reference = score_rollouts(self._start(), rollouts, scenario).logprobs if trainer.beta else None
         old = rollouts.engine_logprobs if trainer.old_logprobs == "rollout" else before.logprobs
         record = _rollout_metrics(rollouts, scores, before, version=k)
         self._done = _Done(k, scenario, rollouts, before, graded, reference)
         mask = self._loss_mask(rollouts)
-        record |= self._learn(_Batch(rollouts, old, graded.advantages, graded.group_ids, mask, reference))
+        replayed = {"R2": before.routed_experts, "R3": rollouts.routed_experts}.get(trainer.router_replay)
+        record |= self._learn(_Batch(rollouts, old, graded.advantages, graded.group_ids, mask, reference, replayed))
         self.step_number = k + 1
         self._publish()
         record["time/step_s"] = torch.full((len(self.seeds),), time.perf_counter() - began)
@@ -138,7 +142,9 @@ class Trainer:
     def _optimise(self, part: _Batch, *, first: bool) -> dict[str, Tensor]:
         """One optimiser step."""
         trainer = self.scenario.trainer
-        scored = score_rollouts(self.policy, part.rollouts, self.scenario, dropout=self._dropout)
+        scored = score_rollouts(
+            self.policy, part.rollouts, self.scenario, dropout=self._dropout, replayed=part.replayed
+        )
         inputs = part.loss_inputs(scored.logprobs)
         out = compute_loss(inputs, trainer)
         loss = torch.as_tensor(out.loss)
@@ -266,6 +272,7 @@ class Trainer:
         for name in fixed:
             if getattr(before, name) != getattr(scenario, name):
                 raise UserError(f"{name} cannot change while a run goes on; allowed: engine, skew, trainer, steps")
+        _refuse_replay(scenario, self.policy)
         self.scenario = scenario
         self._events += changes(before, scenario)
         self.engine.start(scenario, self.policy, version=self._engine_version)
@@ -302,6 +309,15 @@ class Trainer:
         self.engine.restore(held)
 
 
+def _refuse_replay(scenario: Scenario, policy: Policy) -> None:
+    """Raises UserError where routes are to be replayed and the policy has none."""
+    if scenario.trainer.router_replay != "disabled" and policy.config.route is None:
+        raise UserError(
+            f"trainer.router_replay={scenario.trainer.router_replay}: the policy is no mixture of experts; "
+            "allowed: disabled, or policy=base_moe"
+        )
+
+
 @dataclass(frozen=True)
 class _Done:
     """The rollout of the step just done and its scores, kept for `Trainer.look` until the next step."""
@@ -324,6 +340,8 @@ class _Batch:
     group_ids: Tensor
     mask: Tensor
     reference: Tensor | None = None
+    replayed: Tensor | None = None
+    """Experts that the update uses, as `Rollouts.routed_experts`; None: those that its routers choose."""
 
     def loss_inputs(self, trainer_logprobs: Tensor) -> LossInputs:
         return LossInputs(
@@ -344,7 +362,7 @@ class _Batch:
     def _rows(self, rows: slice) -> _Batch:
         r = self.rollouts
         parts: dict[str, Any] = {n: None if t is None else t[:, rows] for n, t in vars(r).items()}
-        reference = None if self.reference is None else self.reference[:, rows]
+        reference, replayed = (None if x is None else x[:, rows] for x in (self.reference, self.replayed))
         return _Batch(
             Rollouts(**parts),
             self.old[:, rows],
@@ -352,6 +370,7 @@ class _Batch:
             self.group_ids[rows],
             self.mask[:, rows],
             reference,
+            replayed,
         )
 
 
@@ -363,6 +382,10 @@ def _rollout_metrics(rollouts: Rollouts, rewards: Scores, scored: Scored, *, ver
     found = {"reward/mean": rewards.exact.mean(1), "reward/partial": rewards.partial.mean(1)}
     for name, value in metrics.batched_skew_metrics(scored.logprobs, rollouts.engine_logprobs, mask).items():
         found[metrics.SKEW_KEYS[name]] = value
+    known = rollouts.true_routes if rollouts.true_routes is not None else rollouts.routed_experts
+    if scored.routed_experts is not None and known is not None:
+        differ = decisions_differ(scored.routed_experts, known, mask.shape[2])
+        found |= routing_metrics(differ, scored.logprobs - rollouts.engine_logprobs, mask)
     return found | {
         "policy/entropy": (scored.entropy * mask).sum((1, 2)) / tokens,
         "lag/mean": lag.sum((1, 2)) / tokens,

@@ -1,12 +1,14 @@
 """A Llama-architecture policy with a leading ensemble axis (RMSNorm, RoPE, SwiGLU, no bias).
 
+With `MoEConfig` its MLPs are mixtures of experts, and queries and keys are normed by head, as in Qwen3-MoE.
+
 All members' weights are one flat float32 tensor ``(E, D)``, a row for each member; each weight matrix is a view into
 it. So a copy, an optimiser step, a norm or a cosine is one operation. Trainer and engine use the same forward pass with
 a different attention (`Attend`): the trainer computes a prompt once for all responses to it, the engine reads and
 writes a key/value cache.
 
-Numerics follow transformers' ``LlamaForCausalLM``: norms and softmax in float32, everything else in the given dtype,
-lm_head in a dtype of its own. Axes: E member, R rows (tokens), H width, V vocabulary.
+Numerics follow transformers' ``LlamaForCausalLM`` and ``Qwen3MoeForCausalLM``: norms and softmax in float32, everything
+else in the given dtype, lm_head in a dtype of its own. Axes: E member, R rows (tokens), H width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from torch import Tensor
 
 from skewsim.errors import FileFormatError, UserError, shown
 from skewsim.files import atomic_writer, remove_leftovers
+from skewsim.model.experts import Routes, mixed, shares
 from skewsim.model.folder import check_folder, read_config
 from skewsim.model.layers import rms_norm, swiglu
 from skewsim.settings import one_line
@@ -68,13 +71,17 @@ class PolicyConfig(BaseModel):
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Name and shape of each weight as stored here: q, k, v and gate, up are fused by rows."""
-        h, i, d = self.hidden_size, self.intermediate_size, self.head_dim
+        h, d = self.hidden_size, self.head_dim
         q, kv = self.num_attention_heads * d, self.num_key_value_heads * d
         shapes: dict[str, tuple[int, ...]] = {"embed": (self.vocab_size, h)}
         for n in range(self.num_hidden_layers):
             shapes |= {f"{n}.attn_norm": (h,), f"{n}.qkv": (q + 2 * kv, h), f"{n}.o": (h, q)}
-            shapes |= {f"{n}.mlp_norm": (h,), f"{n}.gate_up": (2 * i, h), f"{n}.down": (h, i)}
+            shapes |= {f"{n}.mlp_norm": (h,)} | self._mlp_shapes(n)
         return shapes | {"norm": (h,), "lm_head": (self.vocab_size, h)}
+
+    def _mlp_shapes(self, n: int) -> dict[str, tuple[int, ...]]:
+        h, i = self.hidden_size, self.intermediate_size
+        return {f"{n}.gate_up": (2 * i, h), f"{n}.down": (h, i)}
 
     def num_parameters(self) -> int:
         return sum(math.prod(s) for s in self.shapes().values())
@@ -88,7 +95,7 @@ class PolicyConfig(BaseModel):
     def huggingface_names(self) -> Iterator[tuple[str, str, int, int]]:
         """(name in a Hugging Face file, our name, first row, rows) of each weight."""
         shapes, d = self.shapes(), self.head_dim
-        q, kv, i = self.num_attention_heads * d, self.num_key_value_heads * d, self.intermediate_size
+        q, kv = self.num_attention_heads * d, self.num_key_value_heads * d
         yield "model.embed_tokens.weight", "embed", 0, self.vocab_size
         for n in range(self.num_hidden_layers):
             at = f"model.layers.{n}."
@@ -97,11 +104,81 @@ class PolicyConfig(BaseModel):
                 yield at + f"self_attn.{part}_proj.weight", f"{n}.qkv", first, rows
             yield at + "self_attn.o_proj.weight", f"{n}.o", 0, shapes[f"{n}.o"][0]
             yield at + "post_attention_layernorm.weight", f"{n}.mlp_norm", 0, self.hidden_size
-            yield at + "mlp.gate_proj.weight", f"{n}.gate_up", 0, i
-            yield at + "mlp.up_proj.weight", f"{n}.gate_up", i, i
-            yield at + "mlp.down_proj.weight", f"{n}.down", 0, self.hidden_size
+            yield from self._mlp_names(n, at)
         yield "model.norm.weight", "norm", 0, self.hidden_size
         yield "lm_head.weight", "lm_head", 0, self.vocab_size
+
+    def _mlp_names(self, n: int, at: str) -> Iterator[tuple[str, str, int, int]]:
+        i = self.intermediate_size
+        yield at + "mlp.gate_proj.weight", f"{n}.gate_up", 0, i
+        yield at + "mlp.up_proj.weight", f"{n}.gate_up", i, i
+        yield at + "mlp.down_proj.weight", f"{n}.down", 0, self.hidden_size
+
+    @property
+    def route(self) -> tuple[int, int] | None:
+        """Layers and experts of a token, (L, k); None: no mixture of experts."""
+        return None
+
+    @property
+    def mlp_numbers(self) -> int:
+        """Numbers that the backward pass of a layer's MLP needs of a row."""
+        return 5 * self.intermediate_size
+
+    def huggingface_fields(self) -> dict[str, Any]:
+        """The fields of `config.json` that say which architecture this is."""
+        return {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
+
+
+class MoEConfig(PolicyConfig):
+    """The fields of a Hugging Face Qwen3-MoE `config.json`; every layer is a mixture of experts."""
+
+    num_experts: Size = 8
+    num_experts_per_tok: Size = 2
+    moe_intermediate_size: Size = 32
+    norm_topk_prob: bool = True
+
+    @model_validator(mode="after")
+    def _check_experts(self) -> Self:
+        if self.num_experts_per_tok > self.num_experts:
+            raise ValueError(
+                f"num_experts_per_tok={self.num_experts_per_tok}: allowed: at most num_experts={self.num_experts}"
+            )
+        return self
+
+    def _mlp_shapes(self, n: int) -> dict[str, tuple[int, ...]]:
+        h, i, x, d = self.hidden_size, self.moe_intermediate_size, self.num_experts, self.head_dim
+        heads = {f"{n}.q_norm": (d,), f"{n}.k_norm": (d,)}
+        return heads | {f"{n}.router": (x, h), f"{n}.gate_up": (x * 2 * i, h), f"{n}.down": (x * h, i)}
+
+    def _mlp_names(self, n: int, at: str) -> Iterator[tuple[str, str, int, int]]:
+        h, i = self.hidden_size, self.moe_intermediate_size
+        yield at + "self_attn.q_norm.weight", f"{n}.q_norm", 0, self.head_dim
+        yield at + "self_attn.k_norm.weight", f"{n}.k_norm", 0, self.head_dim
+        yield at + "mlp.gate.weight", f"{n}.router", 0, self.num_experts
+        for expert in range(self.num_experts):
+            one = f"{at}mlp.experts.{expert}."
+            yield one + "gate_proj.weight", f"{n}.gate_up", 2 * i * expert, i
+            yield one + "up_proj.weight", f"{n}.gate_up", 2 * i * expert + i, i
+            yield one + "down_proj.weight", f"{n}.down", h * expert, h
+
+    @property
+    def route(self) -> tuple[int, int] | None:
+        """Layers and experts of a token, (L, k)."""
+        return self.num_hidden_layers, self.num_experts_per_tok
+
+    @property
+    def mlp_numbers(self) -> int:
+        """Numbers that the backward pass of a layer's experts needs of a row: all experts compute every row."""
+        return self.num_experts * (5 * self.moe_intermediate_size + self.hidden_size)
+
+    def huggingface_fields(self) -> dict[str, Any]:
+        """The fields of `config.json` that say which architecture this is."""
+        every_layer = {"decoder_sparse_step": 1, "mlp_only_layers": []}
+        return {"architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", **every_layer}
+
+
+CONFIGS = {"llama": PolicyConfig, "qwen3_moe": MoEConfig}
+"""The architectures that a policy may have: `model_type` of a config.json -> the fields that are read."""
 
 
 @dataclass(frozen=True)
@@ -116,13 +193,25 @@ class Weights:
     config: PolicyConfig
     tensors: dict[str, Tensor]
     head_dtype: torch.dtype
+    router_dtype: torch.dtype | None = None
+    """In which a mixture's router computes; None: in that of the body."""
 
     @property
     def dtype(self) -> torch.dtype:
         return self.tensors["norm"].dtype
 
-    def hidden(self, tokens: Tensor, positions: Tensor, attend: Attend, drop: Drop | None = None) -> Tensor:
-        """Last hidden states (E, R, H) of token rows (E, R) at positions (R,); with dropout if `drop` is given."""
+    def hidden(
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        attend: Attend,
+        drop: Drop | None = None,
+        routes: Routes | None = None,
+    ) -> Tensor:
+        """Last hidden states (E, R, H) of token rows (E, R) at positions (R,); with dropout if `drop` is given.
+
+        `routes` says which experts a mixture uses, and takes down which it chooses.
+        """
         w, c = self.tensors, self.config
         turns = _turns(c, tokens.device)[positions]
         x = _embed(w["embed"], tokens)
@@ -131,13 +220,34 @@ class Weights:
         for n in range(c.num_hidden_layers):
             h = rms_norm(x, w[f"{n}.attn_norm"], c.rms_norm_eps)
             turn, v = _linear(h, w[f"{n}.qkv"]).view(*rows, -1, c.head_dim).split([heads + kv_heads, kv_heads], dim=2)
-            q, k = _rotate(turn, turns).split([heads, kv_heads], dim=2)
+            q, k = _rotate(self._normed(n, turn), turns).split([heads, kv_heads], dim=2)
             attended = _linear(attend(n, q, k, v).reshape(*rows, -1), w[f"{n}.o"])
             x = x + (attended if drop is None else drop(attended))
             h = rms_norm(x, w[f"{n}.mlp_norm"], c.rms_norm_eps)
-            mapped = _linear(swiglu(_linear(h, w[f"{n}.gate_up"])), w[f"{n}.down"])
+            mapped = self._mapped(n, h, routes)
             x = x + (mapped if drop is None else drop(mapped))
         return rms_norm(x, w["norm"], c.rms_norm_eps)
+
+    def _normed(self, n: int, heads: Tensor) -> Tensor:
+        """The heads (E, R, heads, d) of q and k, each normed in a mixture of experts and otherwise as they are."""
+        if not isinstance(self.config, MoEConfig):
+            return heads
+        parts = heads.split([self.config.num_attention_heads, self.config.num_key_value_heads], dim=2)
+        weights = (self.tensors[f"{n}.q_norm"], self.tensors[f"{n}.k_norm"])
+        eps = self.config.rms_norm_eps
+        return torch.cat(
+            [rms_norm(x.flatten(1, 2), w, eps).view(x.shape) for x, w in zip(parts, weights, strict=True)], 2
+        )
+
+    def _mapped(self, n: int, h: Tensor, routes: Routes | None) -> Tensor:
+        """What the MLP of the n-th layer, or its mixture of experts, makes of rows (E, R, H)."""
+        w, c = self.tensors, self.config
+        if not isinstance(c, MoEConfig):
+            return _linear(swiglu(_linear(h, w[f"{n}.gate_up"])), w[f"{n}.down"])
+        dtype = self.router_dtype or self.dtype
+        logits = _linear(h.to(dtype), w[f"{n}.router"].to(dtype))
+        share = shares(logits, c.num_experts_per_tok, normalize=c.norm_topk_prob, routes=routes or Routes())
+        return mixed(h, w[f"{n}.gate_up"], w[f"{n}.down"], share)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """float32 logits (E, R, V), computed and rounded in head_dtype."""
@@ -203,18 +313,23 @@ class Policy:
         """A copy with the same weights for each of ``members`` members."""
         return Policy(self.config, self.flat.expand(members, -1).clone().to(device))
 
-    def weights(self, *, dtype: str, head_dtype: str) -> Weights:
+    def weights(self, *, dtype: str, head_dtype: str, router_dtype: str | None = None) -> Weights:
         """A snapshot of the weights at a precision (no gradient)."""
-        return cast_weights(self.config, self.config.views(self.flat.detach()), dtype=dtype, head_dtype=head_dtype)
+        views = self.config.views(self.flat.detach())
+        return cast_weights(self.config, views, dtype=dtype, head_dtype=head_dtype, router_dtype=router_dtype)
 
 
-def cast_weights(config: PolicyConfig, views: dict[str, Tensor], *, dtype: str, head_dtype: str) -> Weights:
-    """Weights at a precision; differentiable with respect to the views."""
+def cast_weights(
+    config: PolicyConfig, views: dict[str, Tensor], *, dtype: str, head_dtype: str, router_dtype: str | None = None
+) -> Weights:
+    """Weights at a precision; differentiable with respect to the views. router_dtype None: the body's."""
     body, head = getattr(torch, dtype), getattr(torch, head_dtype)
     tensors = {n: w.to(head if n == "lm_head" else body) for n, w in views.items()}
     order = _pairs(config, tensors["norm"].device)
     tensors |= {n: w.index_select(1, order) for n, w in tensors.items() if n.endswith("qkv")}
-    return Weights(config, tensors, head)
+    by_head = order[: config.head_dim]  # the first head's rows, and so the order within any head
+    tensors |= {n: w.index_select(1, by_head) for n, w in tensors.items() if n.endswith(("q_norm", "k_norm"))}
+    return Weights(config, tensors, head, getattr(torch, router_dtype) if router_dtype else None)
 
 
 @lru_cache
@@ -258,10 +373,8 @@ def _linear(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def _huggingface_config(config: PolicyConfig) -> dict[str, Any]:
-    shape = config.model_dump()
     return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
+        **config.huggingface_fields(),
         "hidden_act": "silu",
         "attention_bias": False,
         "mlp_bias": False,
@@ -271,27 +384,33 @@ def _huggingface_config(config: PolicyConfig) -> dict[str, Any]:
         "pad_token_id": 0,
         "bos_token_id": 1,
         "eos_token_id": 2,
-        **shape,
+        **config.model_dump(),
     }
 
 
 def _read_config(folder: Path) -> PolicyConfig:
     path = folder / "config.json"
     if not folder.is_dir():
-        raise UserError(f"policy={str(folder)!r}: no such folder; allowed: base, random, or a Hugging Face folder")
-    data = read_config(folder)
-    if data["model_type"] != "llama":
-        raise FileFormatError(
-            f"{path}: model_type={shown(data['model_type'], 80)!r}; the simulator's policy is a llama"
+        raise UserError(
+            f"policy={str(folder)!r}: no such folder; allowed: base, base_moe, random, or a Hugging Face folder"
         )
+    data = read_config(folder)
+    if data["model_type"] not in CONFIGS:
+        raise FileFormatError(
+            f"{path}: model_type={shown(data['model_type'], 80)!r}; the simulator's policy is a llama or a qwen3_moe"
+        )
+    if data.get("mlp_only_layers") or (data.get("decoder_sparse_step") or 1) != 1:
+        raise FileFormatError(f"{path}: mlp_only_layers, decoder_sparse_step: every layer has to be a mixture here")
     rope_parameters = data.get("rope_parameters") or {}
     data = {name: value for name, value in data.items() if value is not None}
     data = {"rope_theta": rope_parameters.get("rope_theta", 10_000.0)} | data
     if data.get("hidden_size") and data.get("num_attention_heads"):
         data.setdefault("head_dim", data["hidden_size"] // data["num_attention_heads"])
         data.setdefault("num_key_value_heads", data["num_attention_heads"])
+    if "num_local_experts" in data:  # transformers' other name
+        data.setdefault("num_experts", data["num_local_experts"])
     try:
-        return PolicyConfig.model_validate(data)
+        return CONFIGS[data["model_type"]].model_validate(data)
     except ValidationError as error:
         raise FileFormatError(f"{path}: {one_line(error)}") from None
 

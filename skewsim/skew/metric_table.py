@@ -192,6 +192,29 @@ METRICS: dict[str, Metric] = _table(
         "lag/max", "max of the same", "versions", "The stalest token.", {"PipelineRL": "stats/lag (counted in samples)"}
     ),
     Metric(
+        "routing/decisions_differ",
+        "share of (token, layer) with different sets of experts",
+        "1",
+        "Router decisions in which trainer and engine differ; where the policy is a mixture of experts.",
+        {},
+    ),
+    Metric(
+        "routing/tokens_differ",
+        "share of tokens with such a layer",
+        "1",
+        "Tokens predicted from a row of which trainer and engine chose different experts in some layer.",
+        {},
+    ),
+    Metric("routing/rms_differ", "sqrt(mean d^2) of these tokens", "nats", "Skew of tokens routed otherwise.", {}),
+    Metric("routing/rms_same", "sqrt(mean d^2) of the others", "nats", "Skew of tokens routed alike.", {}),
+    Metric(
+        "routing/skew_share",
+        "sum d^2 of these tokens / sum d^2",
+        "1",
+        "Share of the mean square skew that tokens routed otherwise carry.",
+        {},
+    ),
+    Metric(
         "optim/grad_norm",
         "|g|",
         "1",

@@ -4,7 +4,10 @@ A `TokenTable` holds tokens without their prompts. Scoring a sequence again, und
 precision, also needs the prompt, which this format keeps. Keys of a line: `prompt_token_ids`, `token_ids`,
 `engine_logprobs`, and, where known, `trainer_logprobs`, `weight_versions`, `mask` (1 where the token was sampled by the
 engine, 0 for a tool's answer), `prompt_id`, `temperature`, `top_p`, `top_k`, `min_p`, and `step`, `rank`, `replica`,
-`turn`, `pack_index`: a whole number for the sequence, or one for each of its tokens. A log-probability that is unknown
+`turn`, `pack_index`, `routes_differ`: a whole number for the sequence, or one for each of its tokens. The experts that
+a mixture of experts chose may be given as they are, `engine_routed_experts` (vLLM's and SGLang's `routed_experts`) and
+`trainer_routed_experts`: for each token of prompt and response but the last, or of the response only, L lists of k
+experts; `routes_differ` is counted from them. A log-probability that is unknown
 or not finite is null. Every line has its `schema_version`; a line without one is read as version 1, so that other
 programs can write the format easily.
 """
@@ -137,6 +140,37 @@ _CHECKS: dict[Any, Callable[[Column], bool]] = {np.int64: _are_ids, bool: _are_f
 """Type of a column -> whether an array of numbers may become one."""
 
 
+def routes_differ(row: Mapping[str, Any], tokens: int) -> Column | None:
+    """In how many layers the two sides of a line chose other experts for the row before each of `tokens` tokens.
+
+    None if the line does not have both sides' experts. Raises ValueError for experts that are no whole numbers of
+    shape (rows, L, k), or have fewer rows than there are tokens.
+    """
+    names = ("engine_routed_experts", "trainer_routed_experts")
+    if any(row.get(name) is None for name in names):
+        return None
+    engine, trainer = (_routes(name, row[name], tokens) for name in names)
+    if engine.shape != trainer.shape:
+        raise ValueError(f"engine_routed_experts has shape {engine.shape}, trainer_routed_experts {trainer.shape}")
+    differ = (np.sort(engine, -1) != np.sort(trainer, -1)).any(-1)
+    counted: Column = differ.sum(-1)
+    return counted
+
+
+def _routes(name: str, value: Any, tokens: int) -> Column:
+    """The experts (tokens, L, k) of the rows that predict a response's tokens."""
+    try:
+        array = np.asarray(value)
+    except ValueError:  # lists of unequal length
+        array = np.empty(0)
+    if array.ndim != 3 or array.dtype.kind not in "iu" or len(array) < tokens:
+        raise ValueError(
+            f"{name} has shape {array.shape}; allowed: whole numbers, (rows, layers, experts of a token), with a row "
+            f"for each of the {tokens} tokens, or for each token of prompt and response but the last"
+        )
+    return array[len(array) - tokens :]
+
+
 def finite_number(name: str, value: Any) -> float:
     """A number of a log as a float. ValueError if it is none."""
     try:
@@ -236,8 +270,13 @@ def parse_record(row: Mapping[str, Any]) -> SequenceRecord:
         prompt_tokens=_or_none(row.get("prompt_token_ids")),
         prompt_key=row.get("prompt_id"),
         settings={name: finite_number(name, row[name]) for name in SETTINGS if row.get(name) is not None},
-        places={name: row[name] for name in PLACES if row.get(name) is not None},
+        places={name: row[name] for name in PLACES if row.get(name) is not None} | _counted(row),
     )
+
+
+def _counted(row: Mapping[str, Any]) -> dict[str, Column]:
+    counted = routes_differ(row, len(row["token_ids"])) if isinstance(row["token_ids"], list) else None
+    return {} if counted is None else {"routes_differ": counted}
 
 
 def read_sequences(path: Path | str) -> Iterator[SequenceRecord]:

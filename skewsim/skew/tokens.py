@@ -44,9 +44,10 @@ TYPE_OF_COLUMN: dict[str, type[np.generic]] = {
     "replica": np.int64,
     "turn": np.int64,
     "pack_index": np.int64,
+    "routes_differ": np.int64,
 }
-PLACES = ("step", "rank", "replica", "turn", "pack_index")
-"""Columns that say where in a run a token comes from."""
+PLACES = ("step", "rank", "replica", "turn", "pack_index", "routes_differ")
+"""Columns that say where in a run a token comes from, or which way it went."""
 OPTIONAL = ("sampler_logprob", "kept_mass", "prompt", "square_mass", *PLACES)
 
 Column = npt.NDArray[Any]
@@ -92,6 +93,8 @@ class TokenTable:
     """Which of the sequence's sampled spans it belongs to, from 0: an answer, a tool's answer, the next answer."""
     pack_index: Column | None = None
     """Place of its sequence in the row that the trainer packed it into, from 0."""
+    routes_differ: Column | None = None
+    """In how many layers of a mixture of experts trainer and engine chose different experts for the row before it."""
 
     def __post_init__(self) -> None:
         for name, dtype in TYPE_OF_COLUMN.items():

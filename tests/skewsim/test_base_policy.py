@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from skewsim.engine.rollouts import RolloutRequest
+from skewsim.engine.rollouts import RolloutRequest, Rollouts
 from skewsim.engine.simulated import SimEngine
 from skewsim.errors import UserError
 from skewsim.learn.base_policy import SHIPPED_LENGTHS, pretrain, shipped_folder, starting_policy
@@ -16,13 +16,17 @@ from skewsim.settings import Scenario, TaskSettings
 from skewsim.task import Scores, Task
 
 
-def _scores(settings: TaskSettings) -> Scores:
-    scenario = Scenario(task=settings)
+def _rollouts(settings: TaskSettings, policy: str = "base") -> Rollouts:
+    scenario = Scenario(task=settings, policy=policy)
     task, engine = Task(settings), SimEngine()
     engine.start(scenario, starting_policy(scenario), version=0)
     ids = torch.arange(settings.pool_size).unsqueeze(0)
     request = RolloutRequest(0, (0,), ids, task.pool[ids], num_generations=2, max_tokens=task.max_tokens)
-    rollouts = engine.generate(request)
+    return engine.generate(request)
+
+
+def _scores(settings: TaskSettings, policy: str = "base") -> Scores:
+    task, rollouts = Task(settings), _rollouts(settings, policy)
     return task.score(rollouts.prompt_ids, rollouts.tokens, rollouts.mask)
 
 
@@ -37,6 +41,27 @@ def test_the_shipped_base_policy_solves_about_half_of_the_prompts(name: str, len
 def test_at_64_digits_the_shipped_base_policy_is_well_above_chance(name: str) -> None:
     partial = _scores(TaskSettings(name=name, response_length=64, pool_size=32)).partial.mean()
     assert partial > 0.25  # a tenth is chance; half of the answers right is out of reach for two layers
+
+
+@pytest.mark.parametrize("name", ["reverse", "reverse_until_zero"])
+def test_the_shipped_mixture_of_experts_solves_about_half_of_the_prompts(name: str) -> None:
+    solved = _scores(TaskSettings(name=name, pool_size=128), "base_moe").exact.mean()
+    assert 0.25 < solved < 0.75
+
+
+@pytest.mark.parametrize("name", ["reverse", "reverse_until_zero"])
+def test_no_expert_of_the_shipped_mixture_is_idle(name: str) -> None:
+    routes = _rollouts(TaskSettings(name=name, pool_size=32), "base_moe").true_routes
+    assert routes is not None
+    for layer in range(2):
+        busy = torch.bincount(routes[..., layer, :].flatten(), minlength=8) / routes[..., layer, :].numel()
+        assert busy.min() > 0.01  # an eighth, if all had equally many
+
+
+@pytest.mark.parametrize("task", [{"name": "two_turns", "response_length": 6}, {"response_length": 13}])
+def test_where_no_mixture_is_shipped_it_is_one_line(task: dict) -> None:
+    with pytest.raises(UserError, match="policy='base_moe': none is shipped for"):
+        starting_policy(Scenario(task=TaskSettings(**task), policy="base_moe"))
 
 
 def test_a_scenario_starts_from_the_shortest_policy_that_covers_its_length() -> None:

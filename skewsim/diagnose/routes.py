@@ -1,0 +1,78 @@
+"""Routing proven: the log says which tokens trainer and engine sent to different experts, and the skew lives in them.
+
+Rounding moves every token a little; another expert moves one token a lot. Without routes the two are told apart by the
+tail (`precision`); with them no tail is needed, and where the routes are the same, a tail is no routing.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from skewsim.diagnose.findings import Findings
+from skewsim.diagnose.rows import Bools, Rows
+from skewsim.diagnose.where import Sizes
+
+FEWEST = 5
+"""Tokens on either side without which nothing is said."""
+LEAST_RATIO = 1.5
+"""Level of tokens routed otherwise over that of the others, both divided by what rounding makes of the probability."""
+LEAST_Z = 3.0
+NO_ROUTES = 0.9
+"""Share of tokens routed otherwise above which the engine's routes are taken for something else."""
+
+
+def known(rows: Rows) -> bool:
+    """Whether the log says of its tokens whether both sides chose the same experts."""
+    differ = rows.places.get("routes_differ")
+    return differ is not None and bool((differ >= 0).mean() > 0.5)
+
+
+def name_routing(findings: Findings) -> None:
+    """`moe_routing` for the skew of tokens routed otherwise above the others' level; they are taken out."""
+    rows, rest = findings.rows, findings.rest
+    if not known(rows) or not len(rows):
+        return
+    other = rows.places["routes_differ"] > 0
+    if other.mean() > NO_ROUTES:
+        _no_routes(findings, other)
+        return
+    if min(other.sum(), (~other).sum()) < FEWEST:
+        return
+    ratio, z = _apart(rows, rest, other)
+    inside, outside = (float(np.sqrt((rest[part] ** 2).mean())) for part in (other, ~other))
+    share = float((rest[other] ** 2 - outside**2).sum()) / max(findings.total, 1e-30)
+    if ratio < LEAST_RATIO or z < LEAST_Z or share <= 0:
+        return
+    findings.add(
+        "moe_routing",
+        share,
+        f"proven by the routes in the log: {int(other.sum())} of {len(rows)} tokens ({other.mean():.2%}) went to other "
+        f"experts in the trainer than in the engine: rms {inside:.3g} in them, {outside:.3g} in the others, {ratio:.1f} "
+        f"times as much at equal probability (z {z:.1f}); what both sides route alike is not routing",
+    )
+    findings.placed.append(rest[other])
+    findings.rows, findings.rest = rows.select(~other), rest[~other]
+
+
+def _no_routes(findings: Findings, other: Bools) -> None:
+    share = float((findings.rest[other] ** 2).sum()) / max(findings.total, 1e-30)
+    findings.notes.append(
+        f"{other.mean():.0%} of the tokens have other experts in the trainer than the engine returned, which no rounding does: the "
+        f"engine's routes are zeros, those of padding, or shifted; replaying them would explain {share:.0%} of the skew"
+    )
+    rms = float(np.sqrt((findings.rest**2).mean()))
+    if rms > LARGEST:
+        findings.add("moe_routing", share, findings.notes.pop() + f" (rms {rms:.3g})")
+
+
+LARGEST = 0.3
+"""rms, nats: above what flips near ties make in a healthy run."""
+
+
+def _apart(rows: Rows, rest: np.ndarray, other: Bools) -> tuple[float, float]:
+    """How far two groups' sizes are apart: their ratio, and its z, both of the mean log size in units of the law."""
+    level = Sizes.of(rows, rest).level
+    inside, outside = level[other], level[~other]
+    error = np.sqrt(inside.var(ddof=1) / len(inside) + outside.var(ddof=1) / len(outside))
+    gap = float(inside.mean() - outside.mean())
+    return float(np.exp(gap)), gap / max(float(error), 1e-12)

@@ -1,0 +1,120 @@
+"""Routes in a log tell routing from rounding: whose skew is whose, and with what share."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.simulated_cases import make_simulated_case
+from skewsim.diagnose import diagnose
+from skewsim.errors import UserError
+from skewsim.skew.sequences import SequenceLog, load_sequences
+from skewsim.skew.tokens import TokenTable
+
+
+def table(seed: int, *, flipped: float, flip: float, rounding: float = 0.01, routes: bool = True) -> TokenTable:
+    """Truthful noise of size `rounding`; at a share `flipped` of the tokens it is `flip` instead."""
+    rng = np.random.default_rng(seed)
+    rows, length = 6000, 50
+    trainer = -rng.exponential(0.7, rows)
+    other = rng.random(rows) < flipped
+    noise = np.where(other, flip, rounding) * rng.normal(size=rows) * np.sqrt(1.5) * (1 - np.exp(trainer))
+    return TokenTable(
+        sequence=np.arange(rows) // length,
+        position=np.arange(rows) % length,
+        token=rng.integers(0, 64, rows),
+        engine_logprob=np.minimum(trainer - noise, trainer / 4),
+        trainer_logprob=trainer,
+        weight_version=np.zeros(rows, dtype=np.int64),
+        routes_differ=other.astype(np.int64) if routes else None,
+    )
+
+
+def test_the_share_of_routing_is_what_flipped_tokens_have_above_the_others() -> None:
+    made = table(0, flipped=0.02, flip=0.3)
+    found = diagnose(made)
+    other = made.routes_differ > 0
+    square = made.skew**2
+    due = (square[other] - square[~other].mean()).sum() / square.sum()
+    assert found.verdict == "moe_routing"
+    assert found.causes[0].explained == pytest.approx(due, rel=1e-6)
+    assert "proven by the routes" in found.causes[0].evidence
+    assert "router_replay.mode" in str(found.causes[0].fix)
+
+
+def test_rounding_beside_routing_keeps_its_own_share() -> None:
+    found = diagnose(table(1, flipped=0.02, flip=0.12, rounding=0.05))
+    shares = {cause.name: cause.explained for cause in found.causes}
+    assert set(shares) == {"moe_routing", "compute_dtype"}
+    assert shares["moe_routing"] + shares["compute_dtype"] == pytest.approx(1, abs=0.1)
+
+
+def test_tokens_routed_otherwise_without_more_skew_are_no_cause() -> None:
+    """As under R3: the routers would choose otherwise, and what they chose was not used."""
+    assert diagnose(table(2, flipped=0.05, flip=0.05, rounding=0.05)).verdict == "compute_dtype"
+
+
+def test_a_heavy_tail_among_tokens_routed_alike_is_no_routing() -> None:
+    tail, unknown = (table(3, flipped=0.01, flip=0.6, routes=routes) for routes in (True, False))
+    alike = TokenTable(**tail.columns() | {"routes_differ": np.zeros(len(tail), dtype=np.int64)})
+    assert diagnose(unknown).verdict == "moe_routing"
+    assert diagnose(alike).verdict != "moe_routing"
+
+
+def test_routes_that_differ_everywhere_are_no_routes() -> None:
+    made = table(4, flipped=1.0, flip=1.0)
+    found = diagnose(made)
+    assert found.verdict == "moe_routing"
+    assert "zeros, those of padding, or shifted" in found.causes[0].evidence
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(8))
+def test_the_simulators_cases_are_named(seed: int) -> None:
+    case = make_simulated_case("moe_routing", seed)
+    assert diagnose(case.log).verdict in case.accepted
+
+
+def line(**more: object) -> dict[str, object]:
+    whole = {"prompt_token_ids": [1, 2, 3], "token_ids": [4, 5], "engine_logprobs": [-0.1, -0.2]}
+    return whole | {"trainer_logprobs": [-0.1, -0.3]} | more
+
+
+def read(path: Path, *lines: dict[str, object]) -> SequenceLog:
+    path.write_text("".join(json.dumps(each) + "\n" for each in lines))
+    return load_sequences(path)
+
+
+def test_experts_in_a_log_are_counted_as_sets_before_each_token(tmp_path: Path) -> None:
+    """Rows of the prompt but the last do not count; the order of a token's experts does not either."""
+    engine = [[[0, 1]], [[0, 1]], [[2, 3]], [[4, 5]]]  # P + T - 1 rows, one layer, two experts
+    trainer = [[[7, 6]], [[0, 1]], [[3, 2]], [[4, 6]]]
+    found = read(
+        tmp_path / "log.jsonl",
+        line(engine_routed_experts=engine, trainer_routed_experts=trainer),
+        line(engine_routed_experts=engine[2:], trainer_routed_experts=trainer[2:]),
+        line(engine_routed_experts=engine),
+    )
+    made = found.table()
+    assert made.routes_differ.tolist() == [0, 1, 0, 1, -1, -1]
+    found.save(tmp_path / "again.jsonl")
+    assert load_sequences(tmp_path / "again.jsonl").table().routes_differ.tolist() == made.routes_differ.tolist()
+
+
+@pytest.mark.parametrize(
+    ("engine", "trainer", "said"),
+    [
+        ([[[0, 1]]], [[[0, 1]]], r"engine_routed_experts has shape \(1, 1, 2\)"),
+        ([[0, 1], [0, 1]], [[0, 1], [0, 1]], "allowed: whole numbers, .rows, layers, experts"),
+        ([[[0, 1]], [[0, 1]]], [[[0]], [[1]]], "trainer_routed_experts"),
+        ([[[0, 1]], [[0]]], [[[0, 1]], [[0, 1]]], "engine_routed_experts"),
+        ("zeros", [[[0, 1]], [[0, 1]]], "engine_routed_experts"),
+    ],
+)
+def test_experts_of_another_shape_are_one_line(engine: object, trainer: object, said: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=said) as raised:
+        read(tmp_path / "log.jsonl", line(engine_routed_experts=engine, trainer_routed_experts=trainer))
+    assert "\n" not in str(raised.value)
