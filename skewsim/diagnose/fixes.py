@@ -23,6 +23,8 @@ REPOSITORIES = {
     "SkyRL": "NovaSky-AI/SkyRL",
     "OpenRLHF": "OpenRLHF/OpenRLHF",
     "AReaL": "inclusionAI/AReaL",
+    "open-instruct": "allenai/open-instruct",
+    "ms-swift": "modelscope/ms-swift",
 }
 
 
@@ -51,6 +53,8 @@ _PRIME = "packages/prime-rl-configs/src/prime_rl/configs/"
 _SLIME, _SLIME_SGLANG = "slime/utils/arguments.py", "slime/backends/sglang_utils/arguments.py"
 _NEMO = "examples/configs/grpo_math_1B.yaml"
 _SKYRL = "skyrl/train/config/config.py"
+_OPEN, _OPEN_DATA = "open_instruct/grpo_utils.py", "open_instruct/data_loader.py"
+_SWIFT = "swift/rlhf_trainers/args_mixin.py"
 
 FIXES: dict[str, Fix] = {
     "placeholder_logprobs": Fix(
@@ -187,6 +191,7 @@ FIXES: dict[str, Fix] = {
             ),
             ("NeMo-RL", "policy.generation has no penalties; none in vllm_kwargs.override_generation_config", _NEMO),
             ("SkyRL", "generator.sampling_params.repetition_penalty=1.0", _SKYRL),
+            ("ms-swift", "--repetition_penalty 1.0", _SWIFT),
         ),
     ),
     "packed_rows": Fix(
@@ -463,6 +468,8 @@ FIXES: dict[str, Fix] = {
                 _PRIME + "orchestrator.py",
             ),
             ("slime", "--rollout-top-p 1.0 --rollout-top-k -1", _SLIME),
+            ("open-instruct", "--vllm_top_p 1.0 (its default)", _OPEN_DATA),
+            ("ms-swift", "--top_p 1.0 --top_k -1 (its defaults are 0.9 and 50)", _SWIFT),
         ),
     ),
     "misaligned_tokens": Fix(
@@ -512,6 +519,12 @@ FIXES: dict[str, Fix] = {
             ("TRL", "it resets the cache after each sync; keep that call in a server of your own", _TRL_VLLM),
             ("prime-rl", "[inference.vllm] enable_prefix_caching = false", _PRIME + "inference.py"),
             ("slime", "--sglang-disable-radix-cache, or flush_cache after the update", _SLIME_SGLANG),
+            (
+                "open-instruct",
+                "--inflight_updates_recompute_kv_cache True, and vllm_enable_prefix_caching left off (its default)",
+                _OPEN_DATA,
+            ),
+            ("ms-swift", "--vllm_enable_prefix_caching false (its default is true)", _SWIFT),
         ),
     ),
     "head_dtype": Fix(
@@ -527,6 +540,7 @@ FIXES: dict[str, Fix] = {
             ("TRL", "cast_lm_head_to_fp32=True casts the trainer only; the engine needs vLLM's override", _TRL),
             ("prime-rl", "[inference] enable_fp32_lm_head = true (its default)", _PRIME + "inference.py"),
             ("slime", "--sglang-enable-fp32-lm-head", _SLIME_SGLANG),
+            ("open-instruct", "--lm_head_fp32 True casts it in training and in vLLM", _OPEN),
         ),
     ),
     "one_sided_fp32_head": Fix(
@@ -546,6 +560,7 @@ FIXES: dict[str, Fix] = {
                 _PRIME + "inference.py",
             ),
             ("slime", "--sglang-enable-fp32-lm-head together with Megatron's float32 output", _SLIME_SGLANG),
+            ("open-instruct", "--lm_head_fp32 True casts it in training and in vLLM", _OPEN),
         ),
     ),
     "compute_dtype": Fix(
@@ -561,6 +576,11 @@ FIXES: dict[str, Fix] = {
             ("TRL", "fp16=True and the model's dtype", _TRL),
             ("prime-rl", '[inference.vllm] dtype = "float16" and the trainer\'s', _PRIME + "inference.py"),
             ("slime", "--sglang-dtype float16 and --fp16", _SLIME_SGLANG),
+            (
+                "open-instruct",
+                "--model_dtype is the trainer's, bfloat16 or float32; vLLM's dtype is its own",
+                _OPEN,
+            ),
         ),
     ),
     "stale_weights": Fix(
@@ -580,6 +600,16 @@ FIXES: dict[str, Fix] = {
             ("TRL", "steps_per_generation=1, num_iterations=1", _TRL),
             ("prime-rl", "a lower max_off_policy_steps in [orchestrator]", _PRIME + "orchestrator.py"),
             ("slime", "--update-weights-interval 1, or --use-tis", _SLIME),
+            (
+                "open-instruct",
+                "a lower --async_steps (8 by default), or --truncated_importance_sampling_ratio_cap 2.0",
+                _OPEN_DATA,
+            ),
+            (
+                "ms-swift",
+                "--async_generate false, --steps_per_generation 1, or --rollout_importance_sampling_mode token_truncate",
+                _SWIFT,
+            ),
         ),
     ),
     "healthy": Fix("Nothing to mend: the skew is within the noise of this dtype."),
