@@ -115,9 +115,8 @@ def time_limit(seconds: float) -> Iterator[None]:
         last.cancel()
 
 
-def _main() -> None:
-    kind, start, stop, seed = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
-    import skewsim.learn.trainer  # noqa: F401 (what takes seconds to import is no hang of the first input)
+def judge(kind: str, start: int, stop: int, seed: int) -> None:
+    """Run inputs from number `start` to before `stop`, and print a line of JSON for each."""
     from skewsim.cli.main import main
 
     warnings.simplefilter("ignore")
@@ -132,7 +131,10 @@ def _main() -> None:
             print(json.dumps(found), file=sys.__stdout__, flush=True)
             if "memory" in found["wrong"]:  # the most that this process ever held: a new one tells of the next input
                 break
+        os.chdir("/")
 
 
 if __name__ == "__main__":
-    _main()
+    import skewsim.learn.trainer  # noqa: F401 (what takes seconds to import is no hang of the first input)
+
+    judge(sys.argv[1], *map(int, sys.argv[2:5]))

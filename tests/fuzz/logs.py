@@ -158,6 +158,7 @@ def parquet(rng: random.Random, folder: Path) -> list[str]:
     import pyarrow.parquet
 
     rows = [row for row in _rows(rng) if isinstance(row, dict)] or [{}]
+    rows = [ROWS["table"]] * rng.randint(1, 5) if rng.random() < 0.3 else rows
     path = folder / "t.parquet"
     try:
         table = pyarrow.Table.from_pylist(rows)
@@ -170,7 +171,7 @@ def parquet(rng: random.Random, folder: Path) -> list[str]:
         column = pyarrow.array(odd)
         if rng.random() < 0.2:
             column = rng.choice((pyarrow.array([1] * count, pyarrow.uint64()), pyarrow.array([1] * count, pyarrow.timestamp("ns")), pyarrow.array([1] * count).cast(pyarrow.decimal128(30, 2)), pyarrow.array([0.5] * count, pyarrow.float16())))  # fmt: skip
-        if name in table.column_names and rng.random() < 0.8:
+        if name in table.column_names and rng.random() < 0.7:
             table = table.set_column(table.column_names.index(name), name, column)
         else:
             table = table.append_column(name, column)
@@ -259,7 +260,7 @@ def models(rng: random.Random, folder: Path) -> list[str]:
     how = rng.randrange(4)
     if how < 2:
         whole, config = config, altered(config, rng)
-        extra = rng.choice(("rope_scaling", "rope_parameters", "text_config", "quantization_config", "vocab_size", "hidden_size", "num_hidden_layers", "head_dim", "num_attention_heads", "hidden_act", "torch_dtype", "layer_types", "num_experts", "sliding_window", "n_embd", "model_type"))  # fmt: skip
+        extra = rng.choice(("rope_scaling", "rope_parameters", "text_config", "quantization_config", "vocab_size", "hidden_size", "num_hidden_layers", "head_dim", "num_attention_heads", "hidden_act", "torch_dtype", "layer_types", "num_experts", "sliding_window", "n_embd", "model_type", "rope_theta", "rms_norm_eps"))  # fmt: skip
         if rng.random() < 0.6:
             config = whole | {extra: rng.choice((leaf(rng), "linear", -1, 0))}
         config = leaf(rng) if rng.random() < 0.05 else config
@@ -267,7 +268,8 @@ def models(rng: random.Random, folder: Path) -> list[str]:
         weights = spoiled(weights[: rng.choice((len(weights), 3000, 9))], rng)
     else:
         length = int.from_bytes(weights[:8], "little")
-        header = json.dumps(altered(json.loads(weights[8 : 8 + length]), rng)).encode(errors="replace")
+        names = altered(json.loads(weights[8 : 8 + length]), rng) if rng.random() < 0.85 else leaf(rng)
+        header = json.dumps(names).encode(errors="replace")
         weights = len(header).to_bytes(8, "little") + header + weights[8 + length :]
     (path / "config.json").write_text(json.dumps(config, default=str))
     (path / "model.safetensors").write_bytes(weights)

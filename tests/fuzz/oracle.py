@@ -31,8 +31,11 @@ def misread(kind: str, words: list[str], folder: Path, status: int, out: str) ->
     """What is wrong with an input that a command accepted, or with what it made of it; empty if nothing is."""
     if status not in (0, 1):
         return ""
-    accepted = _import(words, folder) if words[0] == "import" else ""
-    return accepted or CHECKS.get(kind, lambda *_: "")(words, folder, out)
+    try:
+        accepted = _import(words, folder) if words[0] == "import" else ""
+        return accepted or CHECKS.get(kind, lambda *_: "")(words, folder, out)
+    except Exception as error:
+        return f"accepted, though a second reading ends in {error!r}"[:200]
 
 
 def _import(words: list[str], folder: Path) -> str:
@@ -163,6 +166,10 @@ def _model(words: list[str], folder: Path, out: str) -> str:
     for name in SIZES:
         value = config.get(name)
         if value is not None and (type(value) is not int or not 0 < value < 2**31):
+            return f"{name}={value!r} was accepted"
+    for name in ("rope_theta", "rms_norm_eps"):
+        value = config.get(name)
+        if value is not None and not (isinstance(value, int | float) and 0 < value < 1e30):
             return f"{name}={value!r} was accepted"
     for name in ("rope_parameters", "rope_scaling", "quantization_config", "text_config"):
         if not isinstance(config.get(name) or {}, dict):

@@ -41,15 +41,16 @@ class _Handler(BaseHTTPRequestHandler):
         server: Any = self.server
         rng: random.Random = server.rng
         with server.lock:
-            data = altered(data, rng) if rng.random() < 0.3 else data
-            data = leaf(rng) if rng.random() < 0.05 else data
+            data = altered(data, rng) if rng.random() < 0.1 else data
+            data = leaf(rng) if rng.random() < 0.02 else data
             content = json.dumps(data, default=str).encode(errors="replace")
-            content = b"data: " + content + b"\n\n" if streams and rng.random() < 0.5 else content
-            content = spoiled(content, rng) if rng.random() < 0.1 else content
-            content = b"[" * 100_000 if rng.random() < 0.02 else content
-            status = rng.choice((200,) * 40 + (400, 401, 404, 429, 500, 302, 99, 700))
-            encoding = rng.choice(("identity",) * 30 + ("gzip", "br", "x" * 500))
-            kind = rng.choice(("text/event-stream", "text/event-stream", "application/json", leaf(rng)))
+            content = b"data: " + content + b"\n\ndata: [DONE]\n\n" if streams else content
+            content = spoiled(content, rng) if rng.random() < 0.03 else content
+            content = b"[" * 100_000 if rng.random() < 0.005 else content
+            status = rng.choice((200,) * 200 + (400, 401, 404, 429, 500, 302, 99, 700))
+            encoding = rng.choice(("identity",) * 100 + ("gzip", "br", "x" * 500))
+            kind = "text/event-stream" if streams else "application/json"
+            kind = kind if rng.random() < 0.97 else rng.choice(("text/event-stream", "application/json", leaf(rng)))
         self.send_response(status)
         self.send_header(
             "Content-Type", str(kind)[:200].encode("ascii", "replace").decode().replace("\n", " ").replace("\r", " ")
