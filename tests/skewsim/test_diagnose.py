@@ -187,6 +187,18 @@ def test_shifted_logprobs_are_named_and_mended_before_anything_else(shift: int, 
     assert names(found) == {"misaligned_tokens"}
 
 
+def test_a_text_tokenised_again_is_misaligned_by_another_number_of_places_in_every_sequence() -> None:
+    world = World.make(8)
+    tokens, engine, trainer = truthful(
+        world, world.logits, world.logits + world.rng.normal(0, 0.02, world.logits.shape)
+    )
+    for number, shift in zip(range(0, len(engine), 12), [1, -1, 2, -2] * 4, strict=True):
+        engine[number] = np.roll(engine[number], shift)
+    found = diagnose(table(tokens, engine, trainer))
+    assert found.verdict == "misaligned_tokens"
+    assert "tokenised again" in found.first.evidence
+
+
 def test_a_handful_of_broken_sequences_is_named_and_listed() -> None:
     world = World.make(9)
     tokens, engine, trainer = truthful(world, world.logits, world.logits)
