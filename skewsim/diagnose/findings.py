@@ -83,8 +83,8 @@ def clean(rows: Rows, *, align: bool = True) -> Findings:
         findings.add(
             "misaligned_tokens",
             aligned.explained,
-            f"in {aligned.sequences} of {of} sequences the engine's values fit the trainer's {abs(aligned.shift)} token(s) "
-            f"{'earlier' if aligned.shift > 0 else 'later'}: rms {aligned.rms_before:.3g} -> {aligned.rms_after:.3g}",
+            f"in {aligned.sequences} of {of} sequences the engine's values fit the trainer's {_how_far(aligned.shift)}: rms "
+            f"{aligned.rms_before:.3g} -> {aligned.rms_after:.3g}",
         )
         findings.rows, findings.rest = aligned.rows, aligned.rows.skew
     take_out_outliers(findings, findings.rest)
@@ -119,3 +119,9 @@ def take_out_outliers(findings: Findings, rest: Floats) -> bool:
     findings.rows, findings.broken = findings.rows.select(~broken), findings.rows.select(broken)
     findings.rest = findings.rows.skew
     return True
+
+
+def _how_far(shift: int) -> str:
+    if shift == 0:
+        return "some tokens earlier or later, each by its own number, as of a text that was tokenised again"
+    return f"{abs(shift)} token(s) {'earlier' if shift > 0 else 'later'}"

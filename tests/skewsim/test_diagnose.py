@@ -177,6 +177,18 @@ def test_a_bfloat16_head_shows_on_the_grid_of_its_logits_and_which_side_it_is_on
     assert not lattice(rows.trainer, rows, 1.0).coarse
 
 
+def test_a_rounded_head_over_a_rounded_body_is_not_given_the_bodys_part() -> None:
+    """What a float32 head would leave is the noise of the body, which is known by construction."""
+    world = World.make(7)
+    logits = world.logits * 2 + 3
+    body = logits + world.moved(0.06) - world.logits  # the same for all responses to a prompt, whose contexts are equal
+    found = diagnose(table(*truthful(world, torch.from_numpy(body).bfloat16().double().numpy(), logits)))
+    _, engine, trainer = truthful(world, body, logits)
+    assert found.verdict == "compute_dtype"
+    head = {cause.name: cause.explained for cause in found.causes}.pop("head_dtype")
+    assert 1 - ((trainer - engine) ** 2).mean() / found.rms**2 < head < 0.5
+
+
 @pytest.mark.parametrize("shift", [-1, 1])
 @pytest.mark.parametrize("every", [1, 4])
 def test_shifted_logprobs_are_named_and_mended_before_anything_else(shift: int, every: int) -> None:
@@ -185,6 +197,18 @@ def test_shifted_logprobs_are_named_and_mended_before_anything_else(shift: int, 
     engine[::every] = np.roll(engine[::every], shift, axis=1)
     found = diagnose(table(tokens, engine, trainer))
     assert names(found) == {"misaligned_tokens"}
+
+
+def test_a_text_tokenised_again_is_misaligned_by_another_number_of_places_in_every_sequence() -> None:
+    world = World.make(8)
+    tokens, engine, trainer = truthful(
+        world, world.logits, world.logits + world.rng.normal(0, 0.02, world.logits.shape)
+    )
+    for number, shift in zip(range(0, len(engine), 12), [1, -1, 2, -2] * 4, strict=True):
+        engine[number] = np.roll(engine[number], shift)
+    found = diagnose(table(tokens, engine, trainer))
+    assert found.verdict == "misaligned_tokens"
+    assert "tokenised again" in found.first.evidence
 
 
 def test_a_handful_of_broken_sequences_is_named_and_listed() -> None:
