@@ -37,6 +37,21 @@ FIXES: dict[str, Values] = {
 
 LADDER = ("v0_reference", "initial_v1", *FIXES)
 
+_FAULTS_ALONE = {
+    "only_raw": ("plus_processed", "Without fix 1 alone: raw logprobs, and all else as in the reference."),
+    "only_stale_prefix": (
+        "plus_defaults",
+        "Without fix 2 alone: a prefix cache that outlives updates, steps scheduled ahead.",
+    ),
+    "only_lag": (
+        "plus_inflight",
+        "Without fix 3 alone: requests are drained first, so the engine is eight versions behind.",
+    ),
+    "only_bf16_head": ("plus_fp32_head", "Without fix 4 alone: lm_head in bfloat16 on the engine only."),
+}
+ALONE = tuple(_FAULTS_ALONE)
+"""The rungs with one of the four faults each: the reference, without one fix."""
+
 ONE_SIDED: Values = {"engine.head_dtype": "float32", "trainer.head_dtype": "bfloat16"}
 _HEADS: Values = {"trainer.objective": "gspo", "trainer.gspo_form": "paper", "engine.temperature": 1.0}
 _RAW: Values = {"engine.temperature": 0.7, "engine.logprobs_mode": "raw_logprobs"}
@@ -69,6 +84,14 @@ def _ladder() -> dict[str, Named]:
         values |= fix
         rungs[name] = Named(about[name], dict(values))
     return rungs
+
+
+def _alone() -> dict[str, Named]:
+    """The reference with what initial V1 has where one fix acts, and nothing else of it."""
+    return {
+        name: Named(about, {path: value for path, value in INITIAL_V1.items() if path in FIXES[fix]})
+        for name, (fix, about) in _FAULTS_ALONE.items()
+    }
 
 
 COUNTER_LESSONS: dict[str, Named] = {
@@ -146,7 +169,23 @@ FAULTS: dict[str, Named] = {
 }
 """Faults that people report, each under the name that a diagnosis gives it."""
 
-SCENARIOS: dict[str, Named] = _ladder() | COUNTER_LESSONS | FAULTS
+_LARGE_STEPS: Values = {
+    "logit_offset": 12,
+    "engine.temperature": 0.7,
+    "task.pool_size": 16,
+    "trainer.num_prompts": 16,
+    "trainer.learning_rate": 7e-4,
+    "trainer.adam_beta2": 0.99,
+}
+POINTS: dict[str, Values] = {
+    "grpo": _LARGE_STEPS,
+    "gspo": _LARGE_STEPS,
+    "ppo": _LARGE_STEPS,
+    "reinforce": {"trainer.learning_rate": 3.5e-4, "trainer.adam_beta2": 0.95, "trainer.beta": 5e-5},
+}
+"""Objective -> the settings that its ladder's rungs share: there faults are seen in the reward (docs/ladder.md)."""
+
+SCENARIOS: dict[str, Named] = _ladder() | _alone() | COUNTER_LESSONS | FAULTS
 
 
 def find_scenario(name: str) -> Scenario:
@@ -166,8 +205,13 @@ def ladder_scenarios(
     values: Values | None = None,
     names: tuple[str, ...] = LADDER,
 ) -> list[Scenario]:
-    """The rungs with one objective; a profile adds its measured noise to every rung's engine, the reference's too."""
+    """The rungs with one objective, at its point; a profile adds its noise to every rung's engine, the reference's too.
+
+    Counter-lessons, and objectives without a point, have the settings that a scenario has by default.
+    """
     shared: Values = {"steps": steps, "trainer.objective": objective}
+    if not COUNTER_LESSONS.keys() & set(names):
+        shared |= POINTS.get(objective, {})
     if profile is not None:
         shared |= {"skew": SkewSettings(noise="profile", profile=profile).model_dump()}
     return [find_scenario(name).with_values({**shared, **(values or {})}) for name in names]

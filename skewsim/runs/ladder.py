@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from skewsim.html import bar, heading, table
 from skewsim.records import StepRecord, last_tenth, seeds_in_words
-from skewsim.scenarios import LADDER, Values, ladder_scenarios
+from skewsim.scenarios import ALONE, LADDER, Values, ladder_scenarios
 
 if TYPE_CHECKING:
     from skewsim.engine.rollouts import RolloutEngine
@@ -68,13 +68,19 @@ class LadderResult:
         rungs = [asdict(r) | {"reward_band": list(r.reward_band or (None, None))} for r in self.rungs]
         return {"objective": self.objective, "seeds": self.seeds, "steps": self.steps, "rungs": rungs}
 
-    def figure(self, *, engine: str = "sim", predicted: LadderResult | None = None) -> Picture:
-        """The rungs' curves, a panel for each metric, with `predicted` drawn behind them. Needs matplotlib."""
+    def figure(self, *, engine: str = "sim", predicted: LadderResult | None = None, alone: bool = False) -> Picture:
+        """The rungs' curves, a panel for each metric, with `predicted` drawn behind them. Needs matplotlib.
+
+        `alone`: the reference and each fault alone, which are left out otherwise.
+        """
         from skewsim.runs.figures import curves_figure
 
         where = "" if engine == "sim" else f" on {engine}"
-        title = f"{self.objective.upper()}, {seeds_in_words(self.seeds)}{where}: initial V1, then the fixes one by one"
-        return curves_figure(self.records, title=title, predicted=predicted.records if predicted else None)
+        about = "each fault alone" if alone else "initial V1, then the fixes one by one"
+        title = f"{self.objective.upper()}, {seeds_in_words(self.seeds)}{where}: {about}"
+        first = self.rungs[0].name
+        shown = {name: rows for name, rows in self.records.items() if name == first or (name in ALONE) == alone}
+        return curves_figure(shown, title=title, predicted=predicted.records if predicted else None)
 
     def _repr_html_(self) -> str:
         columns = ("rung", "reward", "", "clip rate", "k3", "lag", "reference band")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from skewsim.cli.main import COMMANDS, main, unfolded
-from skewsim.scenarios import LADDER, SCENARIOS
+from skewsim.scenarios import ALONE, LADDER, SCENARIOS
 from skewsim.share import from_toml
 from skewsim.skew.metrics import METRICS
 
@@ -82,12 +82,12 @@ def test_ladder_json_is_one_object_with_the_promised_keys(capfd: pytest.CaptureF
     assert out.count("\n") == 1
     assert set(result) == {"objective", "seeds", "steps", "rungs"}
     assert (result["objective"], result["seeds"], result["steps"]) == ("gspo", 2, 3)
-    assert [rung["name"] for rung in result["rungs"]] == list(LADDER)
+    assert [rung["name"] for rung in result["rungs"]] == [*LADDER, *ALONE]
     assert all(set(rung) == RUNG_KEYS and len(rung["reward_band"]) == 2 for rung in result["rungs"])
-    assert result["rungs"][-1]["identical_to_reference"] is True
+    assert result["rungs"][len(LADDER) - 1]["identical_to_reference"] is True
     assert result["rungs"][1]["identical_to_reference"] is False
     assert "figure: runs/ladder-gspo/ladder.png" in err
-    assert Path("runs/ladder-gspo/ladder.png").stat().st_size > 10_000
+    assert all(Path(f"runs/ladder-gspo/{name}.png").stat().st_size > 10_000 for name in ("ladder", "faults"))
     assert strict(Path("runs/ladder-gspo/ladder.json").read_text()) == result
 
 
@@ -120,7 +120,9 @@ def test_the_counter_lessons_are_a_ladder_of_their_own(objective: str, capfd: py
 def test_a_ladder_folder_holds_the_rungs_side_by_side(capfd: pytest.CaptureFixture[str]) -> None:
     output(capfd, "ladder", *SMALL, "--steps", "2", "--seeds", "1", "--out", "climb", "--json")
     rows = [json.loads(line) for line in Path("climb/steps.jsonl").read_text().splitlines()]
-    assert [(row["step"], row["scenario"]) for row in rows] == [(k, name) for k in range(2) for name in LADDER]
+    assert [(row["step"], row["scenario"]) for row in rows] == [
+        (k, name) for k in range(2) for name in (*LADDER, *ALONE)
+    ]
 
 
 @pytest.mark.parametrize("name", sorted(SCENARIOS))
