@@ -82,7 +82,7 @@ ACTIONS: tuple[Action, ...] = (
     Action("diagnose", "d", "Diagnose", "What causes the skew: ranked, with proof and fix; of this step or of a file."),
     Action("advise", "a", "Advise", "What default thresholds do to healthy data at your noise level and length."),
     Action("ladder", "g", "Ladder", "The reference, initial V1 and the four fixes one by one, side by side."),
-    Action("runs", "r", "Runs", "Open a run folder and replay it."),
+    Action("runs", "r", "Runs", "Open a run folder and replay it, or the map of a sweep."),
     Action("lessons", "l", "Lessons", "Eight lessons of about five minutes."),
     Action("markers", "m", "Markers", "Draw with braille dots or with plain ASCII letters."),
     Action("theme", "k", "Theme", "Dark or light."),
@@ -110,12 +110,19 @@ ACTIONS: tuple[Action, ...] = (
     Action("use", "enter", "Use", "Profile: make it the noise source of yours.", "profile", True),
     Action("again", "n", "Newest", "Diagnose: look at the newest step.", "diagnose", True),
     Action("open", "enter", "Open", "Diagnose: a token table or JSON lines.", "diagnose", True),
+    Action("map_left", "left", "Left", "Map: the cell to the left.", "map"),
+    Action("map_right", "right", "Across", "Map: the cell to the right.", "map", True, other="map_left"),
+    Action("map_down", "down", "Down", "Map: the cell below.", "map"),
+    Action("map_up", "up", "Up", "Map: the cell above.", "map", True, other="map_down"),
+    Action("map_view", "v", "Number", "Map: collapse, final reward, or steps to the collapse.", "map", True),
+    Action("map_panel", "n", "Panel", "Map: the next value of the further axes.", "map"),
+    Action("map_open", "enter", "Curves", "Map: the curves of this cell, in Explore.", "map", True),
     Action("measure", "n", "Measure", "Profile: measure a real engine now, in a process of its own.", "profile", True),
 )
 
 REVERSING = ("back_step", "skip_back", "skip", "backward")
 """Possible only where what is shown is recorded or kept."""
-SCREENS = ("explore", "advise", "profile", "diagnose")
+SCREENS = ("explore", "advise", "profile", "diagnose", "map")
 """Screens with keys of their own; the app's and a page's keys are valid on each."""
 
 

@@ -49,7 +49,7 @@ def _beside(path: Path, scenario: Scenario, seeds: tuple[int, ...]) -> TrackSpec
         with suppress(UserError):
             if load_toml(folder / _SCENARIO) == scenario:
                 found += [spec for spec in _read(folder) if spec.seeds == seeds]
-    return max(found, key=lambda spec: len(cast(_Reader, spec.train)), default=None)
+    return max(found, key=lambda spec: len(cast(Reader, spec.train)), default=None)
 
 
 def _read(path: Path) -> list[TrackSpec]:
@@ -67,11 +67,11 @@ def _read(path: Path) -> list[TrackSpec]:
     for name, steps in by_name.items():
         named = scenario.with_values({"name": name})
         ordered: list[Records] = [steps[step] for step in sorted(steps)]
-        specs.append(TrackSpec(name, named, tuple(sorted(seeds[name])), taped=True, train=_Reader(ordered)))
+        specs.append(TrackSpec(name, named, tuple(sorted(seeds[name])), taped=True, train=Reader(ordered)))
     return specs
 
 
-class _Reader:
+class Reader:
     """Records in place of training."""
 
     def __init__(self, steps: list[Records]) -> None:

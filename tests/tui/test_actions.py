@@ -14,6 +14,7 @@ from tui.screens.diagnose import DiagnoseScreen
 from tui.screens.explore import Explore
 from tui.screens.formula import FormulaScreen
 from tui.screens.ladder import LadderScreen
+from tui.screens.map import MapScreen
 from tui.screens.profile import ProfileScreen
 from tui.screens.tokens import TokensScreen
 
@@ -32,8 +33,9 @@ def test_every_action_is_carried_out_by_somebody_and_explained() -> None:
         "advise": [AdviseScreen],
         "profile": [ProfileScreen],
         "diagnose": [DiagnoseScreen],
+        "map": [MapScreen],
     }
-    owners["page"] = [TokensScreen, FormulaScreen, AdviseScreen, ProfileScreen, LadderScreen, DiagnoseScreen]
+    owners["page"] = [TokensScreen, FormulaScreen, AdviseScreen, ProfileScreen, LadderScreen, DiagnoseScreen, MapScreen]
     for action in ACTIONS:
         for owner in owners[action.where]:
             assert action.argument or callable(getattr(owner, f"do_{action.id}", None)), (action.id, owner)

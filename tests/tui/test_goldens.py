@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tui.screens.map import MapScreen
 from tui.screens.runs import RunsScreen
 from tui.shell import Options
 
@@ -20,6 +21,7 @@ from .conftest import Stage, StageMaker, check_golden, check_picture
 from .profiles import make_profile
 from .snapshots import snapshot
 from .stagecraft import on_stage
+from .sweeps import make_sweep_folder
 
 SIZES = [(80, 24), *(pytest.param(size, marks=pytest.mark.slow) for size in ((120, 40), (200, 50)))]
 Scene = Callable[[Stage], Awaitable[None]]
@@ -114,6 +116,14 @@ async def runs(s: Stage) -> None:
     await s.settle()
 
 
+async def map_(s: Stage) -> None:
+    assert s.app.options.out is not None
+    make_sweep_folder(s.app.options.out / "sweep-made-up")
+    s.app.push_screen(MapScreen(s.app.options.out / "sweep-made-up"))
+    await s.settle()
+    await s.press("n", "right", "right", "right", "up")
+
+
 async def lessons(s: Stage) -> None:
     await s.press("l")
 
@@ -160,6 +170,7 @@ SCENES: dict[str, Scene] = {
     "advise": advise,
     "ladder": ladder,
     "runs": runs,
+    "map": map_,
     "lessons": lessons,
     "lesson-ask": lesson_ask,
     "lesson-reveal": lesson_reveal,

@@ -39,6 +39,7 @@ from tui.screens.formula import explain
 from tui.screens.tokens import histogram
 from tui.shell import Options
 from tui.snapshot import Snapshot
+from tui.sweeps import find_sweeps, sweep_line
 from tui.views import Look
 from tui.worker import loss_source, work_out
 
@@ -47,6 +48,7 @@ from .profiles import make_profile
 from .scripted import scripted
 from .snapshots import snapshot
 from .stagecraft import on_stage
+from .sweeps import make_sweep_folder
 
 ROOT = Path(__file__).parents[2]
 OF_FORM = {"gspo/paper": {"trainer.gspo_form": "paper"}, "rloo/clipped": {"trainer.epsilon": 0.2}}
@@ -538,3 +540,41 @@ async def test_a_key_that_comes_after_the_end_was_asked_for_does_nothing(stage: 
         assert not await s.app.run_action("do('use')", page)
         await s.app.on_event(events.Key("u", "u"))
         assert s.lab.yours.skew.noise == noise
+
+
+@on_stage
+async def test_a_sweeps_map_moves_its_cursor_and_opens_a_cells_curves(stage: StageMaker, tmp_path: Path) -> None:
+    make_sweep_folder(tmp_path / "sweep-made-up")
+    async with stage(options=Options(out=tmp_path)) as s:
+        await s.press("r")
+        s.app.screen.query_one(OptionList).highlighted = 0
+        s.app.screen.query_one(OptionList).focus()
+        await s.press("enter")
+        assert "Where" not in s.text()
+        assert "learning_rate 0.0001, lag 0, objective grpo" in s.text()
+        await s.press("down", "left")  # nothing is there
+        assert "learning_rate 0.0001, lag 0, objective grpo" in s.text()
+        await s.press("right", "right", "right", "up", "n")
+        assert "learning_rate 0.003, lag 2, objective gspo" in s.text()
+        assert "2 of 4 collapsed" in s.text()
+        await s.press("v")
+        assert "Reward at the end" in s.text()
+        await s.press("enter")
+        assert s.app.screen is s.app.explore
+        assert s.lab.replaying == "a cell of sweep-made-up"
+        async with asyncio.timeout(60):
+            while s.lab.step < 39:
+                await asyncio.sleep(0.01)
+                s.lab.tick()
+        assert s.lab.main is not None
+        assert s.lab.main.series.values("reward/mean").shape == (4, 40)
+        assert s.lab.main.scenario.trainer.learning_rate == 0.003
+
+
+def test_a_folder_that_is_no_sweep_is_refused_in_the_list_of_runs(tmp_path: Path) -> None:
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken/sweep.toml").write_text("[[axis")
+    assert find_sweeps(tmp_path) == []
+    (tmp_path / "broken/parts").mkdir()
+    assert find_sweeps(tmp_path) == [tmp_path / "broken"]
+    assert "no status" in sweep_line(tmp_path / "broken")

@@ -1,4 +1,4 @@
-"""Runs: the run folders at hand and the runs that ship with the app; enter replays one in Explore."""
+"""Runs: the run folders, sweeps and shipped runs at hand; enter replays a run in Explore, or opens a sweep's map."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from tui.lab import Lab
 from tui.recordings import shipped
 from tui.screens.dialog import Dialog
 from tui.shows import Show, shows
+from tui.sweeps import find_sweeps, is_sweep, sweep_line
 
 
 class RunsScreen(Dialog):
@@ -28,13 +29,13 @@ class RunsScreen(Dialog):
     def __init__(self, lab: Lab, root: Path) -> None:
         super().__init__()
         self._lab = lab
-        self._entries: list[Path | Show] = [*find_runs(root), *shows()]
+        self._entries: list[Path | Show] = [*find_runs(root), *find_sweeps(root), *shows()]
 
     def compose(self) -> ComposeResult:
         with Vertical(id="runs"):
-            yield Label("Replay a run folder or a recording: enter opens, escape closes")
+            yield Label("A run folder, a sweep or a recording: enter opens, escape closes")
             yield OptionList(*(Option(_line(entry)) for entry in self._entries), markup=False)
-            yield Input(placeholder="or the path of a run folder; `skewsim run SCENARIO --out DIR` makes one")
+            yield Input(placeholder="or the path of a folder that `skewsim run` or `sweep run` made")
             yield Label("", id="runs-answer", markup=False)
 
     def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
@@ -47,6 +48,9 @@ class RunsScreen(Dialog):
         if not self.on_top:
             return
         try:
+            if isinstance(entry, Path) and is_sweep(entry):
+                self._show_map(entry)
+                return
             self._lab.replay(*_replay(entry))
         except UserError as error:
             self.query_one("#runs-answer", Label).update(shown(error))
@@ -55,8 +59,17 @@ class RunsScreen(Dialog):
         self._lab.heard = ""
         self.dismiss()
 
+    def _show_map(self, folder: Path) -> None:
+        from tui.screens.map import MapScreen
+
+        page = MapScreen(folder)
+        self.dismiss()
+        self.app.push_screen(page)
+
 
 def _line(entry: Path | Show) -> str:
+    if isinstance(entry, Path) and is_sweep(entry):
+        return sweep_line(entry)
     return summary_line(entry) if isinstance(entry, Path) else f"recorded: {entry.title}"
 
 
