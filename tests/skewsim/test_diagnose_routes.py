@@ -75,7 +75,9 @@ def test_routes_that_differ_everywhere_are_no_routes() -> None:
 @pytest.mark.parametrize("seed", range(8))
 def test_the_simulators_cases_are_named(seed: int) -> None:
     case = make_simulated_case("moe_routing", seed)
-    assert diagnose(case.log).verdict in case.accepted
+    found = diagnose(case.log)
+    assert found.verdict in case.accepted
+    assert case.label in [cause.name for cause in found.causes]
 
 
 def line(**more: object) -> dict[str, object]:
