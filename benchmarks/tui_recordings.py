@@ -1,11 +1,11 @@
 """Records the runs that ship with the terminal UI, from real runs of its own scenarios.
 
-    python benchmarks/tui_recordings.py [--out FILE]
+    python benchmarks/tui_recordings.py [--out FILE] [--missing]
 
 Every show of `tui.shows` is run: its curves from step 0, and each of its toggles from the state of the run before that
-toggle. The file has the metrics that the charts and the ladder's table show, to five significant digits, or more where
-a metric changes little over a whole run. On one processor the file is always the same, byte for byte; other processors
-round a little differently.
+toggle. With --missing only what is not recorded yet is run, as after a new lesson. The file has the metrics that the
+charts and the ladder's table show, to five significant digits, or more where a metric changes little over a whole run.
+On one processor the file is always the same, byte for byte; other processors round a little differently.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import torch
 from skewsim.learn.trainer import Trainer, TrainState
 from skewsim.records import StepRecord
 from skewsim.settings import Scenario
-from tui.recordings import SHIPPED, RecordedRun, same_run, save
+from tui.recordings import SHIPPED, RecordedRun, same_run, save, shipped
 from tui.shows import Show, Toggles, shows
 from tui.views import REWARD, VIEWS
 
@@ -68,7 +68,8 @@ def grow(
             states[step] = trainer.state()
         records += trainer.step()
     assert not any(record.diverged for record in records), f"{scenario}: {records[-1].diverged}"
-    run = RecordedRun(scenario, {key: rounded(records, key) for key in KEYS}, records[0].sources, start, parent)
+    metrics = {key: rounded(records, key) for key in KEYS if key in records[0].metrics}  # routing is a mixture's only
+    run = RecordedRun(scenario, metrics, records[0].sources, start, parent)
     yield run
     for (at, toggled), rest in following.items():
         before = deepcopy(states[at])  # a trainer goes on in the tensors that it is given
@@ -91,10 +92,16 @@ def _decimals(value: float, moves: float) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=SHIPPED)
+    parser.add_argument("--missing", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    runs: list[RecordedRun] = []
     planned = plan(shows())
+    runs: list[RecordedRun] = []
+    if options.missing:
+        wanted = set(map(same_run, planned))
+        kept = [root for scenario, root in shipped().roots.items() if scenario in wanted]
+        runs = [run for root in kept for run in root.family()]
+        planned = {s: todo for s, todo in planned.items() if same_run(s) not in shipped().roots}
     for number, (scenario, (steps, toggles)) in enumerate(planned.items(), 1):
         runs += grow(scenario, steps, toggles)
         print(f"{number} of {len(planned)}: {scenario.name}, {len(runs)} runs", file=sys.stderr, flush=True)
