@@ -121,6 +121,12 @@ def refuse_lacking(spec: EngineSpec, settings: EngineSettings) -> None:
         "enable_prefix_caching": settings.enable_prefix_caching,
         "async_scheduling": settings.async_scheduling,
     }
+    wanted["routed_experts"] = settings.enable_return_routed_experts
+    if settings.enable_return_routed_experts and settings.enable_prefix_caching:
+        raise UserError(
+            "engine.enable_prefix_caching=true: tokens taken from the cache pass no router; allowed with "
+            "enable_return_routed_experts: false"
+        )
     if settings.mode == "keep":  # only this lets keys and values of requests under way be computed again
         wanted["clear_cache"] = settings.clear_cache and "reset_running_requests" not in spec.features
     lacking = [name for name, on in wanted.items() if on and name not in spec.features]
@@ -131,8 +137,9 @@ def refuse_lacking(spec: EngineSpec, settings: EngineSettings) -> None:
     if settings.quantization is not None and settings.quantization not in spec.features:
         lacking.append("quantization")
     if lacking:
-        value = getattr(settings, lacking[0])
-        raise UserError(f"engine.{lacking[0]}={value!r}: {spec.name} does not have it; the simulated engine does")
+        name = {"routed_experts": "enable_return_routed_experts"}.get(lacking[0], lacking[0])
+        value = getattr(settings, name)
+        raise UserError(f"engine.{name}={value!r}: {spec.name} does not have it; the simulated engine does")
     if settings.quantization == "int8" and settings.dtype == "float32":
         raise UserError(
             "engine.dtype='float32': vLLM's int8 kernels on GPUs and on CPUs with AMX refuse it in mid-generation; "

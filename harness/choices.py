@@ -132,6 +132,10 @@ class ServerChoice:
     def check(self, scenario: Scenario) -> None:
         """Raises UserError for what no server can do; the rest is asked of the server when it is there."""
         refuse_simulated(scenario, self.name)
+        if scenario.engine.enable_return_routed_experts:
+            raise UserError(
+                f"engine.enable_return_routed_experts=true: what {self.name} returns is not read; a local engine's is"
+            )
         if scenario.trainer.correction.keep_sampling_mask:
             raise UserError(
                 f"trainer.correction.keep_sampling_mask=true: {self.name} does not tell what top-p left; "

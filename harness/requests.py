@@ -70,6 +70,8 @@ class Row:
     """The engine's own record of weight versions, [version, start, end], where it keeps one."""
     cached: int | None = None
     """Prompt tokens that were taken from the prefix cache."""
+    routes: list[list[list[int]]] | None = None
+    """The experts (P+T-1, L, k) that each token of prompt and response but the last went to, if asked for."""
 
 
 def check_ids(rows: list[Row], vocab_size: int) -> list[Row]:

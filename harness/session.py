@@ -8,6 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
+
 from harness.arguments import engine_arguments, missing_kernel, overruled, refuse_update, sampling_parameters
 from harness.client import Limits, WorkerClient
 from harness.folders import prepared
@@ -62,7 +64,12 @@ class EngineSession:
         self._client = WorkerClient([str(python), "-u", str(WORKER)], env=environment, limits=limits)
         try:
             self.info = self._client.call(
-                "init", model=str(folder), arguments=self.arguments, version=version, forced=forced
+                "init",
+                model=str(folder),
+                arguments=self.arguments,
+                version=version,
+                forced=forced,
+                routes=settings.enable_return_routed_experts,
             )
             self.overruled = overruled(self.spec, settings, self.info)
         except BaseException as error:
@@ -160,7 +167,16 @@ def _row(data: dict[str, Any], expected: set[int]) -> Row:
         lengths = {len(row.tokens), len(row.logprobs), len(row.versions)}
         if row.id not in expected or len(lengths) != 1 or row.finish not in ("stop", "length", "abort"):
             raise ValueError("its parts do not fit together")
+        if row.routes is not None:
+            _check_routes(row)
     except (TypeError, ValueError) as error:
         raise EngineError(f"engine worker sent a row that is none: {str(error)[:120]}") from None
     expected.discard(row.id)
     return row
+
+
+def _check_routes(row: Row) -> None:
+    """ValueError unless each token but the last has whole numbers, as many in every layer of every token."""
+    shape = np.asarray(row.routes)
+    if shape.ndim != 3 or shape.dtype.kind != "i" or len(shape) < len(row.tokens):
+        raise ValueError(f"its experts have shape {shape.shape}")

@@ -39,6 +39,7 @@ FEATURES = (
     Feature("cache_salt", "0.9.0", "0.9.0", V1),
     Feature("reset_running_requests", "0.12.0", "0.12.0", V1),
     Feature("weight_versions", "0.32.0", "0.32.0", V1),
+    Feature("routed_experts", "0.32.0", "0.32.0", V1),
     Feature("float16", "0.9.0", "0.8.5"),
     Feature("fp8_kv", "0.22.0", "0.8.5"),
     Feature("int8", "0.10.0", "0.8.5", V1),

@@ -223,6 +223,8 @@ class _Buffer:
         self.mask, self.logprobs = torch.zeros(shape), torch.zeros(shape)
         self.versions = torch.zeros(shape, dtype=torch.int64)
         self.finish = torch.full(shape[:2], FINISH_ABORT)
+        self.routes: Tensor | None = None
+        self._shape, self._prompt = shape, request.prompts.shape[2]
         self.support = torch.ones(*shape, vocab_size, dtype=torch.bool) if vocab_size else None
 
     def write(self, member: int, row: Row) -> None:
@@ -232,10 +234,20 @@ class _Buffer:
         self.logprobs[here] = torch.tensor(row.logprobs, dtype=torch.float32)
         self.versions[here] = torch.tensor(row.versions, dtype=torch.int64)
         self.finish[member, row.id] = FINISH[row.finish]
+        if row.routes is not None:
+            self._write_routes(here[:2], torch.tensor(row.routes))
         if self.support is not None:
             for t, kept in enumerate(row.support or []):
                 self.support[member, row.id, t] = False
                 self.support[member, row.id, t, kept] = True
+
+    def _write_routes(self, at: tuple[int, int], routes: Tensor) -> None:
+        """The experts (P+T-1, L, k) of one row; those of tokens past its end are 0."""
+        if self.routes is None:
+            self.routes = torch.zeros(
+                *self._shape[:2], self._prompt + self._shape[2] - 1, *routes.shape[1:], dtype=torch.int64
+            )
+        self.routes[at][: len(routes)] = routes
 
     def rollouts(self, request: RolloutRequest) -> Rollouts:
         device, group = request.prompts.device, request.num_generations
@@ -248,4 +260,5 @@ class _Buffer:
             weight_versions=self.versions.to(device),
             finish_reasons=self.finish.to(device),
             support=None if self.support is None else self.support.to(device),
+            routed_experts=None if self.routes is None else self.routes.to(device),
         )

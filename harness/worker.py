@@ -63,7 +63,7 @@ class EngineWorker:
         self._version = -1
         self._current = 0
         self._count = 0
-        self._v1 = self._forced = False
+        self._v1 = self._forced = self._routes = False
 
     def run(self, message: dict[str, Any]) -> None:
         """Carry out one command, and send its result or its error."""
@@ -80,8 +80,10 @@ class EngineWorker:
             text = " ".join(str(error).split()) or type(error).__name__
             self._channel.send({"id": self._current, "event": "error", "message": f"{type(error).__name__}: {text}"})
 
-    def init(self, *, model: str, arguments: dict[str, Any], version: int, forced: bool = False) -> dict[str, Any]:
-        """Start the engine; `forced` lets `replay` choose the tokens."""
+    def init(
+        self, *, model: str, arguments: dict[str, Any], version: int, forced: bool = False, routes: bool = False
+    ) -> dict[str, Any]:
+        """Start the engine; `forced` lets `replay` choose the tokens, `routes` adds the experts of each to a row."""
         from skewsim_vllm.forced import install, processor_class
         from vllm import EngineArgs, LLMEngine
 
@@ -92,7 +94,11 @@ class EngineWorker:
         self._v1 = type(self._engine).__module__.startswith("vllm.v1")
         if forced and self._v1 and not official:
             install(self._engine)
-        self._forced = forced
+        if routes:
+            from skewsim_vllm.routes import install as install_routes
+
+            self._engine.collective_rpc(install_routes)
+        self._forced, self._routes = forced, routes
         self._set_version(version)
         return self.info()
 
@@ -157,7 +163,7 @@ class EngineWorker:
         for request in requests:
             key = f"{self._count}"
             self._count += 1
-            flights[key] = Flight(request["id"])
+            flights[key] = Flight(request["id"], key, len(request["prompt"]))
             self._add(key, request["prompt"], {**sampling, "seed": request.get("seed")}, salt=request.get("salt"))
         steps = tokens = 0
         while self._engine.has_unfinished_requests():
@@ -284,8 +290,18 @@ class EngineWorker:
                 "spans": flight.spans,
                 "cached": flight.cached,
                 "finish": reason,
+                "routes": self._routes_of(flight),
             }
         )
+
+    def _routes_of(self, flight: Flight) -> list[list[list[int]]] | None:
+        """The experts of every token of prompt and response but the last, which was sampled and never computed."""
+        if not self._routes or not flight.tokens:
+            return None
+        from skewsim_vllm.routes import taken
+
+        found: list[list[list[int]]] = taken(flight.key, flight.prompt + len(flight.tokens) - 1)
+        return found
 
     def _row(self, row: dict[str, Any]) -> None:
         self._channel.send({"id": self._current, "event": "row", "row": row})
@@ -305,8 +321,8 @@ class EngineWorker:
 class Flight:
     """One request under way."""
 
-    def __init__(self, identity: int) -> None:
-        self.id = identity
+    def __init__(self, identity: int, key: str, prompt: int) -> None:
+        self.id, self.key, self.prompt = identity, key, prompt
         self.tokens: list[int] = []
         self.logprobs: list[float] = []
         self.versions: list[int] = []

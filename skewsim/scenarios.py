@@ -154,11 +154,9 @@ FAULTS: dict[str, Named] = {
         engine__stale_replicas=1,
     ),
     "moe_routing": _fault(
-        "A mixture of experts in bfloat16, whose router the trainer computes in float32: near a tie, tokens go elsewhere.",
+        "A mixture of experts in bfloat16, trained in float32: near a tie, tokens go to other experts.",
         policy="base_moe",
         engine__dtype="bfloat16",
-        trainer__dtype="bfloat16",
-        trainer__moe_router_dtype="float32",
         engine__enable_return_routed_experts=True,
     ),
     "weights_not_delivered": _fault(

@@ -128,4 +128,17 @@ VIEWS: tuple[View, ...] = (
         help="Cosine between the gradient used and the one that truthful logprobs would give. 1: skew does no harm.",
     ),
     View("reward/partial", "partial reward", 0.0, 1.0, help="Share of positions that are right."),
+    View(
+        "routing/tokens_differ",
+        "routed otherwise",
+        0.0,
+        help="Mixture of experts: share of tokens that trainer and engine send to different experts in some layer.",
+    ),
+    View(
+        "routing/skew_share",
+        "routing's share",
+        0.0,
+        1.0,
+        help="Mixture of experts: share of the mean square skew that tokens routed otherwise carry.",
+    ),
 )

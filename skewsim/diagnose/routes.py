@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from skewsim.diagnose.findings import Findings
-from skewsim.diagnose.rows import Bools, Rows
+from skewsim.diagnose.rows import Bools, Floats, Rows
 from skewsim.diagnose.where import Sizes
 
 FEWEST = 5
@@ -69,8 +69,8 @@ LARGEST = 0.3
 """rms, nats: above what flips near ties make in a healthy run."""
 
 
-def _apart(rows: Rows, rest: np.ndarray, other: Bools) -> tuple[float, float]:
-    """How far two groups' sizes are apart: their ratio, and its z, both of the mean log size in units of the law."""
+def _apart(rows: Rows, rest: Floats, other: Bools) -> tuple[float, float]:
+    """How far the two groups' sizes are apart: their ratio, and its z, of the mean log size in units of the law."""
     level = Sizes.of(rows, rest).level
     inside, outside = level[other], level[~other]
     error = np.sqrt(inside.var(ddof=1) / len(inside) + outside.var(ddof=1) / len(outside))

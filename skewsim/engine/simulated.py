@@ -96,6 +96,11 @@ class SimEngine:
         if self._prefixes:
             self._prefixes.restore(state)
 
+    @property
+    def served(self) -> Weights:
+        """The weights that the next rollout begins with, at the engine's precision."""
+        return self._weights
+
     def generate(self, request: RolloutRequest) -> Rollouts:
         with torch.no_grad():
             return self._generate(request)

@@ -132,9 +132,9 @@ class PolicyConfig(BaseModel):
 class MoEConfig(PolicyConfig):
     """The fields of a Hugging Face Qwen3-MoE `config.json`; every layer is a mixture of experts."""
 
-    num_experts: Size = 8
+    num_experts: Size = 16
     num_experts_per_tok: Size = 2
-    moe_intermediate_size: Size = 32
+    moe_intermediate_size: Size = 16
     norm_topk_prob: bool = True
 
     @model_validator(mode="after")

@@ -54,8 +54,8 @@ def test_no_expert_of_the_shipped_mixture_is_idle(name: str) -> None:
     routes = _rollouts(TaskSettings(name=name, pool_size=32), "base_moe").true_routes
     assert routes is not None
     for layer in range(2):
-        busy = torch.bincount(routes[..., layer, :].flatten(), minlength=8) / routes[..., layer, :].numel()
-        assert busy.min() > 0.01  # an eighth, if all had equally many
+        busy = torch.bincount(routes[..., layer, :].flatten(), minlength=16) / routes[..., layer, :].numel()
+        assert busy.min() > 0.002  # a sixteenth, if all had equally many
 
 
 @pytest.mark.parametrize("task", [{"name": "two_turns", "response_length": 6}, {"response_length": 13}])

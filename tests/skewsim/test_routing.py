@@ -27,7 +27,7 @@ REPLAY = {"engine.enable_return_routed_experts": True, "trainer.router_replay": 
 BFLOAT16 = {"engine.dtype": "bfloat16", "engine.moe_router_dtype": "bfloat16"}
 QUIET = {"policy": "base_moe", "engine.lag": 0, "engine.update_at_token": None, "trainer.learning_rate": 0.0}
 GROUP = 4
-MANY = {"trainer.num_prompts": 24, "trainer.num_generations": 8}
+MANY = {"trainer.num_prompts": 12, "trainer.num_generations": 8}
 """Enough tokens for some of them to flip."""
 
 
@@ -36,10 +36,12 @@ def scenario(**values: object) -> Scenario:
     return Scenario().with_values({**QUIET, **set_here, **values})
 
 
-def rollouts_of(made: Scenario, *, seeds: tuple[int, ...] = (0,), update: Policy | None = None) -> Rollouts:
+def rollouts_of(
+    made: Scenario, *, seeds: tuple[int, ...] = (0,), prompts: int = 4, update: Policy | None = None
+) -> Rollouts:
     task, engine = Task(made.task), SimEngine()
     engine.start(made, starting_policy(made).stacked(len(seeds)), version=0)
-    ids = task.sample_prompts(seeds, step=0, num_prompts=4)
+    ids = task.sample_prompts(seeds, step=0, num_prompts=prompts)
     late = None if update is None else WeightUpdate(update.flat, 1)
     return engine.generate(RolloutRequest(0, seeds, ids, task.pool[ids], GROUP, task.max_tokens, late, update_at=6))
 
@@ -73,7 +75,7 @@ def test_routes_belong_to_their_tokens_however_the_trainer_lays_out_its_rows(pac
     plain = score(weights, rollouts, group=GROUP, temperature=0.8)
     laid_out = score(weights, rollouts, group=GROUP, temperature=0.8, how=how)
     assert torch.equal(plain.routed_experts, laid_out.routed_experts)
-    other = (rollouts.true_routes + 1) % 8
+    other = (rollouts.true_routes + 1) % 16
     replayed = [score(weights, rollouts, group=GROUP, temperature=0.8, how=h, replayed=other) for h in (Pass(), how)]
     assert (replayed[0].logprobs - replayed[1].logprobs).abs().max() < 1e-5
     assert (replayed[0].logprobs - plain.logprobs).abs().max() > 0.1
@@ -81,7 +83,7 @@ def test_routes_belong_to_their_tokens_however_the_trainer_lays_out_its_rows(pac
 
 def test_a_router_in_bfloat16_flips_where_its_logits_are_close() -> None:
     policy = starting_policy(scenario())
-    made = rollouts_of(scenario())
+    made = rollouts_of(scenario(), prompts=32)
     exact, rough = (
         score(
             policy.weights(dtype="float32", head_dtype="float32", router_dtype=dtype),
@@ -137,7 +139,7 @@ def test_old_logprobs_without_replay_beside_an_update_with_it_put_routing_into_t
 def test_replaying_wrong_routes_is_far_worse_than_replaying_none(fault: str) -> None:
     none, wrong = metrics(), metrics(**REPLAY, **{"engine.routed_experts_fault": fault})
     assert none["skew/kl_k3"] < 1e-9
-    assert wrong["skew/kl_k3"] > 0.1
+    assert wrong["skew/kl_k3"] > 0.03
 
 
 def test_the_faults_of_returned_routes_are_what_they_say() -> None:

@@ -1,5 +1,5 @@
 """What skewsim adds to a vLLM process. The folder above goes onto PYTHONPATH; nothing is installed.
 
-Standard library, torch and vLLM only. `head` is a vLLM plugin and works in any vLLM program, a server too; `forced` and
-`weights` are called by the worker.
+Standard library, torch and vLLM only. `head` is a vLLM plugin and works in any vLLM program, a server too; `forced`,
+`routes` and `weights` are called by the worker.
 """
