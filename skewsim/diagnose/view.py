@@ -193,7 +193,10 @@ def truthful(view: View, inside: Bools) -> bool:
     return bool(float(skew.mean()) < 0.1 * np.sqrt((skew**2).mean()))
 
 
-def other_context(view: View, loud: Bools, beginning: Bools) -> Named:
+def other_context(view: View, loud: Bools, beginning: Bools) -> Named | None:
+    """None if the beginning is off by no more than rounding: another prompt moves its first tokens by far more."""
+    if view.rms(beginning) < LEAST_RMS:
+        return None
     far = int(view.rows.position[beginning].max()) + 1
     return view.named(
         "different_context",
