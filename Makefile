@@ -21,6 +21,8 @@ SIDE_BY_SIDE ?= --numprocesses auto --maxprocesses 8
 
 export OMP_NUM_THREADS ?= 1
 export MKL_NUM_THREADS ?= 1
+# The tests start some hundred processes: what one has compiled, the next need not.
+export PYTHONDONTWRITEBYTECODE =
 
 .PHONY: install demo test fuzz test-slow test-engines test-real test-all check engines clean
 install: $(STAMP)
