@@ -260,15 +260,29 @@ class Trainer:
     # -- settings and state -----------------------------------------------------------------------------------
 
     def toggle(self, scenario: Scenario) -> None:
-        """Use new settings from the next step on. Raises UserError if the task or the policy's shape changes."""
+        """Use new settings from the next step on.
+
+        Raises UserError if the task or the policy's shape changes, or if a step would no longer fit into the memory.
+        """
         before = self.scenario
         fixed = ("policy", "device", "task")
         for name in fixed:
             if getattr(before, name) != getattr(scenario, name):
                 raise UserError(f"{name} cannot change while a run goes on; allowed: engine, skew, trainer, steps")
+        self._check_growth(scenario)
         self.scenario = scenario
         self._events += changes(before, scenario)
         self.engine.start(scenario, self.policy, version=self._engine_version)
+
+    def _check_growth(self, scenario: Scenario) -> None:
+        """UserError if what a step takes more than one does now is not free."""
+        now, then = (self._size(each) for each in (self.scenario, scenario))
+        free = free_on(scenario.device)
+        if then.bytes > now.bytes and free is not None:
+            check_memory(then, free + now.bytes)
+
+    def _size(self, scenario: Scenario) -> StepSize:
+        return StepSize.of(scenario, self.policy.config, self.task, members=len(self.seeds))
 
     def close(self) -> None:
         """Close the engine."""
