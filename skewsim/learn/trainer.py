@@ -301,6 +301,10 @@ class Trainer:
         }
         return TrainState({n: t.detach().cpu().clone() for n, t in tensors.items()}, meta)
 
+    def checkpoint_bytes(self) -> int:
+        """Bytes of a checkpoint's tensors once every version of the weights that the engine may ask for is there."""
+        return checkpoint_bytes(self.scenario, self.policy.flat)
+
     def _restore(self, state: TrainState) -> None:
         device = self.scenario.device
         tensors = {n: t.to(device, copy=True) for n, t in state.tensors.items()}  # they are updated in place
@@ -314,6 +318,12 @@ class Trainer:
         self._published = {int(n.partition(".")[2]): t for n, t in tensors.items() if n.startswith("published.")}
         held = {n.removeprefix("engine."): t for n, t in tensors.items() if n.startswith("engine.")}
         self.engine.restore(held)
+
+
+def checkpoint_bytes(scenario: Scenario, weights: Tensor) -> int:
+    """Bytes of a scenario's largest checkpoint: weights, two moments, the engine's weights, and a version for each step
+    of lag beside the newest."""
+    return weights.nbytes * (5 + scenario.engine.lag)
 
 
 @dataclass(frozen=True)
