@@ -5,7 +5,8 @@
 Each fault is one edit of a reader's source (a check removed, a bound dropped, an exception no longer caught), made in a
 temporary copy of the tree; then the kinds of input that the reader takes are tried on it, until one ends in anything
 but an exit code and a line, or is accepted though a second reading says that it is not sound. Prints a row for each
-fault, and how many were found; with --write, into that file between the two marks.
+fault, and how many were found; with --write, into that file between the two marks, where rows of faults that are not
+tried now stay as they are.
 """
 
 from __future__ import annotations
@@ -13,14 +14,26 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shutil
-import subprocess
+import signal
 import sys
 import tempfile
+import traceback
 from pathlib import Path
 from typing import NamedTuple
 
+os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
+
+import cyclopts  # noqa: F401 (what takes seconds to import is imported once; each fork has it)
+import pyarrow.parquet  # noqa: F401
+import pydantic  # noqa: F401
+import safetensors.torch  # noqa: F401
+import scipy.stats  # noqa: F401
+import torch  # noqa: F401
+
 BEGIN, END = "<!-- faults table: begin -->", "<!-- faults table: end -->"
+MISSED = "missed"
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -77,22 +90,34 @@ def main() -> None:
     parser.add_argument("--only", default=",".join(map(str, range(1, len(FAULTS) + 1))))
     parser.add_argument("--write", type=Path)
     asked = parser.parse_args()
-    numbers = [int(number) for number in asked.only.split(",")]
-    found = 0
-    lines = ["| | reader | instead of | stands | found by |", "|---|---|---|---|---|"]
-    for number in numbers:
+    rows = written(asked.write) if asked.write else {}
+    for number in map(int, asked.only.split(",")):
         fault = FAULTS[number - 1]
         said = tried(fault, asked.inputs)
-        found += said is not None
         code = " | ".join(f"`{_cell(text)}`" for text in (fault.old, fault.new))
-        lines.append(f"| {number} | {Path(fault.file).name} | {code} | {said or 'missed'} |")
-        print(lines[-1], flush=True)
-    lines += ["", f"{found} of {len(numbers)} were found, with at most {asked.inputs} inputs of each kind."]
-    print(lines[-1])
-    if asked.write:
-        before, _, rest = asked.write.read_text().partition(BEGIN)
-        text = "\n".join(lines)
-        asked.write.write_text(f"{before}{BEGIN}\n{text}\n{END}{rest.partition(END)[2]}")
+        rows[number] = f"| {number} | {Path(fault.file).name} | {code} | {said or MISSED} |"
+        print(rows[number], flush=True)
+        if asked.write:
+            put(table(rows, asked.inputs), asked.write)
+    print(table(rows, asked.inputs)[-1])
+
+
+def table(rows: dict[int, str], inputs: int) -> list[str]:
+    found = sum(not row.endswith(f"{MISSED} |") for row in rows.values())
+    head = ["| | reader | instead of | stands | found by |", "|---|---|---|---|---|"]
+    end = f"{found} of {len(rows)} were found, with at most {inputs} inputs of each kind."
+    return [*head, *(rows[number] for number in sorted(rows)), "", end]
+
+
+def written(path: Path) -> dict[int, str]:
+    """The rows that an earlier run wrote between the two marks, by their faults' numbers."""
+    lines = path.read_text().partition(BEGIN)[2].partition(END)[0].splitlines()
+    return {int(line.split("|")[1]): line for line in lines if re.match(r"\| \d+ \|", line)}
+
+
+def put(text: list[str], path: Path) -> None:
+    before, _, rest = path.read_text().partition(BEGIN)
+    path.write_text("\n".join([before + BEGIN, *text, END + rest.partition(END)[2]]))
 
 
 def _cell(code: str) -> str:
@@ -104,7 +129,7 @@ def tried(fault: Fault, inputs: int) -> str | None:
     """The first input that finds the fault, or None."""
     with tempfile.TemporaryDirectory() as place:
         for part in ("skewsim", "harness", "tests"):
-            shutil.copytree(ROOT / part, Path(place) / part, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(ROOT / part, Path(place) / part)
         path = Path(place) / fault.file
         source = path.read_text()
         assert source.count(fault.old) == 1, f"{fault.file}: {fault.old!r} is there {source.count(fault.old)} times"
@@ -114,18 +139,40 @@ def tried(fault: Fault, inputs: int) -> str | None:
 
 def wrong(place: str, kind: str, inputs: int) -> str | None:
     """What the first input of a kind that ends badly ends in; None if none does."""
-    words = [sys.executable, "-m", "tests.fuzz.judge", kind, "0", str(inputs), "0"]
-    threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-    with subprocess.Popen(
-        words, cwd=place, env=os.environ | {"PYTHONPATH": place} | threads, stdout=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
+    read, write = os.pipe()
+    number = os.fork()
+    if not number:
+        os.dup2(write, 1)
+        judge(place, kind, inputs)
+    os.close(write)
+    with open(read) as said:
+        for line in said:
             row = json.loads(line) if line.startswith('{"') else {"wrong": []}
             if row["wrong"]:
-                process.kill()
+                os.kill(number, signal.SIGKILL)
+                os.waitpid(number, 0)
                 return f"{kind} {row['number']}: {', '.join(row['wrong'])}"
-    return f"{kind}: the process ended with {process.returncode}" if process.returncode else None
+    status = os.waitstatus_to_exitcode(os.waitpid(number, 0)[1])
+    if status > 0 and status != HUNG:
+        raise SystemExit(f"{kind}: the fuzz itself ended with {status}")
+    return f"{kind}: the process ended with {status}" if status else None
+
+
+HUNG = 75
+"""Exit code of a fork that ended itself because an input took too long and could not be interrupted."""
+
+
+def judge(place: str, kind: str, inputs: int) -> None:
+    """Try the inputs on the tree at `place`, in a process that has imported nothing of this project yet."""
+    try:
+        os.chdir(place)
+        sys.path.insert(0, place)
+        __import__("skewsim.learn.trainer")
+        __import__("tests.fuzz.judge", fromlist=["judge"]).judge(kind, 0, inputs, 0)
+        os._exit(0)
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
 
 
 if __name__ == "__main__":

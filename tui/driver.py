@@ -13,6 +13,7 @@ by the same thread: its "training" is reading records, from the beginning whenev
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import deque
@@ -61,8 +62,8 @@ class TrackUpdate:
 class _Track:
     """A track's generator, and for a taped track its records so far. A recorded run needs no tape: it is read again."""
 
-    def __init__(self, spec: TrackSpec, train: Train, *, goes_on: bool) -> None:
-        self.spec, self.goes_on = spec, goes_on or spec.train is not None
+    def __init__(self, spec: TrackSpec, train: Train, *, goes_on: bool, most: float) -> None:
+        self.spec, self.goes_on, self.most = spec, goes_on or spec.train is not None, most
         self.over = self.failed = False
         self._train = spec.train or train
         self._training: Training | None = None
@@ -88,7 +89,7 @@ class _Track:
 
     def advance(self) -> Records:
         """The next step's records. Raises StopIteration at the end."""
-        if not self.goes_on and self.steps >= self.spec.scenario.steps:
+        if self.steps >= (self.most if self.goes_on else self.spec.scenario.steps):
             raise StopIteration
         records = self._taped()
         self.steps += 1
@@ -125,10 +126,13 @@ class _Track:
 
 
 class Driver:
-    """Play, pause, step, speed, toggle and restart for a set of tracks; `drain` gives the screen what is new."""
+    """Play, pause, step, speed, toggle and restart for a set of tracks; `drain` gives the screen what is new.
 
-    def __init__(self, train: Train, *, speed: float = 10, goes_on: bool = True) -> None:
-        self.train, self.goes_on = train, goes_on
+    No track has more than `most` steps.
+    """
+
+    def __init__(self, train: Train, *, speed: float = 10, goes_on: bool = True, most: float = math.inf) -> None:
+        self.train, self.goes_on, self._most = train, goes_on, most
         self._wake = threading.Condition()
         self._orders: deque[Callable[[], None]] = deque()
         self._updates: deque[TrackUpdate] = deque()
@@ -234,7 +238,7 @@ class Driver:
                 continue
             if old is not None:
                 old.close()
-            tracks[spec.name] = _Track(spec, self.train, goes_on=self.goes_on)
+            tracks[spec.name] = _Track(spec, self.train, goes_on=self.goes_on, most=self._most)
         for left in self._tracks.values():
             left.close()
         self._tracks, self._running_epoch = tracks, epoch

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import importlib.util
+import math
 import os
 import signal
 import sys
@@ -131,7 +132,7 @@ def build(
     from tui.files import writable_folder
     from tui.lab import Lab
     from tui.lesson import load_lesson
-    from tui.limits import check_visit
+    from tui.limits import MOST_STEPS, check_visit
     from tui.presets import check_hidden, find_preset
     from tui.recordings import shipped
     from tui.shell import Options
@@ -152,7 +153,7 @@ def build(
     if archive is not None:
         archive.run(yours)  # or say that it is not recorded
     train = process.train if process is not None else shipped().train
-    driver = Driver(train, speed=chosen.speed if chosen else 10)
+    driver = Driver(train, speed=chosen.speed if chosen else 10, most=MOST_STEPS if visiting else math.inf)
     view = chosen.view if chosen else None
     options = Options(hidden=hidden, lesson=lesson or None, out=out, view=view, visiting=visiting)
     lab = Lab(driver, yours=yours, archive=archive, pause_at=chosen.pause_at if chosen else None, heard=heard)

@@ -2,7 +2,10 @@
 
 The estimate counts what is sure to be held at once: the weights of all members with their optimiser's moments, older
 versions and gradients, what the backward pass of a minibatch keeps, and the logprobs of the whole vocabulary at every
-token. It is 0.65 to 1.0 of what steps of eight shapes were seen to take, so that what fits is not refused.
+token. Which of these there are follows from the code of a step; how many times each is held (8 times the hidden size, 5
+times the intermediate one, 5 times the logprobs, and so on) was chosen such that the estimate stays just below the rise
+of the peak resident memory over steps of eight shapes: it is 0.65 to 1.0 of those, so that what fits is not refused.
+`tests/skewsim/test_machine.py` compares it with a measured peak.
 """
 
 from __future__ import annotations

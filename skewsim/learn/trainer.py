@@ -266,16 +266,30 @@ class Trainer:
     # -- settings and state -----------------------------------------------------------------------------------
 
     def toggle(self, scenario: Scenario) -> None:
-        """Use new settings from the next step on. Raises UserError if the task or the policy's shape changes."""
+        """Use new settings from the next step on.
+
+        Raises UserError if the task or the policy's shape changes, or if a step would no longer fit into the memory.
+        """
         before = self.scenario
         fixed = ("policy", "logit_offset", "device", "task")
         for name in fixed:
             if getattr(before, name) != getattr(scenario, name):
                 raise UserError(f"{name} cannot change while a run goes on; allowed: engine, skew, trainer, steps")
         _refuse_replay(scenario, self.policy)
+        self._check_growth(scenario)
         self.scenario = scenario
         self._events += changes(before, scenario)
         self.engine.start(scenario, self.policy, version=self._engine_version)
+
+    def _check_growth(self, scenario: Scenario) -> None:
+        """UserError if what a step takes more than one does now is not free."""
+        now, then = (self._size(each) for each in (self.scenario, scenario))
+        free = free_on(scenario.device)
+        if then.bytes > now.bytes and free is not None:
+            check_memory(then, free + now.bytes)
+
+    def _size(self, scenario: Scenario) -> StepSize:
+        return StepSize.of(scenario, self.policy.config, self.task, members=len(self.seeds))
 
     def close(self) -> None:
         """Close the engine."""
@@ -293,6 +307,10 @@ class Trainer:
             "diverged": {str(m): why for m, why in self._diverged.items()},
         }
         return TrainState({n: t.detach().cpu().clone() for n, t in tensors.items()}, meta)
+
+    def checkpoint_bytes(self) -> int:
+        """Bytes of a checkpoint's tensors once every version of the weights that the engine may ask for is there."""
+        return checkpoint_bytes(self.scenario, self.policy.flat)
 
     def _restore(self, state: TrainState) -> None:
         device = self.scenario.device
@@ -316,6 +334,12 @@ def _refuse_replay(scenario: Scenario, policy: Policy) -> None:
             f"trainer.router_replay={scenario.trainer.router_replay}: the policy is no mixture of experts; "
             "allowed: disabled, or policy=base_moe"
         )
+
+
+def checkpoint_bytes(scenario: Scenario, weights: Tensor) -> int:
+    """Bytes of a scenario's largest checkpoint: weights, two moments, the engine's weights, and a version for each step
+    of lag beside the newest."""
+    return weights.nbytes * (5 + scenario.engine.lag)
 
 
 @dataclass(frozen=True)

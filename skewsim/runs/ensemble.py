@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from skewsim.engine.rollouts import RolloutEngine
-from skewsim.learn.trainer import Trainer, TrainState
+from skewsim.learn.trainer import Trainer, TrainState, checkpoint_bytes
 from skewsim.records import StepRecord
 from skewsim.settings import Scenario
 
@@ -48,6 +48,10 @@ class Ensemble:
         """The states of all scenarios' trainers in one."""
         return _whole({name: t.state() for name, t in self.trainers.items()})
 
+    def checkpoint_bytes(self) -> int:
+        """Of all scenarios' trainers together."""
+        return sum(trainer.checkpoint_bytes() for trainer in self.trainers.values())
+
     def close(self) -> None:
         """Close the trainers' engines."""
         for trainer in self.trainers.values():
@@ -72,7 +76,7 @@ class Relay:
         engine: Callable[[str], RolloutEngine],
         state: TrainState | None = None,
     ) -> None:
-        self._seeds, self._engine = tuple(seeds), engine
+        self._scenarios, self._seeds, self._engine = tuple(scenarios), tuple(seeds), engine
         self._states = {name: _part(state, name) for name in state.meta} if state else {}
         self._waiting = [s for s in scenarios if not self._finished(s)]
         self._trainer: Trainer | None = None
@@ -103,6 +107,11 @@ class Relay:
         if self._trainer and self._trainer.step_number:
             under_way = {self._trainer.scenario.name: self._trainer.state()}
         return _whole(self._states | under_way)
+
+    def checkpoint_bytes(self) -> int:
+        """With all scenarios in it; 0 when they are finished."""
+        trainer = self._trainer
+        return sum(checkpoint_bytes(each, trainer.policy.flat) for each in self._scenarios) if trainer else 0
 
     def close(self) -> None:
         """Close the open engine, if there is one."""

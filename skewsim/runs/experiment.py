@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Set
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from skewsim.records import StepRecord
 
@@ -30,3 +30,11 @@ class Experiment(Protocol):
 
     def close(self) -> None:
         """Free engines and other resources; may be called more than once."""
+
+
+@runtime_checkable
+class Grows(Protocol):
+    """An experiment whose later checkpoints are larger than the first one, and that knows how large."""
+
+    def checkpoint_bytes(self) -> int:
+        """Bytes of the tensors of its largest checkpoint."""

@@ -76,12 +76,11 @@ class RunFolder:
             raise
         self._resume_at, self._checksum = 0, 0
 
-    def check_room(self, state: TrainState, steps: int) -> None:
-        """UserError if the disk cannot be written, or has no room for the records of so many steps and the checkpoints:
-        the one that is written, and the two before it."""
+    def check_room(self, checkpoint: int, steps: int) -> None:
+        """UserError if the disk cannot be written, or has no room for the records of so many steps and three
+        checkpoints of so many bytes: the one that is written, and the two before it."""
         members = len(self._identity["seeds"]) * max(1, len(self._identity["rungs"]))
-        tensors = sum(tensor.nbytes for tensor in state.tensors.values())
-        check_room(self.path, RECORD_BYTES * members * steps + 3 * tensors, "run folder")
+        check_room(self.path, RECORD_BYTES * members * steps + 3 * checkpoint, "run folder")
 
     def load_state(self) -> TrainState | None:
         """The state to resume from; None at the start of a run, or if it was killed before the first checkpoint."""
@@ -199,7 +198,7 @@ def record(
     None: for as long as somebody asks for steps; the folder's disk must have room up to the first checkpoint.
     """
     if folder is not None:
-        folder.check_room(experiment.state(), (steps or checkpoint_every) - experiment.step_number)
+        folder.check_room(_checkpoint_bytes(experiment), (steps or checkpoint_every) - experiment.step_number)
     with folder or nullcontext():
         while experiment.alive and (steps is None or experiment.step_number < steps):
             records = experiment.step()
@@ -210,6 +209,15 @@ def record(
             yield records
         if folder is not None:
             folder.checkpoint(experiment.state())
+
+
+def _checkpoint_bytes(experiment: Experiment) -> int:
+    """Of the largest checkpoint, or of the first one where nobody knows more."""
+    from skewsim.runs.experiment import Grows
+
+    if isinstance(experiment, Grows):
+        return experiment.checkpoint_bytes()
+    return sum(tensor.nbytes for tensor in experiment.state().tensors.values())
 
 
 def read_records(folder: Path) -> Iterator[StepRecord]:

@@ -109,7 +109,8 @@ def npz(rng: random.Random, folder: Path) -> list[str]:
     with zipfile.ZipFile(path, "w", rng.choice((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED))) as archive:
         for name, column in columns.items():
             archive.writestr(
-                f"{name}.npy" if rng.random() < 0.98 else name, column if isinstance(column, bytes) else _npy(column)
+                f"{name}.npy" if rng.random() < 0.98 else name or "x",
+                column if isinstance(column, bytes) else _npy(column),
             )
         if rng.random() < 0.02:
             archive.writestr("x.npy", _zeros(), zipfile.ZIP_DEFLATED)

@@ -6,6 +6,8 @@ import errno
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from collections import namedtuple
 from pathlib import Path
 from typing import Any
@@ -120,6 +122,48 @@ def test_the_estimate_is_no_more_than_a_step_really_holds() -> None:
     trainer.step()
     held = sum(t.nbytes for t in trainer.state().tensors.values())
     assert held < step(members=4).bytes
+
+
+PEAK = """
+import resource
+from skewsim.learn.trainer import Trainer
+from skewsim.settings import Scenario
+small = {"policy": "random", "task.response_length": 4, "trainer.num_prompts": 2, "trainer.num_generations": 2}
+Trainer(Scenario().with_values(small)).step()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+Trainer(Scenario().with_values({"policy": "random"} | %s), seeds=range(%d)).step()
+print(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("members", "values"),
+    [
+        (16, {"trainer.num_prompts": 8}),
+        (1, {"trainer.num_prompts": 128, "trainer.num_generations": 16}),
+        (4, {"task.response_length": 48, "trainer.num_minibatches": 1}),
+    ],
+)
+def test_the_estimate_is_within_twice_the_measured_peak(members: int, values: dict[str, Any]) -> None:
+    words = [sys.executable, "-c", PEAK % (values, members)]
+    threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    done = subprocess.run(words, env=os.environ | threads, capture_output=True, text=True, check=True)
+    scenario = Scenario().with_values({"policy": "random"} | values)
+    estimate = StepSize.of(scenario, PolicyConfig(), Task(scenario.task), members=members).bytes
+    assert 0.5 < estimate / int(done.stdout) < 2
+
+
+def test_a_toggle_to_a_step_larger_than_the_memory_is_refused_and_the_run_goes_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    scenario = Scenario().with_values({"policy": "random", "trainer.num_prompts": 2, "task.response_length": 4})
+    trainer = Trainer(scenario)
+    monkeypatch.setattr(memory, "free_memory", lambda: 2**24)
+    with pytest.raises(UserError, match=r"^trainer.num_prompts=4096: .* at most \d+$"):
+        trainer.toggle(scenario.with_values({"trainer.num_prompts": 4096}))
+    trainer.toggle(scenario.with_values({"trainer.num_prompts": 4}))
+    assert trainer.step()[0].events == ["trainer.num_prompts: 2 -> 4"]
 
 
 def test_a_step_larger_than_the_memory_is_refused_in_one_line_and_nothing_is_written(

@@ -102,6 +102,15 @@ def test_a_ladder_whose_engine_dies_closes_it_keeps_its_rows_and_goes_on_where_i
     }
 
 
+def test_the_size_of_the_last_checkpoint_is_known_before_the_first_step() -> None:
+    for ensemble in (small().ensemble(engine=lambda name: Engine()), small().ensemble()):
+        foreseen = ensemble.checkpoint_bytes()
+        while ensemble.alive:
+            ensemble.step()
+        assert sum(t.nbytes for t in ensemble.state().tensors.values()) <= foreseen
+        ensemble.close()
+
+
 def test_a_ladder_is_at_no_distance_from_itself_and_at_some_from_another() -> None:
     one, other = climb(small()), climb(small())
     assert {d.distance for row in distances(one, other).values() for d in row.values()} == {0.0}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -41,8 +42,10 @@ def collect(driver: Driver, count: int) -> list[TrackUpdate]:
 def make() -> Iterator[Make]:
     drivers = []
 
-    def build(train: Train = scripted, *, playing: bool = False, goes_on: bool = True) -> Driver:
-        driver = Driver(train, speed=float("inf"), goes_on=goes_on)
+    def build(
+        train: Train = scripted, *, playing: bool = False, goes_on: bool = True, most: float = math.inf
+    ) -> Driver:
+        driver = Driver(train, speed=float("inf"), goes_on=goes_on, most=most)
         driver.playing = playing
         drivers.append(driver)
         driver.start()
@@ -159,6 +162,20 @@ def test_training_rests_where_the_scenarios_steps_are_done_and_goes_on_when_it_i
         assert not driver.playing
         assert not driver.drain()
         driver.play(True)
+
+
+def test_a_visitors_run_ends_at_the_most_steps_however_often_it_is_played_on(make: Make) -> None:
+    driver = make(playing=True, most=5)
+    driver.restart([TrackSpec("a", Scenario(steps=3), (0,))])
+    assert len(collect(driver, 3)) == 3
+    wait(lambda: driver.resting)
+    driver.play(True)
+    updates = collect(driver, 3)
+    assert [len(update.records) for update in updates] == [1, 1, 0]
+    assert updates[-1].ended
+    driver.play(True)
+    driver.step()
+    assert not driver.drain()
 
 
 def test_curves_that_begin_during_the_last_step_of_others_are_not_paused_with_those(make: Make) -> None:
