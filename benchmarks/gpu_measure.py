@@ -97,7 +97,8 @@ def profiles(engine: str, out: Path, arguments: argparse.Namespace) -> dict[str,
     """A measured profile for each precision, and for the defaults out of the box."""
     spec, found = choose_local(engine).spec, {}
     (out / "profiles").mkdir(exist_ok=True)
-    for label, values in PRECISIONS.items():
+    for label in arguments.precisions.split(","):
+        values = PRECISIONS[label]
         name = f"{arguments.stem}{spec.name}-{spec.device}-{label}"
         settings = EngineSettings.model_validate({"temperature": 0.8, **values})
         folder = out / "measurements" / label
@@ -206,6 +207,7 @@ def main() -> int:
     parser.add_argument("--pack", action="store_true", help="only write the model into OUT, in files to be carried")
     parser.add_argument("--packed", type=Path, help="folder with the files that --pack wrote")
     parser.add_argument("--tokens", type=int, default=30_000, help="tokens of each profile")
+    parser.add_argument("--precisions", default=",".join(PRECISIONS), help=f"some of {','.join(PRECISIONS)}")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--only", default=",".join(PARTS), help=f"some of {','.join(PARTS)}")

@@ -104,15 +104,15 @@ def _explain(findings: Findings, models: Models, step: Step, trainer: Config, en
 def _explain_temperature(
     findings: Findings, models: Models, config: Config, trainer: Config, change: str, share: float
 ) -> None:
-    """Raw if the engine reports at temperature 1 and nothing says that the tokens were drawn there; else another
-    one.
+    """Raw if the engine reports at temperature 1 and nothing says that the tokens were drawn there, neither the request
+    nor the tokens; else another one.
     """
     rows = findings.rows
     assumed = trainer.temperature if trainer.temperature is not None else float(temperatures(rows).mean())
     reported = config.temperature if config.temperature is not None else float(temperatures(rows).mean())
     requested = replace(config, temperature=None if rows.setting("temperature") is not None else assumed)
     gain = mean(models.predict(requested, rows) - models.predict(config, rows), rows.sequence)
-    if config.temperature == 1.0 and gain.z > -2:
+    if config.temperature == 1.0 != rows.setting("temperature") and gain.z > -2:
         findings.add(
             "raw_logprobs",
             share,

@@ -15,6 +15,7 @@ import transformers
 from tokenizers.pre_tokenizers import ByteLevel
 
 import harness.conversion
+from benchmarks import gpu_measure
 from harness.engines import choose
 from harness.measure import measure
 from harness.models import MODELS, find_model, label, models_root
@@ -157,6 +158,23 @@ def test_a_machine_that_cannot_download_it_installs_it_from_its_file_and_from_no
     (tmp_path / "other.gguf").write_bytes(packed[0].read_bytes()[:-1])
     with pytest.raises(EngineError, match=r"SHA-256 of other\.gguf is"):
         install(source=tmp_path / "other.gguf", force=True)
+
+
+def test_a_model_is_carried_in_small_files_to_a_machine_without_a_network(
+    install: Any, packed: tuple[Path, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checksum = hashlib.sha256(packed[0].read_bytes()).hexdigest()
+    monkeypatch.setitem(MODELS, NAME, replace(MODELS[NAME], sha256=checksum))
+    monkeypatch.setattr(gpu_measure, "PIECE", 20_000)
+    pieces = gpu_measure.pack(NAME, tmp_path)
+    assert len(pieces) > 2
+    assert all(piece.stat().st_size <= 20_000 for piece in pieces)
+    monkeypatch.setattr(harness.conversion, "run_step", None)
+    assert (gpu_measure.unpack(NAME, tmp_path) / "model.safetensors").is_file()
+    pieces[-1].unlink()
+    monkeypatch.setenv("SKEWSIM_MODELS", str(tmp_path / "elsewhere"))
+    with pytest.raises(EngineError, match="SHA-256"):
+        gpu_measure.unpack(NAME, tmp_path)
 
 
 def test_a_file_with_another_checksum_is_one_line_and_leaves_nothing(install: Any) -> None:

@@ -96,6 +96,13 @@ def test_with_little_memory_all_sequences_are_scored_and_the_shares_are_the_same
     assert shares(found) == pytest.approx(shares(whole), abs=1e-3)
 
 
+def test_temperature_1_is_not_raw_where_1_was_asked_for(scorers: list[ModelScorer]) -> None:
+    log = with_engine(scorers, engines(scorers)["wrong_temperature"])
+    asked = {"temperature": 1.0, "top_p": 1.0, "top_k": 0.0}
+    records = tuple(replace(record, settings=asked) for record in log.records)
+    assert diagnose(SequenceLog(records), models=scorers[:1]).verdict == "wrong_temperature"
+
+
 def test_another_head_and_another_temperature_need_no_pass_of_the_body(
     scorers: list[ModelScorer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
