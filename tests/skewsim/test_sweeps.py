@@ -420,7 +420,7 @@ def test_which_number_warns_first_is_counted_over_all_cells() -> None:
     for n, member in enumerate(sweep.members(sweep.cells[0])):
         curves[member.key]["skew/kl_k3"] = np.full(40, 9.0 if n == 5 else 1.0 + max(n, 1) / 10)
     for n, member in enumerate(sweep.members(sweep.cells[1])):
-        curves[member.key]["skew/kl_k3"] = np.array([1.0] * 10 + [99.0 if n else 1.0] * 30)
+        curves[member.key]["skew/kl_k3"] = np.array([1.2] * 10 + [99.0 if n else 1.2] * 30)
     found = make_map(sweep, curves)
     warned = found.warnings()["skew/kl_k3"]
     assert (warned.warned, warned.collapsed, warned.false_alarms, warned.others) == (5, 6, 1, 6)
