@@ -7,16 +7,17 @@ All from one member's curves. Its reward at a step is the mean of the last `WIND
 - It has settled once the reward of the last two windows is at least `SOLVED`, or exactly 0: where all responses of a
   prompt earn the same, there is no advantage and so no gradient.
 - Its reward falls at the last step, before it collapsed, at which it was within a tenth of the highest before.
-- A number warns at the first of `IN_A_ROW` steps at which it is outside of the band of the run's own first `WINDOW`
-  steps: their mean and `SIGMAS` standard deviations on both sides. The lead is the step at which the reward falls minus
-  that step; a negative lead is a warning that came too late.
+- A number warns at the first of `IN_A_ROW` steps at which it is outside of the healthy band: below the lowest or above
+  the highest that it is, at the same step, in runs that do not collapse (at least `LEAST_HEALTHY` of them; a run that
+  is one of them itself is compared with the others). The lead is the step at which the reward falls minus that step; a
+  negative lead is a warning that came too late, and a warning of a run that does not collapse is a false alarm.
 """
 
 from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,11 +29,9 @@ WINDOW = 10
 """Steps over which a reward is averaged; a step of 64 responses alone is too noisy to be judged."""
 LEAST = 0.1
 SOLVED = 0.98
-SIGMAS = 4.0
 IN_A_ROW = 3
+LEAST_HEALTHY = 4
 _ROUNDING = 1e-12
-NARROWEST = 0.05
-"""A band is at least so wide on each side, as a share of its mean: numbers that do not move at first have no spread."""
 WARNINGS = {
     "skew/kl_k3": "k3",
     "update/clip_rate": "clip rate",
@@ -41,8 +40,6 @@ WARNINGS = {
     "policy/entropy": "entropy",
 }
 """The numbers that may warn, and what they are called in a figure."""
-
-Curves = Mapping[str, Sequence[float] | NDArray[np.float64]]
 
 
 class Watch:
@@ -85,50 +82,65 @@ class Outcome:
     final_reward: float
     """Mean over the last tenth of the planned number of steps, counted back from the member's last one."""
     collapsed: int | None
+    """The step at which it collapsed."""
     fell: int | None
-    leads: dict[str, int | None]
-    """Metric -> steps from its warning to the fall; None: no fall, or no warning before the collapse."""
-    false_alarms: dict[str, bool]
-    """Metric -> whether it warned although nothing collapsed; False where something did."""
+    """The step at which its reward fell before that."""
 
 
-def judge(curves: Curves, *, steps: int, diverged: bool = False) -> Outcome:
-    """The outcome of one member from its curves, each (steps done,), of which ``steps`` were planned."""
-    reward = np.nan_to_num(np.asarray(curves["reward/mean"], dtype=float))
+def judge(reward: Sequence[float] | NDArray[np.float64], *, steps: int, diverged: bool = False) -> Outcome:
+    """The outcome of one member from its reward at each step done, of which ``steps`` were planned."""
+    values = np.nan_to_num(np.asarray(reward, dtype=float))
     watch = Watch()
-    for index, value in enumerate(reward):
-        watch.add(float(value), diverged=diverged and index == len(reward) - 1)
-    fell = None if watch.collapsed is None else fall(reward, watch.collapsed)
-    end = len(reward) if watch.collapsed is None else watch.collapsed
-    alarms = {key: warning(np.asarray(curves[key], dtype=float)[:end]) for key in WARNINGS if key in curves}
+    for index, value in enumerate(values):
+        watch.add(float(value), diverged=diverged and index == len(values) - 1)
     return Outcome(
-        steps=len(reward),
-        final_reward=float(reward[-tenth(steps) :].mean()) if len(reward) else 0.0,
+        steps=len(values),
+        final_reward=float(values[-tenth(steps) :].mean()) if len(values) else 0.0,
         collapsed=watch.collapsed,
-        fell=fell,
-        leads={key: None if fell is None or at is None else fell - at for key, at in alarms.items()},
-        false_alarms={key: watch.collapsed is None and at is not None for key, at in alarms.items()},
+        fell=None if watch.collapsed is None else fall(values, watch.collapsed),
     )
 
 
 def fall(reward: NDArray[np.float64], collapsed: int) -> int:
-    """The last step, before it collapsed, at which the windowed reward was within a tenth of the highest before."""
+    """The last step, before it collapsed, at which the windowed reward was within a tenth of the highest before.
+
+    Where it collapsed before the first window was full: the step before.
+    """
     means = windowed(reward)[: collapsed + 1]
-    highest = np.maximum.accumulate(means)
-    return int(np.flatnonzero(means >= 0.9 * highest)[-1])
+    near = means >= 0.9 * np.maximum.accumulate(np.where(np.arange(len(means)) < WINDOW - 1, 0.0, means))
+    near[: WINDOW - 1] = False
+    near[collapsed] = False
+    found = np.flatnonzero(near)
+    return int(found[-1]) if len(found) else max(0, collapsed - 1)
 
 
-def warning(values: NDArray[np.float64]) -> int | None:
-    """The first of `IN_A_ROW` steps outside of the band of the first `WINDOW` steps; None if there is none."""
-    first = values[:WINDOW]
-    if len(values) <= WINDOW or not np.isfinite(first).all():
-        return None
-    middle = first.mean()
-    reach = max(SIGMAS * first.std(ddof=1), NARROWEST * abs(middle))
-    outside = np.abs(values - middle) > reach
-    outside[:WINDOW] = False
-    found = np.flatnonzero(np.lib.stride_tricks.sliding_window_view(outside, IN_A_ROW).all(axis=1))
-    return int(found[0]) if len(found) else None
+class HealthyBand:
+    """What a number is in runs that do not collapse: the lowest and the highest of it at each step."""
+
+    def __init__(self, curves: Sequence[NDArray[np.float64]]) -> None:
+        length = max((len(curve) for curve in curves), default=0)
+        rows = np.full((max(2, len(curves)), length), math.nan)
+        for row, curve in zip(rows, curves, strict=False):
+            row[: len(curve)] = curve
+        self._count = np.isfinite(rows).sum(axis=0)
+        self._low = np.sort(np.where(np.isfinite(rows), rows, math.inf), axis=0)[:2]
+        self._high = np.sort(np.where(np.isfinite(rows), rows, -math.inf), axis=0)[:-3:-1]
+
+    def warning(self, values: NDArray[np.float64], *, healthy: bool = False) -> int | None:
+        """The first of `IN_A_ROW` steps at which a run is outside of the band; None if there is none.
+
+        ``healthy``: the run is one of those that the band is of, and is compared with the others.
+        """
+        count = min(len(values), len(self._count))
+        if count < IN_A_ROW:
+            return None
+        values, low, high = values[:count], self._low[:, :count], self._high[:, :count]
+        lowest = np.where((values == low[0]) & healthy, low[1], low[0])
+        highest = np.where((values == high[0]) & healthy, high[1], high[0])
+        known = self._count[:count] - healthy >= LEAST_HEALTHY
+        outside = known & ((values < lowest) | (values > highest))
+        found = np.flatnonzero(np.lib.stride_tricks.sliding_window_view(outside, IN_A_ROW).all(axis=1))
+        return int(found[0]) if len(found) else None
 
 
 def windowed(reward: NDArray[np.float64]) -> NDArray[np.float64]:

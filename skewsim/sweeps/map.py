@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from skewsim.runs.outcome import WARNINGS, Outcome, judge
+from skewsim.runs.outcome import WARNINGS, HealthyBand, Outcome, judge
 from skewsim.share import to_share
 from skewsim.sweeps.folder import Curves, open_sweep, read_curves, read_status
 from skewsim.sweeps.plan import Cell, Point, Sweep
@@ -174,22 +174,42 @@ def load_map(folder: Path | str) -> SweepMap:
 
 def make_map(sweep: Sweep, curves: Mapping[str, Curves], *, status: str = "") -> SweepMap:
     """The map from the curves that are there, by member's key."""
-    outcomes: dict[str, Outcome] = {}
-
-    def outcome(key: str, steps: int) -> Outcome:
-        if key not in outcomes:
-            found = curves[key]
-            outcomes[key] = judge(found, steps=steps, diverged=bool(found["diverged"].any()))
-        return outcomes[key]
-
+    outcomes = {
+        member.key: judge(found["reward/mean"], steps=cell.scenario.steps, diverged=bool(found["diverged"].any()))
+        for cell in sweep.cells
+        for member in sweep.members(cell, most_seeds(sweep))
+        if (found := curves.get(member.key)) is not None
+    }
+    warnings = _warnings_of(sweep, curves, outcomes)
     results, done = [], 0
     for cell in sweep.cells:
         keys = [member.key for member in sweep.members(cell, most_seeds(sweep))]
         there = [key for key in keys if key in curves]
         done += sum(key in curves for key in keys[: sweep.settings.seeds])
         first = [float(curves[key]["reward/mean"][0]) for key in there]
-        results.append(_result(cell, [outcome(key, cell.scenario.steps) for key in there], first))
+        results.append(_result(cell, [outcomes[key] for key in there], [warnings[key] for key in there], first))
     return SweepMap(sweep, tuple(results), len(sweep.cells) * sweep.settings.seeds, done, status)
+
+
+Alarms = dict[str, int | None]
+"""Metric -> the step at which it warned."""
+
+
+def _warnings_of(sweep: Sweep, curves: Mapping[str, Curves], outcomes: Mapping[str, Outcome]) -> dict[str, Alarms]:
+    """Member's key -> when each number warned of it, beside the healthy runs of the same objective."""
+    groups: dict[str, dict[str, None]] = {}
+    for cell in sweep.cells:
+        group = groups.setdefault(cell.scenario.trainer.objective, {})
+        group |= dict.fromkeys(m.key for m in sweep.members(cell, most_seeds(sweep)) if m.key in outcomes)
+    found: dict[str, Alarms] = {key: {} for key in outcomes}
+    for keys in groups.values():
+        for metric in WARNINGS:
+            there = [key for key in keys if metric in curves[key]]
+            band = HealthyBand([curves[key][metric] for key in there if outcomes[key].collapsed is None])
+            for key in there:
+                end = outcomes[key].collapsed
+                found[key][metric] = band.warning(curves[key][metric][:end], healthy=end is None)
+    return found
 
 
 def most_seeds(sweep: Sweep) -> int:
@@ -244,11 +264,16 @@ def _posterior(
     return found
 
 
-def _result(cell: Cell, outcomes: Sequence[Outcome], first: Sequence[float]) -> CellResult:
+def _result(cell: Cell, outcomes: Sequence[Outcome], alarms: Sequence[Alarms], first: Sequence[float]) -> CellResult:
     count = len(outcomes)
     fallen = [o for o in outcomes if o.collapsed is not None]
     rewards = [o.final_reward for o in outcomes]
-    leads = {key: [x for o in fallen if (x := o.leads.get(key)) is not None] for key in WARNINGS}
+    both = list(zip(outcomes, alarms, strict=True))
+    leads = {
+        key: [o.fell - at for o, warned in both if o.fell is not None and (at := warned.get(key)) is not None]
+        for key in WARNINGS
+    }
+    false = {key: sum(o.collapsed is None and w.get(key) is not None for o, w in both) for key in WARNINGS}
     return CellResult(
         place=cell.place,
         labels=cell.labels,
@@ -263,7 +288,7 @@ def _result(cell: Cell, outcomes: Sequence[Outcome], first: Sequence[float]) -> 
         lead={key: _median(values) for key, values in leads.items()},
         leads=leads,
         warned={key: sum(value >= 0 for value in values) for key, values in leads.items()},
-        false_alarms={key: sum(o.false_alarms.get(key, False) for o in outcomes) for key in WARNINGS},
+        false_alarms=false,
         share=to_share(cell.scenario),
     )
 

@@ -73,7 +73,9 @@ def _members(sweep: Sweep, cell: Cell, curves: Mapping[str, Curves]) -> list[Mem
         if count >= most or any(member.key not in curves for member in members):
             return members
         outcomes = [
-            judge(curves[m.key], steps=cell.scenario.steps, diverged=bool(curves[m.key]["diverged"].any()))
+            judge(
+                curves[m.key]["reward/mean"], steps=cell.scenario.steps, diverged=bool(curves[m.key]["diverged"].any())
+            )
             for m in members
         ]
         if not wants_more_seeds(sweep, outcomes):

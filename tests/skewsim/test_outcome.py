@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skewsim.runs.outcome import LEAST, WINDOW, Watch, fall, judge, warning, windowed
+from skewsim.runs.outcome import LEAST, WINDOW, HealthyBand, Watch, fall, judge, windowed
 
 
 def watched(rewards: list[float | None], *, diverged: bool = False) -> Watch:
@@ -55,26 +55,36 @@ def test_the_reward_falls_at_the_last_step_within_a_tenth_of_the_highest() -> No
     assert fall(np.array([0.8] * 20 + [0.0] * 10), 24) == 20  # the mean is 0.72 there, and 0.64 one step later
 
 
-def test_a_number_warns_where_it_leaves_the_band_of_its_own_first_steps_and_stays_out() -> None:
-    start = [1.0, 1.1] * 5
-    assert warning(np.array([*start, *[1.05] * 10, *[3.0] * 5])) == 20
-    assert warning(np.array([*start, *[1.05] * 10, 3.0, 1.05, 3.0, 1.05])) is None
-    assert warning(np.array(start)) is None
+def band() -> HealthyBand:
+    return HealthyBand([np.full(20, 1.0 + n / 10) for n in range(5)])
 
 
-def test_the_lead_is_the_number_of_steps_between_the_warning_and_the_fall() -> None:
-    reward = [0.8] * 30 + [0.0] * 10
-    curves = {"reward/mean": reward, "skew/kl_k3": [0.001, 0.0011] * 8 + [0.01] * 24, "policy/entropy": [1.0] * 40}
-    found = judge(curves, steps=40)
-    assert (found.collapsed, found.fell) == (34, 30)
-    assert found.leads == {"skew/kl_k3": 14, "policy/entropy": None}
-    assert found.false_alarms == {"skew/kl_k3": False, "policy/entropy": False}
+def test_a_number_warns_where_it_leaves_the_band_of_healthy_runs_and_stays_out() -> None:
+    assert band().warning(np.array([1.2] * 10 + [3.0] * 5)) == 10
+    assert band().warning(np.array([1.2] * 10 + [0.5] * 5)) == 10
+    assert band().warning(np.array([1.2] * 10 + [3.0, 3.0, 1.2, 3.0, 3.0])) is None
+    assert band().warning(np.array([1.0, 1.4] * 10)) is None
 
 
-def test_a_warning_without_a_collapse_is_a_false_alarm() -> None:
-    curves = {"reward/mean": [0.8] * 40, "skew/kl_k3": [0.001, 0.0011] * 8 + [0.01] * 24}
-    assert judge(curves, steps=40).false_alarms == {"skew/kl_k3": True}
+def test_a_healthy_run_is_compared_with_the_others() -> None:
+    assert band().warning(np.full(20, 1.4)) is None
+    assert band().warning(np.full(20, 1.4), healthy=True) == 0
+    assert band().warning(np.full(20, 1.3), healthy=True) is None
+
+
+def test_too_few_healthy_runs_are_no_band() -> None:
+    few = HealthyBand([np.full(20, 1.0 + n / 10) for n in range(3)])
+    assert few.warning(np.full(20, 9.0)) is None
+    assert HealthyBand([]).warning(np.full(20, 9.0)) is None
+
+
+@given(st.lists(st.lists(st.floats(0, 1), min_size=5, max_size=9), min_size=5, max_size=8))
+def test_the_band_without_a_run_is_that_of_the_other_runs(curves: list[list[float]]) -> None:
+    arrays = [np.array(curve) for curve in curves]
+    for n, own in enumerate(arrays):
+        others = HealthyBand([each for m, each in enumerate(arrays) if m != n])
+        assert HealthyBand(arrays).warning(own, healthy=True) == others.warning(own)
 
 
 def test_the_final_reward_is_of_the_last_tenth_of_the_planned_steps_counted_from_its_own_end() -> None:
-    assert judge({"reward/mean": [0.0] * 9 + [1.0] * 3}, steps=30).final_reward == 1.0
+    assert judge([0.0] * 9 + [1.0] * 3, steps=30).final_reward == 1.0

@@ -415,22 +415,19 @@ def test_an_adaptive_sweep_adds_seeds_where_some_collapse_and_others_do_not() ->
 
 
 def test_which_number_warns_first_is_counted_over_all_cells() -> None:
-    sweep = line([0.1, 0.2])
-    curves = made_up(sweep, {(1,): 4}, 4)
+    sweep = line([0.1, 0.2], seeds=6)
+    curves = made_up(sweep, {(1,): 6}, 6)
+    for n, member in enumerate(sweep.members(sweep.cells[0])):
+        curves[member.key]["skew/kl_k3"] = np.full(40, 9.0 if n == 5 else 1.0 + max(n, 1) / 10)
     for n, member in enumerate(sweep.members(sweep.cells[1])):
-        curves[member.key]["skew/kl_k3"] = np.array([1.0, 1.1] * 5 + [5.0] * 30) if n else np.ones(40)
-    alarmed = sweep.members(sweep.cells[0])[0].key
-    curves[alarmed]["skew/kl_k3"] = np.array([1.0, 1.1] * 5 + [5.0] * 30)
-    found = make_map(sweep, curves).warnings()["skew/kl_k3"]
-    assert (found.warned, found.collapsed, found.false_alarms, found.others) == (3, 4, 1, 4)
-    assert found.lead == found_lead(curves, sweep)
-
-
-def found_lead(curves: dict[str, dict[str, np.ndarray]], sweep: Sweep) -> float:
-    member = sweep.members(sweep.cells[1])[1]
-    lead = judge(curves[member.key], steps=40).leads["skew/kl_k3"]
-    assert lead is not None
-    return lead
+        curves[member.key]["skew/kl_k3"] = np.array([1.2] * 10 + [99.0 if n else 1.2] * 30)
+    found = make_map(sweep, curves)
+    warned = found.warnings()["skew/kl_k3"]
+    assert (warned.warned, warned.collapsed, warned.false_alarms, warned.others) == (5, 6, 1, 6)
+    fell = judge(curves[sweep.members(sweep.cells[1])[0].key]["reward/mean"], steps=40).fell
+    assert fell is not None
+    assert warned.lead == fell - 10
+    assert found.cells[1].leads["skew/kl_k3"] == [fell - 10] * 5
 
 
 # ------------------------------------------------------------------------------------------------------------- shown

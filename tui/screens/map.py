@@ -32,7 +32,7 @@ class MapScreen(Page):
         "A sweep trained every cell of this grid with several seeds. A run collapses when its reward falls to half of "
         "its best (means over ten steps), or when a loss is not finite. The darker a cell, the larger its number. The "
         "warnings below are of the cell under the cursor: how many steps before the reward fell did a number leave "
-        "the band of the run's own first ten steps. skewsim sweep show prints all of this, and draws it with --figures."
+        "the band of the runs that do not collapse. skewsim sweep show prints all of this, and draws it with --figures."
     )
     BINDINGS: ClassVar[list[BindingType]] = bindings("page") + bindings("map")
     where: ClassVar[str] = "map"
