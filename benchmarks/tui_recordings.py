@@ -1,11 +1,11 @@
 """Records the runs that ship with the terminal UI, from real runs of its own scenarios.
 
-    python benchmarks/tui_recordings.py [--out FILE] [--missing]
+    python benchmarks/tui_recordings.py [--out FILE] [--keep]
 
 Every show of `tui.shows` is run: its curves from step 0, and each of its toggles from the state of the run before that
-toggle. With --missing only what is not recorded yet is run, as after a new lesson. The file has the metrics that the
-charts and the ladder's table show, to five significant digits, or more where a metric changes little over a whole run.
-On one processor the file is always the same, byte for byte; other processors round a little differently.
+toggle. The file has the metrics that the charts and the ladder's table show, to five significant digits, or more where
+a metric changes little over a whole run. On one processor the file is always the same, byte for byte; other processors
+round a little differently. With --keep, runs that ship already with the same settings and toggles are taken over.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import torch
 from skewsim.learn.trainer import Trainer, TrainState
 from skewsim.records import StepRecord
 from skewsim.settings import Scenario
-from tui.recordings import SHIPPED, RecordedRun, same_run, save, shipped
+from tui.recordings import SHIPPED, RecordedRun, load, same_run, save
 from tui.shows import Show, Toggles, shows
 from tui.views import REWARD, VIEWS
 
@@ -76,6 +76,12 @@ def grow(
         yield from grow(toggled, steps, rest, start=at, parent=run, state=before)
 
 
+def holds(run: RecordedRun, steps: int, toggles: Iterable[Toggles]) -> bool:
+    """Whether a run that was recorded before has all that is planned: its steps, and every toggle at its step."""
+    there = {(each.start, same_run(each.scenario)) for each in run.family()}
+    return run.end >= steps and {(at, same_run(each)) for row in toggles for at, each in row} <= there
+
+
 def rounded(records: Sequence[StepRecord], key: str) -> list[float | None]:
     """A metric over all steps, with as many digits as a chart can show."""
     values = [record.metrics[key] for record in records]
@@ -92,18 +98,15 @@ def _decimals(value: float, moves: float) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=SHIPPED)
-    parser.add_argument("--missing", action="store_true")
+    parser.add_argument("--keep", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    planned = plan(shows())
     runs: list[RecordedRun] = []
-    if options.missing:
-        wanted = set(map(same_run, planned))
-        kept = [root for scenario, root in shipped().roots.items() if scenario in wanted]
-        runs = [run for root in kept for run in root.family()]
-        planned = {s: todo for s, todo in planned.items() if same_run(s) not in shipped().roots}
+    planned = plan(shows())
+    shipped = load(SHIPPED).roots if options.keep else {}
     for number, (scenario, (steps, toggles)) in enumerate(planned.items(), 1):
-        runs += grow(scenario, steps, toggles)
+        old = shipped.get(same_run(scenario))
+        runs += old.family() if old and holds(old, steps, toggles) else grow(scenario, steps, toggles)
         print(f"{number} of {len(planned)}: {scenario.name}, {len(runs)} runs", file=sys.stderr, flush=True)
         options.out.parent.mkdir(parents=True, exist_ok=True)
         save(runs, options.out)
