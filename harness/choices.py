@@ -132,14 +132,17 @@ class ServerChoice:
     def check(self, scenario: Scenario) -> None:
         """Raises UserError for what no server can do; the rest is asked of the server when it is there."""
         refuse_simulated(scenario, self.name)
-        if scenario.engine.enable_return_routed_experts:
-            raise UserError(
-                f"engine.enable_return_routed_experts=true: what {self.name} returns is not read; a local engine's is"
-            )
+        self._refuse_routes(scenario.engine)
         if scenario.trainer.correction.keep_sampling_mask:
             raise UserError(
                 f"trainer.correction.keep_sampling_mask=true: {self.name} does not tell what top-p left; "
                 "a local engine does"
+            )
+
+    def _refuse_routes(self, settings: EngineSettings) -> None:
+        if settings.enable_return_routed_experts:
+            raise UserError(
+                f"engine.enable_return_routed_experts=true: what {self.name} returns is not read; a local engine's is"
             )
 
     def open(self, *, progress: Callable[[str], None] | None = None) -> RolloutEngine:
@@ -151,6 +154,7 @@ class ServerChoice:
         self, model: Path, settings: EngineSettings, *, size: Size, version: int = 0, full_logprobs: bool = False
     ) -> ServerSession:
         """Connect; the server must have the model, since `model` is not sent there."""
+        self._refuse_routes(settings)
         from harness.server_session import ServerSession
 
         return ServerSession(self.address, settings, size=size, limits=self.limits)

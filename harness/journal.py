@@ -93,6 +93,7 @@ class Journal:
         columns: dict[str, array[Any]] = {
             name: array("q") for name in ("sequence", "position", "token", "weight_version", "prompt")
         }
+        routes = array("q")
         columns |= {n: array("d") for n in ("engine_logprob", "trainer_logprob", "kept_mass", "square_mass")}
         self._places.clear()
         for start, end, line in read_lines(self.lines):
@@ -107,6 +108,9 @@ class Journal:
             columns["trainer_logprob"].extend(_numbers(line["trainer_logprobs"]))
             columns["kept_mass"].extend(line.get("kept_mass") or [1.0] * count)
             columns["square_mass"].extend(_numbers(line["square_mass"]))
+            routes.extend(line.get("routes_differ") or [-1] * count)
+        if any(value >= 0 for value in routes):
+            columns["routes_differ"] = routes
         arrays = {name: np.frombuffer(column, dtype=column.typecode) for name, column in columns.items()}
         kept = np.isfinite(arrays["engine_logprob"]) & np.isfinite(arrays["trainer_logprob"])
         order = np.argsort(arrays["sequence"], kind="stable")

@@ -29,7 +29,7 @@ from skewsim.machine import check_room, cpu_features, free_memory, size
 from skewsim.settings import EngineSettings
 from skewsim.skew.fitting import fit_profile
 from skewsim.skew.profile import SkewProfile, load_profile, save_profile
-from skewsim.skew.sequences import SequenceRecord
+from skewsim.skew.sequences import SequenceRecord, routes_differ
 from skewsim.skew.tokens import TokenTable
 
 Progress = Callable[[int, int, str], None]
@@ -243,9 +243,18 @@ class _Work:
             weight_versions=np.array(row.versions),
             prompt_tokens=np.array(prompt),
             settings=self._sampler,
+            places=_routing(row, scores),
         )
         line = {"id": row.id, "prompt_id": number, **record.to_json(), "square_mass": scores.square_mass.tolist()}
         return line | ({"kept_mass": scores.kept_mass.tolist()} if self._truncates else {})
+
+
+def _routing(row: Row, scores: TokenScores) -> dict[str, Any]:
+    """In how many layers the trainer chose other experts, where both sides' are known."""
+    if row.routes is None or scores.routes is None:
+        return {}
+    both = {"engine_routed_experts": row.routes, "trainer_routed_experts": scores.routes}
+    return {"routes_differ": routes_differ(both, len(row.tokens))}
 
 
 def provenance(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -74,6 +74,8 @@ class TokenScores:
     entropy: npt.NDArray[np.float64]
     kept_mass: npt.NDArray[np.float64]
     """Probability of all tokens that top-p, top-k and min-p leave; 1 without them."""
+    routes: npt.NDArray[np.int64] | None = None
+    """(T, L, k) the experts that the row before each token went to; None if the model has no routers."""
 
 
 class TrainerScorer:
@@ -97,6 +99,11 @@ class TrainerScorer:
         self._batch_tokens = batch_tokens
         self.model = _load(self.folder, dtype=dtype, attention=attention).to(device).eval()
         _set_head(self.model, getattr(torch, self.head_dtype))
+        self._chosen: list[Tensor] = []
+        """Of the last pass, the experts (rows, k) that each layer's router chose."""
+        for module in self.model.modules():
+            if type(module).__name__.endswith("TopKRouter"):  # as transformers calls those of all its mixtures
+                module.register_forward_hook(lambda module, given, found: self._chosen.append(found[-1]))
 
     @classmethod
     def of(cls, folder: Path | str, side: TrainerSide, *, batch_tokens: int | None = None) -> TrainerScorer:
@@ -141,13 +148,23 @@ class TrainerScorer:
         """The scores of one batch. Its tokens are taken together, in pieces that fit into memory: a call for each
         sequence would take longer than what it computes."""
         lengths = [len(response) for _, response in pairs]
+        self._chosen.clear()
         logits = torch.cat(self._logits(pairs))
+        routes = self._routes(pairs)
         tokens = torch.tensor([t for _, response in pairs for t in response], device=self.device)
         rows = max(LOGITS_AT_ONCE // self.vocab_size, 1)
         pieces = [_scores(*part, processing) for part in zip(logits.split(rows), tokens.split(rows), strict=True)]
         columns = [np.concatenate([piece[n] for piece in pieces]) for n in range(4)]
-        for parts in zip(*(np.split(column, np.cumsum(lengths)[:-1]) for column in columns), strict=True):
-            yield TokenScores(*parts)
+        split = zip(*(np.split(column, np.cumsum(lengths)[:-1]) for column in columns), strict=True)
+        for parts, route in zip(split, routes, strict=True):
+            yield replace(TokenScores(*parts), routes=route)
+
+    def _routes(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[npt.NDArray[np.int64] | None]:
+        """The experts (T, L, k) of the rows before each response's tokens, of the pass just done."""
+        if not self._chosen:
+            return [None] * len(pairs)
+        each = torch.stack(self._chosen, 1).view(len(pairs), -1, len(self._chosen), self._chosen[0].shape[-1])
+        return [one[len(p) - 1 : len(p) + len(r) - 1].cpu().numpy() for one, (p, r) in zip(each, pairs, strict=True)]
 
     def _logits(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[Tensor]:
         """float32 logits (T, V) before each response token, right-padded sequences in one batch."""

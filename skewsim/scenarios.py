@@ -154,10 +154,11 @@ FAULTS: dict[str, Named] = {
         engine__stale_replicas=1,
     ),
     "moe_routing": _fault(
-        "A mixture of experts in bfloat16, trained in float32: near a tie, tokens go to other experts.",
+        "A mixture of experts whose router the engine computes in bfloat16: near a tie, tokens go to other experts.",
         policy="base_moe",
-        engine__dtype="bfloat16",
+        engine__moe_router_dtype="bfloat16",
         engine__enable_return_routed_experts=True,
+        trainer__num_prompts=24,
     ),
     "weights_not_delivered": _fault(
         "No update ever reaches the engine, which counts their versions: the skew grows with the step.",

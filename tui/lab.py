@@ -38,9 +38,15 @@ _MARKS = 200
 _STUCK = 10
 _FURTHEST = 20
 """How many choices away a recorded one is looked for."""
-_NOT_SHARED = {"old_logprobs", "correction", "dtype", "head_dtype", "temperature"} | {
-    path.removeprefix("trainer.") for path in FAULTS if path.startswith("trainer.")
-}
+_NOT_SHARED = {
+    "old_logprobs",
+    "correction",
+    "dtype",
+    "head_dtype",
+    "moe_router_dtype",
+    "router_replay",
+    "temperature",
+} | {path.removeprefix("trainer.") for path in FAULTS if path.startswith("trainer.")}
 """Trainer settings that are an answer to the engine's, or faults: yours may differ in them; all others are shared."""
 
 OPENING = {

@@ -12,8 +12,13 @@ import torch
 
 import harness
 from harness.engines import choose
+from harness.scorer import TrainerScorer
 from harness.session import _row
 from skewsim.errors import EngineError, UserError
+from skewsim.learn.base_policy import model_folder
+from skewsim.learn.scoring import response_logits
+from skewsim.model.experts import Routes
+from skewsim.model.policy import Policy
 from skewsim.settings import Scenario
 
 FILE = Path(harness.__file__).with_name("plugin") / "skewsim_vllm" / "routes.py"
@@ -120,3 +125,21 @@ def test_experts_that_do_not_fit_their_row_are_one_line(wrong: Any) -> None:
     sent = {"id": 0, "tokens": [1, 2], "logprobs": [-0.1, -0.2], "versions": [0, 0], "finish": "stop", "routes": wrong}
     with pytest.raises(EngineError, match="a row that is none"):
         _row(sent, {0})
+
+
+def test_the_trainers_scorer_says_which_experts_transformers_chose() -> None:
+    """Against the simulator's own pass over the same tokens, sequences of two lengths in one batch."""
+    folder = model_folder("base_moe")
+    weights = Policy.load(folder).weights(dtype="float32", head_dtype="float32")
+    prompts, responses = [[1, 5, 7, 9], [1, 6]], [[40, 41, 42], [43, 44, 45, 46]]
+    found = TrainerScorer(folder).score(prompts, responses)
+    for prompt, response, scores in zip(prompts, responses, found, strict=True):
+        routes = Routes()
+        response_logits(weights, torch.tensor([[prompt]]), torch.tensor([[response]]), group=1, routes=routes)
+        due = routes.chosen[0, 0, len(prompt) - 1 :].sort(-1).values
+        assert torch.equal(torch.tensor(scores.routes).sort(-1).values, due)
+
+
+def test_a_dense_models_scores_have_no_routes() -> None:
+    (scores,) = TrainerScorer(model_folder("base")).score([[1, 5]], [[40]])
+    assert scores.routes is None

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from skewsim.cli.simulate import pretrain as pretrain_command
 from skewsim.engine.rollouts import RolloutRequest, Rollouts
 from skewsim.engine.simulated import SimEngine
 from skewsim.errors import UserError
@@ -62,6 +63,13 @@ def test_no_expert_of_the_shipped_mixture_is_idle(name: str) -> None:
 def test_where_no_mixture_is_shipped_it_is_one_line(task: dict) -> None:
     with pytest.raises(UserError, match="policy='base_moe': none is shipped for"):
         starting_policy(Scenario(task=TaskSettings(**task), policy="base_moe"))
+
+
+@pytest.mark.parametrize("experts", [1, -2, 65])
+def test_a_number_of_experts_that_makes_no_mixture_is_one_line(experts: int, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"--num-experts {experts}: allowed: 0 .dense., or 2 to 64"):
+        pretrain_command(num_experts=experts, out=tmp_path / "new")
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_scenario_starts_from_the_shortest_policy_that_covers_its_length() -> None:
