@@ -294,11 +294,14 @@ def test_a_resumed_sweep_may_have_more_seeds_and_values(undisturbed: Path, tmp_p
     assert all(equal(before[key], after[key]) for key in before)
 
 
-def test_a_sweep_killed_again_and_again_equals_the_undisturbed_one(undisturbed: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kills", [(1,), pytest.param((1, 2, 3), marks=pytest.mark.slow)], ids=["once", "thrice"])
+def test_a_sweep_killed_as_soon_as_so_many_parts_are_there_equals_the_undisturbed_one(
+    undisturbed: Path, tmp_path: Path, kills: tuple[int, ...]
+) -> None:
     (tmp_path / "tiny.toml").write_text(TINY)
     command = [sys.executable, "-m", "skewsim.cli", "sweep", "run", "tiny.toml", "--out", "out", "--workers", "1"]
     parts, environment = tmp_path / "out/parts", os.environ | {"PYTHONPATH": str(ROOT)}
-    for wanted in (1, 3):  # killed as soon as so many parts are there
+    for wanted in kills:
         child = subprocess.Popen([*command, "--resume"], cwd=tmp_path, env=environment)
         until = time.monotonic() + 120
         while child.poll() is None and time.monotonic() < until and len(list(parts.glob("*.parquet"))) < wanted:

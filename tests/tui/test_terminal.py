@@ -96,7 +96,7 @@ def test_a_mistake_on_the_command_line_is_one_line_and_exit_code_two(
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-@pytest.mark.parametrize("after", [0.6, 0.8, 3.0])
+@pytest.mark.parametrize("after", [0.8, *(pytest.param(t, marks=pytest.mark.slow) for t in (0.6, 3.0))])
 def test_a_signal_ends_it_in_good_order_at_any_moment(
     tmp_path: Path, number: signal.Signals, code: int, after: float
 ) -> None:
