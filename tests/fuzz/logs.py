@@ -262,7 +262,7 @@ def models(rng: random.Random, folder: Path) -> list[str]:
     if how < 2:
         whole, config = config, altered(config, rng)
         extra = rng.choice(("rope_scaling", "rope_parameters", "text_config", "quantization_config", "vocab_size", "hidden_size", "num_hidden_layers", "head_dim", "num_attention_heads", "hidden_act", "torch_dtype", "layer_types", "num_experts", "sliding_window", "n_embd", "model_type", "rope_theta", "rms_norm_eps"))  # fmt: skip
-        if rng.random() < 0.6:
+        if rng.random() < 0.8:
             config = whole | {extra: rng.choice((leaf(rng), "linear", -1, 0))}
         config = leaf(rng) if rng.random() < 0.05 else config
     elif how == 2:
