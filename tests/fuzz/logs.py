@@ -85,7 +85,8 @@ def npz(rng: random.Random, folder: Path) -> list[str]:
         name: np.zeros(count, dtype) if dtype is np.int64 else np.full(count, -1.0)
         for name, dtype in TYPE_OF_COLUMN.items()
     }
-    meta = altered({"dtype": "bfloat16", "temperature": 1.0, "model_kind": "moe", "source": "x"}, rng)
+    meta = {"dtype": "bfloat16", "temperature": 1.0, "model_kind": "moe", "source": "x"}
+    meta = altered(meta, rng) if rng.random() < 0.3 else meta
     head = {"format": FORMAT, "schema_version": 1, "meta": meta}
     head = altered(head, rng, times=1) if rng.random() < 0.2 else head
     columns["header"] = np.frombuffer(json.dumps(head, default=str).encode(errors="replace"), np.uint8)
@@ -112,9 +113,9 @@ def npz(rng: random.Random, folder: Path) -> list[str]:
                 f"{name}.npy" if rng.random() < 0.98 else name or "x",
                 column if isinstance(column, bytes) else _npy(column),
             )
-        if rng.random() < 0.02:
+        if rng.random() < 0.01:
             archive.writestr("x.npy", _zeros(), zipfile.ZIP_DEFLATED)
-    if rng.random() < 0.3:
+    if rng.random() < 0.15:
         path.write_bytes(spoiled(path.read_bytes(), rng))
     return _judge(rng, path)
 
