@@ -151,9 +151,11 @@ def _lying_header(rng: random.Random) -> bytes:
         ("'<f8'", "'|O'", "'<U9'", "'<f16'", "'|V1000000000'", "'x'", "[('a', '<f8')]", "('<f8', (1000000,))", "1")
     )
     if rng.random() < 0.5:
-        shape, descr = rng.choice(("(10,)", "(1000000000000,)", "(1,)")), "'<f8'"
+        shape, descr = rng.choice(("(20,)", "(1000000000000,)", "(1,)")), "'<f8'"
     text = f"{{'descr': {descr}, 'fortran_order': False, 'shape': {shape}, }}\n".encode()
-    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text) & 0xFFFF) + text + rng.randbytes(rng.choice((0, 80)))
+    return (
+        b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text) & 0xFFFF) + text + rng.randbytes(rng.choice((0, 80, 80, 80)))
+    )
 
 
 def parquet(rng: random.Random, folder: Path) -> list[str]:
