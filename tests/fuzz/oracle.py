@@ -120,7 +120,9 @@ def _npz(path: Path, words: list[str], out: str) -> str:
     import zipfile
 
     with zipfile.ZipFile(path) as zipped:
-        size = sum(entry.file_size for entry in zipped.infolist())
+        sizes = {entry.filename: entry.file_size for entry in zipped.infolist()}
+        heads = {name: zipped.open(name).read(10) for name in sizes}
+    size = sum(sizes.values())
     if size > max(MOST, RATIO * path.stat().st_size):
         return f"{path.stat().st_size} bytes that unpack to {size} were accepted"
     with np.load(path) as archive:
@@ -129,8 +131,11 @@ def _npz(path: Path, words: list[str], out: str) -> str:
         except (ValueError, OSError) as error:
             return f"accepted, though numpy says {error}"[:200]
     odd = [name for name, array in arrays.items() if getattr(array, "ndim", 0) != 1 or array.dtype.kind not in "biuf"]
-    if odd:
-        return f"{odd[0]!r} was accepted, which is no column of numbers"
+    if odd or not all(name.endswith(".npy") for name in sizes):
+        return f"{odd or list(sizes)} was accepted, which is no column of numbers"
+    for name, head in heads.items():
+        if head[6] == 1 and 10 + int.from_bytes(head[8:], "little") + arrays[name[:-4]].nbytes != sizes[name]:
+            return f"{name} was accepted, whose header does not tell of all its bytes"
     return _counted(words, out, len(arrays["engine_logprob"]))
 
 
