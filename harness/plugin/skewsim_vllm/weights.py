@@ -29,8 +29,8 @@ def _tie(runner: Any) -> None:
     """Let a tied head follow the embedding: its weight is in no file, so a reload leaves the packed copy of a CPU build
     as it was, and the engine would go on with a new body under an old head (seen on 0.32.0)."""
     model = runner.model
-    body, head = getattr(model, "model", None), getattr(model, "lm_head", None)
-    embedding = getattr(body, "embed_tokens", None)
+    head: Any = getattr(model, "lm_head", None)
+    embedding: Any = getattr(getattr(model, "model", None), "embed_tokens", None)
     tied = getattr(runner.model_config.hf_config, "tie_word_embeddings", False)
     if not tied or head is embedding or getattr(head, "weight", None) is None or embedding is None:
         return
