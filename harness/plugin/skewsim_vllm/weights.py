@@ -19,9 +19,25 @@ def load(worker: Any, folder: str) -> None:
         reload(weights_path=folder)
     else:
         runner.model.load_weights(_tensors(folder))
+    _tie(runner)
     from skewsim_vllm import head
 
     head.forget()
+
+
+def _tie(runner: Any) -> None:
+    """Let a tied head follow the embedding: its weight is in no file, so a reload leaves the packed copy of a CPU build
+    as it was, and the engine would go on with a new body under an old head (seen on 0.32.0)."""
+    model = runner.model
+    head: Any = getattr(model, "lm_head", None)
+    embedding: Any = getattr(getattr(model, "model", None), "embed_tokens", None)
+    tied = getattr(runner.model_config.hf_config, "tie_word_embeddings", False)
+    if not tied or head is embedding or getattr(head, "weight", None) is None or embedding is None:
+        return
+    head.weight = embedding.weight
+    pack = getattr(head.quant_method, "process_weights_after_loading", None)
+    if pack is not None:
+        pack(head)
 
 
 def _tensors(folder: str) -> Any:
