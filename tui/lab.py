@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from skewsim.errors import UserError
-from skewsim.scenarios import INITIAL_V1
+from skewsim.scenarios import INITIAL_V1, POINTS
 from skewsim.settings import Scenario, changes, with_changes
 from tui.controls import FAULTS, FIXES, Control, explore_controls
 from tui.driver import SPEEDS, TrackSpec, TrackUpdate
@@ -49,12 +49,7 @@ _NOT_SHARED = {
 } | {path.removeprefix("trainer.") for path in FAULTS if path.startswith("trainer.")}
 """Trainer settings that are an answer to the engine's, or faults: yours may differ in them; all others are shared."""
 
-OPENING = {
-    "trainer.objective": "reinforce",
-    "trainer.learning_rate": 3.5e-4,
-    "trainer.adam_beta2": 0.95,
-    "trainer.beta": 5e-5,
-}
+OPENING = {"trainer.objective": "reinforce", **POINTS["reinforce"]}
 """Settings with which initial V1's reward falls and stays down, and comes back with the fixes: see docs/findings.md."""
 
 
