@@ -101,6 +101,8 @@ def _words(figure: Figure, found: SweepMap, name: str) -> None:
     note = NOTES[name]
     if name == "collapse" and _has_border(found):
         note += "\nBlue: the border, where half of the seeds collapse, and how far other seeds might move it (90 %)."
+    if name in ("collapse", "reward") and any(cell.members == 0 for cell in found.cells):
+        note += "\nGrey: not computed."
     figure.supxlabel(note, fontsize=8, ha="left", x=0.01)
 
 
