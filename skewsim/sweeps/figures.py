@@ -8,6 +8,7 @@ thin contours of shares drawn as other seeds might give them.
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -97,11 +98,19 @@ def _figure(found: SweepMap, name: str, views: Sequence[Shown]) -> Picture:
 
 def _words(figure: Figure, found: SweepMap, name: str) -> None:
     settings = f"{safe(found.title)}; {seeds_words(found)}, {found.sweep.base.steps} steps"
-    figure.suptitle(f"{MESSAGES[name]}\n{settings}", fontsize=12, ha="left", x=0.01)
+    figure.suptitle(_folded(figure, f"{MESSAGES[name]}\n{settings}", 12), fontsize=12, ha="left", x=0.01)
     note = NOTES[name]
     if name == "collapse" and _has_border(found):
         note += "\nBlue: the border, where half of the seeds collapse, and how far other seeds might move it (90 %)."
-    figure.supxlabel(note, fontsize=8, ha="left", x=0.01)
+    if name in ("collapse", "reward") and any(cell.members == 0 for cell in found.cells):
+        note += "\nGrey: not computed."
+    figure.supxlabel(_folded(figure, note, 8), fontsize=8, ha="left", x=0.01)
+
+
+def _folded(figure: Figure, text: str, points: int) -> str:
+    """Lines of text that are no wider than the figure; a character is about 0.6 of its size wide."""
+    columns = int(72 * figure.get_figwidth() / (0.6 * points))
+    return "\n".join(textwrap.fill(line, columns) for line in text.splitlines())
 
 
 def _heat(axis: Axes, found: SweepMap, shown: Shown, panel: Panel, span: tuple[float, float], colours: str) -> Any:

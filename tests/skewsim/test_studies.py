@@ -1,0 +1,64 @@
+"""The studies that ship: their files are sweeps, their stored results are of those files, and their directions hold."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from skewsim.runs.outcome import judge
+from skewsim.sweeps.chunk import Chunk, train_chunk
+from skewsim.sweeps.plan import Sweep, load_sweep
+
+ROOT = Path(__file__).parents[2]
+STUDIES = sorted((ROOT / "skewsim/data/studies").glob("*.toml"))
+RESULTS = ROOT / "docs/studies"
+PAGE = (ROOT / "docs/studies.md").read_text()
+
+
+def results(name: str) -> dict[str, Any]:
+    return dict(json.loads((RESULTS / f"{name}.json").read_text()))
+
+
+def cell(name: str, *labels: str) -> dict[str, Any]:
+    return next(dict(each) for each in results(name)["cells"] if tuple(each["labels"]) == labels)
+
+
+@pytest.mark.parametrize("file", STUDIES, ids=lambda file: file.stem)
+def test_a_studys_results_are_of_its_file_and_it_has_its_place_on_the_page(file: Path) -> None:
+    sweep, found = load_sweep(file), results(file.stem)
+    assert [axis["values"] for axis in found["axes"]] == [[point.label for point in axis] for axis in sweep.axes]
+    assert [tuple(each["labels"]) for each in found["cells"]] == [each.labels for each in sweep.cells]
+    assert f"skewsim/data/studies/{file.name}" in PAGE
+    assert f"studies/{file.stem}-collapse.png" in PAGE
+
+
+@pytest.mark.parametrize("objective", ["grpo", "gspo", "ppo"])
+def test_in_the_stored_results_raw_logprobs_collapse_more_the_lower_the_temperature(objective: str) -> None:
+    raw = [cell("raw-temperature", t, objective, "raw_logprobs")["probability"] for t in ("0.5", "0.7", "0.85", "1")]
+    assert raw == sorted(raw, reverse=True)
+    assert raw[0] == 1
+    assert raw[-1] < 0.5
+    assert raw[1] > cell("raw-temperature", "0.7", objective, "processed_logprobs")["probability"]
+
+
+def curves(sweep: Sweep, labels: tuple[str, ...], seeds: tuple[int, ...], steps: int) -> list[dict[str, Any]]:
+    """A cell's first steps, by seed."""
+    scenario = next(each.scenario for each in sweep.cells if each.labels == labels).with_values({"steps": steps})
+    chunk = Chunk(scenario, seeds, ())
+    found = train_chunk(chunk)
+    rows = [[n for n, key in enumerate(found["member"]) if key == member] for member in chunk.keys]
+    return [{name: found[name][own] for name in ("reward/mean", "skew/kl_k3")} for own in rows]
+
+
+@pytest.mark.slow
+def test_raw_logprobs_collapse_at_a_low_temperature_and_k3_says_so_before_the_reward_falls() -> None:
+    """The directions of both studies at a small scale: GSPO, temperature 0.7, three seeds, 26 steps."""
+    sweep = load_sweep(ROOT / "skewsim/data/studies/raw-temperature.toml")
+    raw, processed = (curves(sweep, ("0.7", "gspo", which), (0, 1, 2), 26) for which in ("raw_logprobs", "processed_logprobs"))  # fmt: skip
+    assert all(judge(each["reward/mean"], steps=26).collapsed is not None for each in raw)
+    assert all(judge(each["reward/mean"], steps=26).collapsed is None for each in processed)
+    highest = max(each["skew/kl_k3"].max() for each in processed)
+    assert all(each["skew/kl_k3"][0] > highest for each in raw), "from the first step on"
