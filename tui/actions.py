@@ -83,7 +83,7 @@ ACTIONS: tuple[Action, ...] = (
     Action("advise", "a", "Advise", "What default thresholds do to healthy data at your noise level and length."),
     Action("ladder", "g", "Ladder", "The reference, initial V1 and the four fixes one by one, side by side."),
     Action("runs", "r", "Runs", "Open a run folder and replay it, or the map of a sweep."),
-    Action("lessons", "l", "Lessons", "Eight lessons of about five minutes."),
+    Action("lessons", "l", "Lessons", "Nine lessons of about five minutes."),
     Action("markers", "m", "Markers", "Draw with braille dots or with plain ASCII letters."),
     Action("theme", "k", "Theme", "Dark or light."),
     Action("help", "f1,question_mark", "Help", "Explain what is focused, and list the keys.", footer=True),
