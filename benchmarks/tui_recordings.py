@@ -68,7 +68,8 @@ def grow(
             states[step] = trainer.state()
         records += trainer.step()
     assert not any(record.diverged for record in records), f"{scenario}: {records[-1].diverged}"
-    run = RecordedRun(scenario, {key: rounded(records, key) for key in KEYS}, records[0].sources, start, parent)
+    metrics = {key: rounded(records, key) for key in KEYS if key in records[0].metrics}  # routing is a mixture's only
+    run = RecordedRun(scenario, metrics, records[0].sources, start, parent)
     yield run
     for (at, toggled), rest in following.items():
         before = deepcopy(states[at])  # a trainer goes on in the tensors that it is given
