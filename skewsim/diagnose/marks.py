@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from skewsim.diagnose.rows import Bools, Floats, Rows, within
+from skewsim.diagnose.rows import Bools, Floats, Rows, small_ids, within
 from skewsim.diagnose.where import Sizes
 
 MOST_ALONG = 0.25
@@ -82,8 +82,8 @@ class Repeats:
 
 def repeats(rows: Rows) -> Repeats:
     known = rows.context >= 0
-    width = int(rows.token.max(initial=0)) + 1
-    key = np.where(known, rows.context * width + rows.token, -1)
+    token = small_ids(rows.token)
+    key = np.where(known, rows.context * (int(token.max(initial=0)) + 1) + token, -1)
     shared, engine = within(rows.engine, key)
     _, trainer = within(rows.trainer, key)
     return Repeats(int(shared.sum()), _spread(engine), _spread(trainer), _rms(rows.skew[shared]))

@@ -184,6 +184,14 @@ def _in_order(sequence: Ints) -> Ints:
     return found
 
 
+def small_ids(token: Ints) -> Ints:
+    """The tokens themselves; numbers of their own where an id is too large to be multiplied by a count of rows."""
+    if token.max(initial=0) < 2**31:
+        return token
+    index: Ints = np.unique(token, return_inverse=True)[1].astype(np.int64)
+    return index
+
+
 def _contexts(sequence: Ints, position: Ints, token: Ints, prompt: Ints) -> Ints:
     """Ids of equal (prompt, tokens so far); -1 where unknown or seen once only. Position by position, repeated ones
     only.
@@ -193,7 +201,7 @@ def _contexts(sequence: Ints, position: Ints, token: Ints, prompt: Ints) -> Ints
     ends = np.append(starts[1:], len(sequence))
     known = (position[starts] == 0) & (prompt[starts] >= 0) if len(starts) else np.zeros(0, dtype=bool)
     rows, ends = starts[known], ends[known]
-    key = prompt[rows]
+    key, token = prompt[rows], small_ids(token)
     width = int(token.max(initial=0)) + 2
     issued = 0
     while len(rows):

@@ -122,6 +122,15 @@ def test_a_few_responses_that_differ_by_rounding_at_their_beginning_read_no_othe
     assert diagnose(make_case(("healthy",), 10_026).log).verdict == "healthy"
 
 
+def test_ids_as_large_as_they_may_be_are_told_apart_as_small_ones_are() -> None:
+    log = quiet_log(8, sequences=24)
+    largest = max(int(record.tokens.max()) for record in log.records)
+    above = 2**63 - 1 - largest
+    moved = SequenceLog(tuple(replace(record, tokens=record.tokens + above) for record in log.records), log.meta)
+    assert np.array_equal(Rows.from_log(moved).context, Rows.from_log(log).context)
+    assert diagnose(moved).verdict == diagnose(log).verdict
+
+
 def test_zeros_of_certain_tokens_are_no_placeholders() -> None:
     log = quiet_log(6)
     rounded = changed(log, lambda _, values: np.round(values, 2))
