@@ -320,11 +320,20 @@ class Trainer:
         self._diverged = {int(m): why for m, why in state.meta["diverged"].items()}
         self.alive -= self._diverged.keys()
         with torch.no_grad():
-            self.policy.flat.copy_(tensors["policy"])
-        self._adam.moments = {n.removeprefix("adam."): t for n, t in tensors.items() if n.startswith("adam.")}
-        self._published = {int(n.partition(".")[2]): t for n, t in tensors.items() if n.startswith("published.")}
+            self.policy.flat.copy_(_alike(tensors, "policy", self.policy.flat))
+        self._adam.moments = {n: _alike(tensors, f"adam.{n}", t) for n, t in self._adam.moments.items()}
+        published = [name for name in tensors if name.startswith("published.")]
+        self._published = {int(n.partition(".")[2]): _alike(tensors, n, self.policy.flat) for n in published}
         held = {n.removeprefix("engine."): t for n, t in tensors.items() if n.startswith("engine.")}
         self.engine.restore(held)
+
+
+def _alike(tensors: dict[str, Tensor], name: str, here: Tensor) -> Tensor:
+    """A checkpoint's tensor in place of one that is here. KeyError: it is missing; ValueError: it is of another kind."""
+    found = tensors[name]
+    if found.shape != here.shape or found.dtype != here.dtype:
+        raise ValueError(f"{name} is {found.dtype} {tuple(found.shape)}, not {here.dtype} {tuple(here.shape)}")
+    return found
 
 
 def _refuse_replay(scenario: Scenario, policy: Policy) -> None:

@@ -208,7 +208,9 @@ def _same(given: Any, printed: Any) -> str:
 
 
 def _equal(value: Any, found: Any) -> bool:
-    return bool(value == found or (isinstance(value, str) and found is not None and str(found) == value))
+    """Whether a printed value is the given one; "none" is how a file says that an optional setting is off."""
+    said = "none" if found is None else str(found)
+    return bool(value == found or (isinstance(value, str) and said == value))
 
 
 def _at(data: Any, way: tuple[Any, ...]) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import multiprocessing
 import os
@@ -369,6 +370,27 @@ def test_a_step_that_is_infinite_is_of_no_run(tmp_path: Path) -> None:
     trainer = Trainer(SMALL, seeds=SEEDS)
     state = trainer.state()
     state.meta["step"] = float("inf")
+    with pytest.raises(FileFormatError, match="does not fit this run"), fitting(tmp_path, state):
+        Trainer(SMALL, seeds=SEEDS, state=state)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        *itertools.product(("policy", "adam.step", "adam.exp_avg", "adam.exp_avg_sq"), ("missing", "shape", "dtype")),
+        ("published.0", "shape"),  # it need not be there: a checkpoint has the versions that the engine may ask for
+    ],
+)
+def test_a_state_without_a_tensor_or_with_another_kind_of_one_is_of_no_run(
+    tmp_path: Path, name: str, kind: str
+) -> None:
+    state = Trainer(SMALL, seeds=SEEDS).state()
+    assert name in state.tensors
+    if kind == "missing":
+        del state.tensors[name]
+    else:
+        old = state.tensors[name]
+        state.tensors[name] = old.reshape(1, *old.shape) if kind == "shape" else old.double()
     with pytest.raises(FileFormatError, match="does not fit this run"), fitting(tmp_path, state):
         Trainer(SMALL, seeds=SEEDS, state=state)
 
