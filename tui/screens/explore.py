@@ -150,6 +150,7 @@ class Explore(ShellScreen):
         pages = [(by_id(id), id in _OF_TOKENS) for id in _PAGES]
         return [
             (f"{fixes} ", bool(keys)),
+            (f"{key_text(by_id('objective').keys)} objective ", not recorded and "objective" in self._widgets),
             (", back  backspace backward ", recorded),
             *(
                 (f"{key_text(page.keys)} {page.title.lower()}", not (recorded and of_tokens))
@@ -254,6 +255,9 @@ class Explore(ShellScreen):
 
     def do_fix_all(self) -> None:
         self.lab.move_fixes()
+
+    def do_objective(self) -> None:
+        self.lab.next_objective()
 
     def do_reset(self) -> None:
         self.lab.reset()
