@@ -314,17 +314,36 @@ async def test_what_a_replay_refuses_does_not_set_it_going(stage: StageMaker) ->
             assert not s.lab.driver.playing
 
 
+@pytest.mark.parametrize(
+    ("objective", "said", "steps"),
+    [
+        ("grpo", "the engine now has the newest weights: y needs some 20 to 40 steps to come back", 30),
+        ("reinforce", "y falls first: the engine now has the newest weights. Give it some 100 steps", 60),
+    ],
+)
 @on_stage
-async def test_a_fix_that_brings_the_newest_weights_says_that_the_reward_falls_first(stage: StageMaker) -> None:
-    async with stage(steps=5) as s:
+async def test_a_mended_update_in_flight_says_how_long_the_reward_takes(
+    stage: StageMaker, objective: str, said: str, steps: int
+) -> None:
+    async with stage(steps=5, yours=opening(objective)) as s:
         await s.press("2")
         await s.advance(1)
-        assert "falls first" not in s.text()
+        assert "newest weights" not in s.text()
         await s.press("3")
         await s.advance(1)
-        assert "y falls first: the engine now has the newest weights. Give it some 100 steps" in s.text()
-        await s.advance(60)
-        assert "falls first" not in s.text()
+        assert said in s.text()
+        await s.advance(steps)
+        assert "newest weights" not in s.text()
+
+
+@on_stage
+async def test_one_key_goes_through_the_objectives_that_have_an_opening_point(stage: StageMaker) -> None:
+    async with stage(size=(120, 40), steps=3) as s:
+        assert "o objective" in s.text()
+        for objective in ("gspo", "ppo", "reinforce", "grpo"):
+            await s.press("o")
+            assert s.lab.yours == opening(objective)
+            assert f"loss {objective}: from step 0" in s.text()
 
 
 @on_stage

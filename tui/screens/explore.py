@@ -153,13 +153,13 @@ class Explore(ShellScreen):
         pages = [(by_id(id), id in _OF_TOKENS) for id in _PAGES]
         return [
             (f"{fixes} ", bool(keys)),
-            (f"{key_text(by_id('objective').keys)} objective ", not recorded and "objective" in self._widgets),
             (", back  backspace backward ", recorded),
             *(
                 (f"{key_text(page.keys)} {page.title.lower()}", not (recorded and of_tokens))
                 for page, of_tokens in pages
                 if not is_hidden(page, self.shell.options.hidden)
             ),
+            (f"{key_text(by_id('objective').keys)} objective", not recorded and "objective" in self._widgets),
             (" tab and arrows turn a knob", not recorded and len(self._widgets) > len(keys)),
             (" F1 explains", not recorded),
         ]
