@@ -30,7 +30,7 @@ _PAGES = ("diagnose", "tokens", "formula", "ladder", "advise", "profile", "lesso
 _OF_TOKENS = ("diagnose", "tokens", "formula")
 """Pages that a recording has nothing for."""
 _MENDED = {"reinforce": ("y falls first: the engine now has the newest weights. Give it some 100 steps", 60)}
-_MENDED_UNDER_A_CLIP = ("the engine now has the newest weights: y needs some 20 to 40 steps to come back", 30)
+_MENDED_UNDER_A_CLIP = ("the engine now has the newest weights: y needs some 20 to 60 steps to come back", 30)
 """What is said after the update in flight was mended, and for how many steps."""
 _DIFFERENCE = View("", "yours minus twin")
 """A view that stands for the difference that `tui.plot.twin_difference` draws, not for a metric."""
@@ -159,7 +159,7 @@ class Explore(ShellScreen):
                 for page, of_tokens in pages
                 if not is_hidden(page, self.shell.options.hidden)
             ),
-            (f"{key_text(by_id('objective').keys)} objective", not recorded and "objective" in self._widgets),
+            (f" {key_text(by_id('objective').keys)} objective", not recorded and "objective" in self._widgets),
             (" tab and arrows turn a knob", not recorded and len(self._widgets) > len(keys)),
             (" F1 explains", not recorded),
         ]
