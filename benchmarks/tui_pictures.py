@@ -2,7 +2,7 @@
 
     python benchmarks/tui_pictures.py [--out docs/images]
 
-They show initial V1 with all four fixes switched on at step 28, and then the other screens, as SVG files.
+They show initial V1 with all four fixes switched on at step 20, and then the other screens, as SVG files.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ async def play(out: Path) -> None:
             file.write(app.export_screenshot(title="skewsim").encode())
 
     async with app.run_test(size=(120, 40)) as pilot:
-        await until(28)
+        await until(20)
         app.explore.action_do("fix_all")
-        await until(120)
+        await until(100)
         lab.heard = ""
         await picture("explore")
         app.action_do("theme")

@@ -77,9 +77,9 @@ def grow(
 
 
 def holds(run: RecordedRun, steps: int, toggles: Iterable[Toggles]) -> bool:
-    """Whether a run that was recorded before has all that is planned: its steps, and every toggle at its step."""
-    there = {(each.start, same_run(each.scenario)) for each in run.family()}
-    return run.end >= steps and {(at, same_run(each)) for row in toggles for at, each in row} <= there
+    """Whether a run that was recorded before has what is planned, no more and no less: its steps, and its toggles."""
+    there = {(each.start, same_run(each.scenario)) for each in run.family() if each.parent is not None}
+    return run.end == steps and {(at, same_run(each)) for row in toggles for at, each in row} == there
 
 
 def rounded(records: Sequence[StepRecord], key: str) -> list[float | None]:

@@ -56,6 +56,13 @@ _FIX_ACTIONS = tuple(
 ACTIONS: tuple[Action, ...] = (
     *_FIX_ACTIONS,
     Action("fix_all", "5", "All fixes", "Switch all four fixes on; if they are, all four off.", "explore"),
+    Action(
+        "objective",
+        "o",
+        "Objective",
+        "GRPO, GSPO, PPO, REINFORCE. While only fixes were switched, each starts at its own opening point.",
+        "explore",
+    ),
     Action("pause", "space", "Pause", "Play or pause. While paused, toggles wait for the next step.", footer=True),
     Action("step", "full_stop", "Step", "One step, then pause.", footer=True),
     Action("faster", "plus,equals_sign", "Faster", "More steps a second, up to as fast as this machine goes."),

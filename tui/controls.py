@@ -290,7 +290,8 @@ def selectors(profiles: Sequence[str] = ()) -> tuple[Control, ...]:
             "o",
             "TRL loss_type, verl loss_mode",
             "The loss. The clip bounds of its update ratio decide how much skew it forgives: "
-            f"GRPO's are {short(OBJECTIVES['grpo'].epsilon)}, GSPO's {short(OBJECTIVES['gspo/paper'].epsilon)} (paper).",
+            f"GRPO's are {short(OBJECTIVES['grpo'].epsilon)}, GSPO's {short(OBJECTIVES['gspo/paper'].epsilon)} (paper). "
+            "While only fixes were switched, another loss starts at its own opening point; key o goes through four.",
             [Choice(name, {"trainer.objective": name}) for name in objective_names()],
         ),
         _selector(

@@ -49,8 +49,8 @@ _NOT_SHARED = {
 } | {path.removeprefix("trainer.") for path in FAULTS if path.startswith("trainer.")}
 """Trainer settings that are an answer to the engine's, or faults: yours may differ in them; all others are shared."""
 
-OPENING = {"trainer.objective": "reinforce", **POINTS["reinforce"]}
-"""Settings with which initial V1's reward falls and stays down, and comes back with the fixes: see docs/findings.md."""
+OPENING = "grpo"
+"""The objective of the first screen: see docs/findings.md."""
 
 
 @dataclass(frozen=True)
@@ -81,9 +81,33 @@ def compared(yours: Scenario) -> tuple[Scenario, Scenario, Scenario]:
     return reference_for(yours), initial_v1_for(yours), yours
 
 
-def opening() -> Scenario:
-    """What yours is when the app opens: initial V1's settings, so that each fix is one key away."""
-    return initial_v1_for(Scenario(steps=HORIZON).with_values(OPENING)).with_values({"name": YOURS})
+def opening(objective: str = OPENING) -> Scenario:
+    """What yours is when the app opens: initial V1's settings, so that each fix is one key away.
+
+    Each objective opens at its own point, at which faults are seen in the reward; one that has none opens at GRPO's.
+    """
+    point = {"trainer.objective": objective, **POINTS.get(objective, POINTS[OPENING])}
+    return initial_v1_for(Scenario(steps=HORIZON).with_values(point)).with_values({"name": YOURS})
+
+
+def _opening_like(yours: Scenario, objective: str) -> Scenario:
+    """An objective's opening with the seed of yours, and its fixes on or off."""
+    found = opening(objective).with_values({"seed": yours.seed, "steps": yours.steps, "device": yours.device})
+    for fix in FIXES:
+        found = fix.moved(found, int(fix.is_on(yours)))
+    return found
+
+
+def _is_opening(yours: Scenario) -> bool:
+    """Whether only the fixes and the seed were changed since the app opened, and the objective with its point."""
+    return yours == _opening_like(yours, yours.trainer.objective)
+
+
+def _turned(before: Scenario, after: Scenario) -> Scenario:
+    """What a control makes of yours: another objective comes with its own opening while yours still is an opening."""
+    objective = after.trainer.objective
+    anew = objective != before.trainer.objective and _is_opening(before)
+    return _opening_like(before, objective) if anew else after
 
 
 @dataclass
@@ -254,7 +278,17 @@ class Lab(Playback):
             further = (control.moved(now, far if by > 0 else -far) for far in range(1, _FURTHEST))
             recorded = (each for each in further if each != now and self._run.toggled(each, self.position))
             scenario = next(recorded, scenario)
+        elif not self.replaying:
+            scenario = _turned(now, scenario)
         self.set_yours(scenario, letter=control.letter, text=f"{control.label} {control.text(scenario)}")
+
+    def next_objective(self) -> None:
+        """The next of the objectives that have an opening point; from another objective, the first of them."""
+        names, control = tuple(POINTS), next(each for each in explore_controls() if each.id == "objective")
+        now = self._settings().trainer.objective
+        wanted = names[(names.index(now) + 1) % len(names)] if now in names else names[0]
+        known = [choice.label for choice in control.choices]
+        self.move(control, known.index(wanted) - known.index(now))
 
     def move_fixes(self) -> None:
         """All four fixes on; all four off where they are on."""
@@ -404,11 +438,12 @@ def _marks(step: int, before: Scenario, after: Scenario, events: Sequence[str]) 
 
 
 def _needs_restart(before: Scenario, after: Scenario) -> bool:
-    """Whether a change cannot take effect in mid-run: another task, seed, policy, or another shape of the batch."""
+    """Whether a change begins at step 0: another opening, task, seed, policy, or another shape of the batch."""
     shape = ("num_prompts", "num_generations")
     fixed = ("seed", "policy", "logit_offset", "device", "steps")
     return (
         before.task != after.task
+        or (before.trainer.objective != after.trainer.objective and _is_opening(before) and _is_opening(after))
         or any(getattr(before, name) != getattr(after, name) for name in fixed)
         or any(getattr(before.trainer, name) != getattr(after.trainer, name) for name in shape)
     )

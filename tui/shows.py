@@ -15,10 +15,10 @@ from tui.recordings import Archive
 
 Toggles = tuple[tuple[int, Scenario], ...]
 """The toggles of one run, in their order: the first step that each acts on, and the settings from there on."""
-LADDER_STEPS, LESSON_STEPS, OPENING_STEPS = 100, 100, 160
+LADDER_STEPS, LESSON_STEPS, OPENING_STEPS = 100, 100, 120
 """How many steps of a run are recorded."""
-OBJECTIVES = ("reinforce", "grpo")
-"""The objectives that the ladder is recorded with: the opening's, and that of most lessons."""
+OBJECTIVES = ("grpo", "reinforce")
+"""The objectives that the ladder is recorded with: the opening's, and one without a clip."""
 _FIRST, _LATER, _APART = 20, 50, 30
 _IN_A_LESSON = 40
 

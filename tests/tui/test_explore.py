@@ -67,15 +67,15 @@ async def test_the_focused_knob_turns_with_arrows_wheel_and_click(stage: StageMa
         knob = s.app.explore.query_one("#control-temperature", ControlWidget)
         knob.focus()
         await s.press("right")
-        assert s.lab.yours.engine.temperature == 0.9
+        assert s.lab.yours.engine.temperature == 0.8
         await s.press("shift+left")
-        assert s.lab.yours.engine.temperature == 0.6
+        assert s.lab.yours.engine.temperature == 0.5
         assert "vLLM SamplingParams.temperature" in s.text()
         switch = s.app.explore.query_one("#control-processed", ControlWidget)
         await s.pilot.click(switch)
         assert FIXES[0].is_on(s.lab.yours)
         await s.pilot.click(knob, offset=(knob.size.width - 1, 0))
-        assert s.lab.yours.engine.temperature == 0.7
+        assert s.lab.yours.engine.temperature == 0.6
 
 
 @on_stage
@@ -111,7 +111,7 @@ async def test_with_a_twin_the_one_chart_below_still_shows_every_metric(stage: S
         await s.press("v")
         assert "KL (k3)" in s.text()
         await s.press("V", "V")
-        assert "partial reward" in s.text()
+        assert VIEWS[-1].title in s.text()
         await s.press("v", "c", "space")
         assert "KL (k3)" in s.text()
 
@@ -123,7 +123,7 @@ async def test_the_metric_below_is_chosen_by_a_key(stage: StageMaker) -> None:
         await s.press("v")
         assert "lag  r 1" in s.text()
         await s.press("V", "V")
-        assert "partial reward" in s.text()
+        assert VIEWS[-1].title in s.text()
 
 
 @on_stage
@@ -264,7 +264,9 @@ async def test_a_hidden_key_is_neither_in_the_hint_nor_in_the_help(stage: StageM
     async with stage(steps=2, options=Options(hidden=hidden)) as s:
         assert "1 fix  d diagnose t tokens f formula g ladder a advise p profile l lessons\n" in s.text()
     async with stage(size=(120, 200), steps=2, options=Options(hidden=check_hidden({"fp32_head"}))) as s:
-        assert "1 2 3 fixes  d diagnose t tokens f formula g ladder a advise p profile l lessons  tab" in s.text()
+        assert (
+            "1 2 3 fixes  d diagnose t tokens f formula g ladder a advise p profile l lessons  o objective" in s.text()
+        )
         await s.press("f1")
         assert "Switch fix 3" in s.text()
         assert "Switch fix 4" not in s.text()
@@ -314,17 +316,36 @@ async def test_what_a_replay_refuses_does_not_set_it_going(stage: StageMaker) ->
             assert not s.lab.driver.playing
 
 
+@pytest.mark.parametrize(
+    ("objective", "said", "steps"),
+    [
+        ("grpo", "the engine now has the newest weights: y needs some 20 to 60 steps to come back", 30),
+        ("reinforce", "y falls first: the engine now has the newest weights. Give it some 100 steps", 60),
+    ],
+)
 @on_stage
-async def test_a_fix_that_brings_the_newest_weights_says_that_the_reward_falls_first(stage: StageMaker) -> None:
-    async with stage(steps=5) as s:
+async def test_a_mended_update_in_flight_says_how_long_the_reward_takes(
+    stage: StageMaker, objective: str, said: str, steps: int
+) -> None:
+    async with stage(steps=5, yours=opening(objective)) as s:
         await s.press("2")
         await s.advance(1)
-        assert "falls first" not in s.text()
+        assert "newest weights" not in s.text()
         await s.press("3")
         await s.advance(1)
-        assert "y falls first: the engine now has the newest weights. Give it some 100 steps" in s.text()
-        await s.advance(60)
-        assert "falls first" not in s.text()
+        assert said in s.text()
+        await s.advance(steps)
+        assert "newest weights" not in s.text()
+
+
+@on_stage
+async def test_one_key_goes_through_the_objectives_that_have_an_opening_point(stage: StageMaker) -> None:
+    async with stage(size=(120, 40), steps=3) as s:
+        assert "o objective" in s.text()
+        for objective in ("gspo", "ppo", "reinforce", "grpo"):
+            await s.press("o")
+            assert s.lab.yours == opening(objective)
+            assert f"loss {objective}: from step 0" in s.text()
 
 
 @on_stage

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from skewsim.records import StepRecord
+from skewsim.scenarios import find_scenario
 from skewsim.settings import Scenario, changes
 from skewsim.share import from_share, to_share
 from tui.controls import FIXES, explore_controls
@@ -180,6 +181,36 @@ def test_hiding_goes_through_the_curves_and_never_hides_yours(lab: Lab) -> None:
     assert {track.name for track in lab.visible()} == {REFERENCE, V1, YOURS}
 
 
+def test_another_objective_starts_at_its_own_opening_point_while_only_fixes_were_switched(lab: Lab) -> None:
+    lab.new_seed()
+    lab.move(FIXES[2], 1)
+    for objective in ("gspo", "ppo", "reinforce", "grpo"):
+        advance(lab, 3)
+        lab.next_objective()
+        began = opening(objective).with_values({"seed": lab.yours.seed})
+        assert lab.yours == FIXES[2].moved(began, 1)
+        assert lab.heard.endswith("from step 0")
+        advance(lab, 1)
+        assert {track.scenario.trainer.objective for track in lab.tracks.values()} == {objective}, "all three curves"
+    lab.undo()
+    assert lab.yours.trainer == opening("reinforce").trainer
+
+
+@pytest.mark.parametrize("name", ["lag", "learning_rate", "temperature", "correction"])
+def test_after_a_change_by_hand_another_objective_comes_alone(lab: Lab, name: str) -> None:
+    lab.move(CONTROLS[name], 1 if name != "lag" else -1)
+    before = lab.yours
+    lab.next_objective()
+    assert lab.yours == before.with_values({"trainer.objective": "gspo"})
+
+
+def test_a_scenario_that_was_opened_keeps_its_settings_under_another_objective(lab: Lab) -> None:
+    lab.load(find_scenario("initial_v1"))
+    before = lab.yours
+    lab.next_objective()
+    assert lab.yours == before.with_values({"trainer.objective": "gspo"})
+
+
 def test_the_reference_follows_what_is_not_the_engines_making() -> None:
     yours = opening().with_values(
         {"trainer.objective": "gspo", "engine.temperature": 1.0, "skew.noise": "normal", "skew.scale": 0.1}
@@ -269,7 +300,7 @@ def test_undo_says_what_is_as_before(lab: Lab) -> None:
     assert lab.heard == "undo: all four fixes: from step 0"
     lab.set_yours(lab.yours.with_values({"trainer.beta": 0.1}), text="beta")
     lab.undo()
-    assert lab.heard == "undo: trainer.beta: 0.1 -> 5e-05: from step 0"
+    assert lab.heard == "undo: trainer.beta: 0.1 -> 0.0: from step 0"
 
 
 def test_the_first_run_pauses_once_where_it_was_told_to_unless_somebody_has_toggled(lab: Lab) -> None:

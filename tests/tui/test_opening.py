@@ -1,6 +1,7 @@
-"""The first screen's claims on fresh runs: the reward falls, and comes back after the fixes, whether early or late.
+"""The first screen's claims on fresh runs, under GRPO: the reference learns, initial V1 falls behind and stays behind,
+and with the fixes yours comes back, whether early or late.
 
-The daily tests use two seeds and a fifth of the steps: the fall, and that mending soon takes the skew away. How far
+The daily tests use two seeds and a quarter of the steps: the distance, and that mending takes the skew away. How far
 the reward comes back needs the whole run, which is among the slow tests.
 """
 
@@ -16,10 +17,17 @@ from tui.controls import FIXES
 from tui.lab import initial_v1_for, opening, reference_for
 from tui.series import Series
 
-SOON, LATE = 20, 50
-"""Steps at which all is mended."""
-DAILY, WHOLE = (2, 32), (5, 160)
-"""Seeds and steps."""
+
+@dataclass(frozen=True)
+class Size:
+    """How many seeds and steps, and the steps at which all is mended."""
+
+    seeds: int
+    steps: int
+    mended: tuple[int, ...]
+
+
+DAILY, WHOLE = Size(2, 20, (8,)), Size(3, 80, (20, 50))
 in_full = pytest.mark.parametrize("runs", [pytest.param(WHOLE, id="whole", marks=pytest.mark.slow)], indirect=True)
 """For what only the longer run shows."""
 
@@ -32,17 +40,17 @@ class Runs:
     k3: dict[str, np.ndarray]
 
     def final(self, name: str) -> np.ndarray:
-        """Each seed's mean over the last tenth."""
+        """Each seed's mean over the last fifth."""
         values = self.rewards[name]
-        return np.asarray(values[:, -values.shape[1] // 10 :].mean(axis=1))
+        return np.asarray(values[:, -values.shape[1] // 5 :].mean(axis=1))
 
 
-def curves(scenario: object, size: tuple[int, int], toggled: object = None, at: int = -1) -> Series:
+def curves(scenario: object, size: Size, toggled: object = None, at: int = -1) -> Series:
     """A run that is toggled once."""
-    seeds = tuple(range(size[0]))
+    seeds = tuple(range(size.seeds))
     series = Series(seeds)
     training = train(scenario, seeds=seeds)  # type: ignore[arg-type]
-    for step in range(size[1]):
+    for step in range(size.steps):
         series.append(training.send(toggled) if step == at else next(training))  # type: ignore[arg-type]
     return series
 
@@ -53,14 +61,14 @@ def curves(scenario: object, size: tuple[int, int], toggled: object = None, at: 
 )
 def runs(request: pytest.FixtureRequest) -> Runs:
     size = request.param
-    yours = opening().with_values({"steps": size[1]})
+    yours = opening().with_values({"steps": size.steps})
     mended = yours
     for fix in FIXES:
         mended = fix.moved(mended, 1)
     found = {
         "reference": curves(reference_for(yours), size),
         "v1": curves(initial_v1_for(yours), size),
-        **{f"mended at {at}": curves(yours, size, mended, at) for at in (SOON, LATE) if at < size[1]},
+        **{f"mended at {at}": curves(yours, size, mended, at) for at in size.mended},
     }
     return Runs(
         {name: series.values("reward/mean") for name, series in found.items()},
@@ -69,42 +77,35 @@ def runs(request: pytest.FixtureRequest) -> Runs:
 
 
 @in_full
-def test_on_arrival_initial_v1_falls_and_stays_down_while_the_reference_learns(runs: Runs) -> None:
-    first = {name: values[:, :10].mean(axis=1) for name, values in runs.rewards.items()}
-    v1, reference = runs.final("v1"), runs.final("reference")
-    assert v1.mean() < first["v1"].mean()
-    assert (reference > first["reference"] + 0.2).all()
-    assert (reference > v1 + 0.25).all()
+def test_the_reference_learns_while_initial_v1_falls_behind_and_stays_behind(runs: Runs) -> None:
+    reference, v1 = runs.rewards["reference"], runs.rewards["v1"]
+    assert (runs.final("reference") > 0.75).all()
+    assert (runs.final("reference") > reference[:, :5].mean(axis=1) + 0.2).all()
+    for steps in (slice(20, 40), slice(40, 60), slice(60, 80)):
+        assert (reference[:, steps].mean(axis=1) > v1[:, steps].mean(axis=1) + 0.15).all()
 
 
-def test_two_seconds_after_the_first_curves_the_fall_is_seen(runs: Runs) -> None:
-    """Steps 20 to 24, at the ten steps a second of arrival."""
-    v1, reference = runs.rewards["v1"], runs.rewards["reference"]
-    assert v1[:, 20:25].mean() < 0.7 * v1[:, 10:15].mean()
-    assert reference[:, 20:25].mean() > v1[:, 20:25].mean() + 0.2
+def test_the_distance_is_seen_within_twenty_steps(runs: Runs) -> None:
+    reference, v1 = (runs.rewards[name][:, 10:20].mean(axis=1) for name in ("reference", "v1"))
+    assert (reference > v1 + 0.1).all()
 
 
 @pytest.mark.parametrize(
     ("runs", "at"),
-    [(DAILY, SOON), *(pytest.param(WHOLE, at, marks=pytest.mark.slow) for at in (SOON, LATE))],
+    [(DAILY, 8), *(pytest.param(WHOLE, at, marks=pytest.mark.slow) for at in WHOLE.mended)],
     indirect=["runs"],
 )
 def test_up_to_the_four_fixes_of_key_5_it_is_initial_v1_and_soon_after_its_skew_is_gone(runs: Runs, at: int) -> None:
     name = f"mended at {at}"
     assert np.array_equal(runs.rewards[name][:, :at], runs.rewards["v1"][:, :at]), "common random numbers"
-    assert runs.k3[name][:, at + 10 :].mean() < 0.1 * runs.k3["v1"][:, at + 10 :].mean()
+    assert runs.k3[name][:, at + 5 :].mean() < 0.1 * runs.k3["v1"][:, at + 5 :].mean()
 
 
 @in_full
-def test_mended_soon_it_comes_back_in_every_seed(runs: Runs) -> None:
-    v1, mended, reference = (runs.final(name) for name in ("v1", f"mended at {SOON}", "reference"))
-    assert (mended > v1).all()
-    assert mended.mean() > v1.mean() + 0.4 * (reference - v1).mean()
-
-
-@in_full
-def test_mended_late_it_comes_back_in_most_seeds(runs: Runs) -> None:
-    """Which seed fails depends on the processor's kernels (docs/findings.md)."""
-    v1, mended, reference = (runs.final(name) for name in ("v1", f"mended at {LATE}", "reference"))
-    assert (mended > v1).sum() >= 3
-    assert mended.mean() > v1.mean() + 0.25 * (reference - v1).mean()
+def test_mended_soon_it_comes_back_in_every_seed_and_late_in_most(runs: Runs) -> None:
+    """Which seed takes longer depends on the processor's kernels (docs/findings.md)."""
+    v1, soon, late, reference = (runs.final(name) for name in ("v1", "mended at 20", "mended at 50", "reference"))
+    assert (soon > v1).all()
+    assert (late > v1).sum() >= 2
+    for mended in (soon, late):
+        assert mended.mean() > v1.mean() + 0.4 * (reference - v1).mean()

@@ -188,7 +188,7 @@ def test_what_is_not_recorded_is_said_in_a_line_and_changes_nothing(lab: Lab) ->
         assert not verb()
         assert lab.heard == "recorded: live runs: pip install 'skewsim[sim]'"
     lab.move(explore_controls()[4], 1)
-    assert lab.heard == "temperature 0.9: not recorded"
+    assert lab.heard == "temperature 0.8: not recorded"
     with pytest.raises(
         UserError, match=r"no run of these settings is recorded; live runs: pip install 'skewsim\[sim\]'"
     ):

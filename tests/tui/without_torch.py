@@ -52,7 +52,7 @@ async def main() -> int:
         print("ladder")
         await pilot.press("escape", "l", "enter")
         await wait(lambda: app.player is not None and lab.step > 3)
-        assert lab.yours.trainer.objective == "grpo"
+        assert lab.yours.trainer.num_prompts == 8, "the lesson's own settings, not the opening's"
         print("lesson")
         await pilot.press("escape", "q")
     print("quit")

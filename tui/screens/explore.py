@@ -29,6 +29,9 @@ _EXTRA_PLOTS = 6
 _PAGES = ("diagnose", "tokens", "formula", "ladder", "advise", "profile", "lessons")
 _OF_TOKENS = ("diagnose", "tokens", "formula")
 """Pages that a recording has nothing for."""
+_MENDED = {"reinforce": ("y falls first: the engine now has the newest weights. Give it some 100 steps", 60)}
+_MENDED_UNDER_A_CLIP = ("the engine now has the newest weights: y needs some 20 to 60 steps to come back", 30)
+"""What is said after the update in flight was mended, and for how many steps."""
 _DIFFERENCE = View("", "yours minus twin")
 """A view that stands for the difference that `tui.plot.twin_difference` draws, not for a metric."""
 
@@ -156,6 +159,7 @@ class Explore(ShellScreen):
                 for page, of_tokens in pages
                 if not is_hidden(page, self.shell.options.hidden)
             ),
+            (f" {key_text(by_id('objective').keys)} objective", not recorded and "objective" in self._widgets),
             (" tab and arrows turn a knob", not recorded and len(self._widgets) > len(keys)),
             (" F1 explains", not recorded),
         ]
@@ -170,8 +174,10 @@ class Explore(ShellScreen):
         if lab.driver.resting:
             return f"{lab.step + 1} steps are done: space goes on, a switch does too; 0 starts again"
         mark = lab.marks[-1] if lab.marks else None
-        if mark is not None and mark.letter in "AI" and FIXES[2].is_on(lab.yours) and lab.step < mark.step + 60:
-            return "y falls first: the engine now has the newest weights. Give it some 100 steps"
+        if mark is not None and mark.letter in "AI" and all(fix.is_on(lab.yours) for fix in FIXES[1:3]):
+            words, steps = _MENDED.get(lab.yours.trainer.objective, _MENDED_UNDER_A_CLIP)
+            if lab.step < mark.step + steps:
+                return words
         return "y has no reward left, and so little to learn from: 0 starts again" if lab.stuck else ""
 
     def on_descendant_focus(self) -> None:
@@ -254,6 +260,9 @@ class Explore(ShellScreen):
 
     def do_fix_all(self) -> None:
         self.lab.move_fixes()
+
+    def do_objective(self) -> None:
+        self.lab.next_objective()
 
     def do_reset(self) -> None:
         self.lab.reset()
