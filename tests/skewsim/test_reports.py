@@ -14,7 +14,7 @@ from skewsim.cli.main import main
 from skewsim.records import StepRecord
 from skewsim.runs.figures import PANELS
 from skewsim.runs.recording import RunFolder
-from skewsim.scenarios import LADDER, find_scenario
+from skewsim.scenarios import LADDER, find_scenario, ladder_scenarios
 from skewsim.settings import Scenario
 from skewsim.share import to_share
 from skewsim.skew.tokens import TokenTable
@@ -57,7 +57,8 @@ def page_of(source: Path | str, out: Path) -> Page:
 
 
 def run_folder(path: Path, names: tuple[str, ...], *, rungs: bool = False, event: str = "") -> Scenario:
-    scenario = find_scenario(names[0]).with_values({"steps": 4, "engine.temperature": 0.5})
+    scenario = ladder_scenarios(names=names)[0] if rungs else find_scenario(names[0])
+    scenario = scenario.with_values({"steps": 4, "engine.temperature": 0.5})
     keys = {*PANELS, "skew/logprob_diff_mean"}
     with RunFolder(path, scenario, seeds=(0, 1), rungs=names if rungs else ()) as folder:
         for step in range(4):

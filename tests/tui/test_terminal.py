@@ -45,6 +45,7 @@ def test_a_key_toggles_a_fix_while_the_simulator_runs_and_quitting_leaves_the_sh
     assert json.loads((run / "summary.json").read_text())["status"] == "interrupted"
 
 
+@pytest.mark.slow
 def test_random_keys_and_resizes_leave_it_alive_and_quitting_cleanly(tmp_path: Path) -> None:
     """A short version; benchmarks/tui_monkey.py plays 2,000 keys."""
     with Terminal((*TUI, "--out", str(tmp_path / "out"), "--hide", "measure"), home=tmp_path) as t:
