@@ -20,6 +20,8 @@ def load_model(folder: Path | str, **given: Any) -> Any:
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     load: Any = AutoModelForCausalLM.from_pretrained
+    said = logging.get_verbosity()
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # what is missing is told below, in one line
     try:
         model, found = load(
             folder,
@@ -32,6 +34,8 @@ def load_model(folder: Path | str, **given: Any) -> Any:
     except Exception as error:  # any of transformers' models may stumble in its own way over a configuration
         reason = shown(error, 200) or type(error).__name__
         raise FileFormatError(f"model={str(folder)!r} cannot be loaded: {reason}") from None
+    finally:
+        logging.set_verbosity(said)
     if missing := sorted(found["missing_keys"]):
         raise FileFormatError(f"model={str(folder)!r}: {shown(missing[0], 80)} and {len(missing) - 1} more are missing")
     return model

@@ -21,6 +21,7 @@ from harness.logs import import_rollouts
 from skewsim.errors import FileFormatError
 from skewsim.learn.base_policy import shipped_folder
 from skewsim.model.folder import check_folder
+from skewsim.model.huggingface import load_model
 from skewsim.model.policy import Policy
 from skewsim.settings import TaskSettings
 from skewsim.skew.tokens import FORMAT, TokenTable
@@ -148,3 +149,11 @@ def test_every_cut_of_a_file_of_weights_is_seen_before_it_is_loaded(tmp_path: Pa
         assert "model.safetensors" in refusal(check_folder, folder)
     (folder / "model.safetensors").write_bytes(content + b"\0")
     assert "cut off or changed" in refusal(check_folder, folder)
+
+
+def test_a_model_that_lacks_tensors_is_one_line_without_the_librarys_table(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(FileFormatError, match=r"more are missing$"):
+        load_model(model(tmp_path / "model", num_hidden_layers=8))
+    assert capfd.readouterr() == ("", "")
