@@ -16,7 +16,7 @@ import types
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Union, get_args, get_origin
 
 import tomli_w
 from pydantic import BaseModel
@@ -100,14 +100,22 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
 
 def is_optional(path: str) -> bool:
     """Whether the setting at a dotted path may be none."""
+    return types.NoneType in kinds_of(path)
+
+
+def kinds_of(path: str) -> tuple[Any, ...]:
+    """The types of which the setting at a dotted path may be; empty if there is no such setting."""
     model: type[BaseModel] = Scenario
     *parents, leaf = path.split(".")
     for name in parents:
         child = model.model_fields[name].annotation if name in model.model_fields else None
         if not (isinstance(child, type) and issubclass(child, BaseModel)):
-            return False
+            return ()
         model = child
-    return leaf in model.model_fields and types.NoneType in get_args(model.model_fields[leaf].annotation)
+    if leaf not in model.model_fields:
+        return ()
+    kind = model.model_fields[leaf].annotation
+    return get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
 
 
 def _scalar(path: str, text: str) -> Any:

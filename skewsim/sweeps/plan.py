@@ -16,12 +16,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from types import UnionType
-from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import tomli_w
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from skewsim import share
 from skewsim.border import load_toml_data
@@ -322,15 +321,7 @@ def number_of(value: Any) -> float | None:
 
 def is_whole(path: str) -> bool:
     """Whether the setting at a dotted path takes whole numbers alone."""
-    model: type[BaseModel] = Scenario
-    *parents, leaf = path.split(".")
-    for name in parents:
-        child = model.model_fields[name].annotation if name in model.model_fields else None
-        if not (isinstance(child, type) and issubclass(child, BaseModel)):
-            return False
-        model = child
-    kind = model.model_fields[leaf].annotation if leaf in model.model_fields else None
-    kinds = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+    kinds = share.kinds_of(path)
     return int in kinds and float not in kinds
 
 

@@ -116,7 +116,7 @@ def _attempt(chunk: Chunk) -> Columns | BaseException:
         return train_chunk(chunk)
     except SkewsimError as error:
         return error
-    except Exception:
+    except Exception:  # whatever it is, the driver has to hear of it: this process's own words reach nobody
         return RuntimeError(f"in a process of the sweep: {traceback.format_exc()}")
 
 
