@@ -6,7 +6,7 @@ these functions.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
 
@@ -46,4 +46,23 @@ def bar(share: float, *, width: int = 120) -> Markup:
 def _cell(value: object) -> str:
     if isinstance(value, Markup):
         return value
-    return "-" if value is None else escape(f"{value:.3g}" if isinstance(value, float) else str(value))
+    return escape(_words(value))
+
+
+def _words(value: object) -> str:
+    """A value as a person would write it; tables within tables in brackets."""
+    match value:
+        case None:
+            return "-"
+        case bool():
+            return "yes" if value else "no"
+        case float():
+            return f"{value:.3g}"
+        case Mapping():
+            return ", ".join(
+                f"{key} ({_words(each)})" if isinstance(each, Mapping) else f"{key}={_words(each)}"
+                for key, each in value.items()
+            )
+        case list() | tuple():
+            return ", ".join(map(_words, value))
+    return str(value)

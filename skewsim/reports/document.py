@@ -24,6 +24,7 @@ h1 { font-size: 1.6rem; margin-bottom: .2rem; } h2 { font-size: 1.15rem; margin:
 .about { color: #555; margin-top: 0; }
 table { border-collapse: collapse; font-size: .9rem; margin: .5rem 0 1rem; }
 th, td { padding: .25rem .8rem .25rem 0; border-bottom: 1px solid #ddd; vertical-align: top; overflow-wrap: anywhere; }
+th, td:first-child { overflow-wrap: normal; }
 pre { background: #f5f5f5; padding: .7rem; white-space: pre-wrap; overflow-wrap: anywhere; font-size: .82rem; }
 figure { margin: .5rem 0; } figure svg { width: 100%; height: auto; }
 * { print-color-adjust: exact; -webkit-print-color-adjust: exact; }

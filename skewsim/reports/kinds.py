@@ -22,7 +22,13 @@ if TYPE_CHECKING:
 
 ReadLog = Callable[[Path], Any]
 """Reads any log of tokens; the harness has it."""
-_HEADLINE = ("reward/mean", "update/clip_rate", "skew/kl_k3", "policy/entropy", "lag/mean")
+_HEADLINE = {
+    "reward/mean": "reward",
+    "update/clip_rate": "clip rate",
+    "skew/kl_k3": "k3",
+    "policy/entropy": "entropy",
+    "lag/mean": "lag",
+}
 
 
 def report(source: str, read_log: ReadLog) -> Document:
@@ -74,12 +80,7 @@ def _one_run(folder: Path, scenario: Scenario, summary: Mapping[str, Any], recor
     document = Document(f"Run: {scenario.name}", _about(folder, summary, seeds, scenario.steps, engine))
     drawn = curves_figure({scenario.name: records}, title=f"{scenario.name}, {seeds_in_words(len(seeds))}")
     document.section("Curves", picture(drawn, "Reward, clip rate, k3, entropy and lag by step"))
-    columns = (
-        "seed",
-        "steps",
-        *(key.rpartition("/")[2] if key != "reward/mean" else "reward" for key in _HEADLINE),
-        "end",
-    )
+    columns = ("seed", "steps", *_HEADLINE.values(), "end")
     ends = [
         (m["seed"], m["steps"], *(m["last_tenth"].get(key) for key in _HEADLINE), m["diverged"] or "finished")
         for m in summarise(records)["members"]
@@ -160,15 +161,12 @@ def sweep_report(folder: Path) -> Document:
     from skewsim.runs.outcome import WARNINGS
     from skewsim.sweeps.figures import MESSAGES, map_figures
     from skewsim.sweeps.folder import read_status
-    from skewsim.sweeps.layout import seeds_words
+    from skewsim.sweeps.layout import progress_words
     from skewsim.sweeps.map import load_map
 
     found = load_map(folder)
     settings = found.sweep.settings
-    about = (
-        f"{folder.name}: {found.done} of {found.planned} members, {seeds_words(found)}, {found.sweep.base.steps} steps"
-    )
-    document = Document(f"Sweep: {found.title}", f"{about}; {found.status}")
+    document = Document(f"Sweep: {found.title}", f"{folder.name}: {progress_words(found)}")
     collapsed = any(cell.collapsed for cell in found.cells)
     for name, drawn in map_figures(found).items():
         if collapsed or name in ("collapse", "reward"):
@@ -239,15 +237,18 @@ def diagnosis_report(name: str, data: Mapping[str, Any]) -> Document:
     document = Document(f"Diagnosis: {data['verdict']}", name)
     causes = _dicts(data["causes"])
     columns = ("cause", "explains", "evidence", "fix")
-    document.section(
-        "Causes", rows(columns, [(c.get("name"), c.get("explained"), c.get("evidence"), c.get("fix")) for c in causes])
-    )
+    found = [(c.get("name"), _share(c.get("explained")), c.get("evidence"), c.get("fix")) for c in causes]
+    document.section("Causes", rows(columns, found))
     if where := _dicts(data.get("where")):
         keys = ("column", "value", "tokens", "rms_inside", "rms_outside", "explained")
         document.section("Where it lives", rows(keys, [[place.get(key) for key in keys] for place in where]))
     rest = {key: value for key, value in data.items() if isinstance(value, str | int | float | bool)}
     document.section("All else that it says", pairs(rest, ("", "")))
     return document
+
+
+def _share(value: Any) -> Any:
+    return f"{value:.0%}" if isinstance(value, float) else value
 
 
 def _dicts(value: Any) -> list[dict[str, Any]]:

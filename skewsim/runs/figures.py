@@ -127,6 +127,8 @@ def curves_figure(
 
 
 def _panel(axis: Axes, curves: Mapping[str, Curve], label: str, logarithmic: bool) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     for index, line in enumerate(curves.values()):
         style = _style(index)
         axis.plot(line.steps, line.mean, **style)
@@ -137,6 +139,7 @@ def _panel(axis: Axes, curves: Mapping[str, Curve], label: str, logarithmic: boo
         axis.set_ylim(bottom=max(axis.get_ylim()[0], top * _DECADES) or None)
     axis.set_title(label, loc="left", fontsize=10)
     axis.set_xlabel("step", fontsize=9)
+    axis.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 5, 10], integer=True))
     axis.tick_params(labelsize=8)
     axis.grid(alpha=0.25)
     axis.spines[["top", "right"]].set_visible(False)

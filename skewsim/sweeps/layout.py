@@ -127,6 +127,16 @@ def limits(shown: Shown, made: list[Panel]) -> tuple[float, float]:
     return (float(every.min()), float(every.max())) if every.size else (0.0, 1.0)
 
 
+def progress_words(found: SweepMap) -> str:
+    """How much of a sweep is there, in words."""
+    words = (
+        f"{found.done} of {found.planned} members, {seeds_words(found)}, {found.sweep.base.steps} steps; {found.status}"
+    )
+    if not found.strangers:
+        return words
+    return f"{words}; {found.strangers} curves in the folder belong to no member (made with other settings or another version)"
+
+
 def seeds_words(found: SweepMap) -> str:
     """How many seeds a cell has, in words."""
     counts = sorted({cell.members for cell in found.cells if cell.members})

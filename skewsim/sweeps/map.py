@@ -90,6 +90,8 @@ class SweepMap:
     """Members that the sweep asks for, adaptive ones left out."""
     done: int
     status: str
+    strangers: int = 0
+    """Curves in the folder that belong to no member of the sweep: another file's, or another version's."""
 
     @property
     def title(self) -> str:
@@ -156,7 +158,7 @@ class SweepMap:
         return {
             "name": self.sweep.settings.name,
             "status": self.status,
-            "members": {"planned": self.planned, "done": self.done},
+            "members": {"planned": self.planned, "done": self.done, "strangers": self.strangers},
             "axes": axes,
             "cells": [asdict(cell) for cell in self.cells],
             "border": borders,
@@ -188,7 +190,9 @@ def make_map(sweep: Sweep, curves: Mapping[str, Curves], *, status: str = "") ->
         done += sum(key in curves for key in keys[: sweep.settings.seeds])
         first = [float(curves[key]["reward/mean"][0]) for key in there]
         results.append(_result(cell, [outcomes[key] for key in there], [warnings[key] for key in there], first))
-    return SweepMap(sweep, tuple(results), len(sweep.cells) * sweep.settings.seeds, done, status)
+    return SweepMap(
+        sweep, tuple(results), len(sweep.cells) * sweep.settings.seeds, done, status, len(curves.keys() - outcomes)
+    )
 
 
 Alarms = dict[str, int | None]

@@ -284,8 +284,12 @@ def _cells(base: Scenario, axes: tuple[tuple[Point, ...], ...]) -> Iterator[Cell
 
 
 def member_key(scenario: Scenario, seed: int, stop: tuple[Rule, ...]) -> str:
-    """16 hexadecimal digits that name a member's curve: equal for equal settings, seed and rules to stop by."""
-    data = scenario.model_dump(exclude={"name", "seed", "schema_version"}) | {"seed": seed, "stop": list(stop)}
+    """16 hexadecimal digits that name a member's curve: equal for equal settings, seed and rules to stop by.
+
+    Settings at their defaults are left out, so that a new setting in a later version leaves the keys as they were.
+    """
+    data = scenario.model_dump(exclude={"name", "seed"}, exclude_defaults=True)
+    data |= {"schema_version": scenario.schema_version, "seed": seed, "stop": list(stop)}
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -28,7 +28,7 @@ from skewsim.sweeps.figures import map_figures
 from skewsim.sweeps.folder import open_sweep, read_curves
 from skewsim.sweeps.layout import PROBABILITY, text_map
 from skewsim.sweeps.map import crossing, interval, load_map, make_map
-from skewsim.sweeps.plan import Axis, Sweep, SweepSettings, load_sweep, make_sweep
+from skewsim.sweeps.plan import Axis, Sweep, SweepSettings, load_sweep, make_sweep, member_key
 from skewsim.sweeps.processes import in_processes, in_this_process
 from skewsim.sweeps.runner import chunks_of, local, members_of, run_sweep
 
@@ -466,7 +466,7 @@ def test_show_prints_maps_or_sentences_or_one_json_object_and_writes_figures_whe
     assert capsys.readouterr().out.count("collapsed 0 of 2") == 6
     assert not (folder / "figures").exists()
     assert main(["sweep", "show", str(folder), "--figures"]) == 0
-    assert "12 of 12 members done (finished)" in capsys.readouterr().out
+    assert "12 of 12 members, 2 seeds a cell, 3 steps; finished\n" in capsys.readouterr().out
     names = sorted(path.name for path in (folder / "figures").iterdir())
     assert names == sorted(f"{n}.{kind}" for n in ("collapse", "reward", "steps", "lead") for kind in ("png", "svg"))
 
@@ -530,3 +530,21 @@ def test_ray_that_is_not_installed_is_named_before_anything_is_written(
     assert main(["sweep", "run", str(file), "--out", str(tmp_path / "new"), "--ray"]) == 2
     assert "pip install 'skewsim[ray]'" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
+
+
+def test_a_new_setting_at_its_default_leaves_the_keys_of_curves_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the keys are made of names no setting at its default."""
+    seen: list[str] = []
+    monkeypatch.setattr(json, "dumps", lambda data, **_: seen.append(repr(data)) or repr(data))
+    member_key(Scenario().with_values({"engine.lag": 3}), 0, ("collapsed",))
+    assert "'engine': {'lag': 3}" in seen[0]
+    assert "temperature" not in seen[0]
+
+
+def test_curves_of_no_member_are_said(undisturbed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(undisturbed, tmp_path / "out")
+    text = (tmp_path / "out/sweep.toml").read_text()
+    (tmp_path / "out/sweep.toml").write_text(text.replace("0.7", "0.6"))
+    assert main(["sweep", "show", str(tmp_path / "out")]) == 0
+    assert "6 of 12 members" in (out := capsys.readouterr().out)
+    assert "6 curves in the folder belong to no member" in " ".join(out.split())
