@@ -102,7 +102,7 @@ def npz(rng: random.Random, folder: Path) -> list[str]:
         elif how == 2:
             columns[name] = rng.choice((np.array(["a"] * count), np.full(count, 1j), np.full(count, np.inf), np.full(count, np.nan), np.full(count, 1e300), np.full(count, 2**64 - 1, np.uint64), np.zeros(count + 1), np.zeros(0), np.array(1.0), np.zeros(count, ">f8"), np.full(count, 5.0), np.zeros(count, "M8[s]"), np.zeros(count, "i4,f8")))  # fmt: skip
         elif how == 3:
-            columns[name] = _lying_header(rng)
+            columns[name] = _lying_header(rng) if rng.random() < 0.7 else _other_length(column)
         elif how == 4:
             columns[rng.choice(("x", "../x", "\x1b]0;x", ""))] = column
         else:
@@ -130,6 +130,11 @@ def _npy(array: Any) -> bytes:
     buffer = io.BytesIO()
     np.save(buffer, array)
     return buffer.getvalue()
+
+
+def _other_length(array: Any) -> bytes:
+    """A column whose header tells of one value more, or less, than follow."""
+    return _npy(array).replace(b"(%d,)" % array.size, b"(%d,)" % (array.size ^ 1))
 
 
 def _lying_header(rng: random.Random) -> bytes:
