@@ -25,6 +25,7 @@ import numpy as np
 
 from skewsim.errors import FileFormatError, UserError
 from skewsim.files import atomic_writer, remove_leftovers
+from skewsim.settings import EngineSettings
 from skewsim.skew.tokens import TokenTable
 
 FORMAT, SCHEMA_VERSION = "skewsim-measurement", 1
@@ -158,7 +159,7 @@ class Journal:
                 return  # killed in its first moment
             raise UserError(f"--resume: {self.folder / ASKED} is missing, which says what was measured")
         document = _read_document(self.folder / ASKED)
-        _compare(document["asked"], self._asked, tuple(self._asked), self.folder)
+        _compare(_with_defaults(document["asked"], self._asked), self._asked, tuple(self._asked), self.folder)
         self.meta = document["meta"]
         if not self.lines.exists():
             self.finished = self.table_path.exists()
@@ -222,6 +223,15 @@ def _read_document(path: Path) -> dict[str, Any]:
             f"{path}: schema_version={found.get('schema_version')!r}; this skewsim reads {SCHEMA_VERSION}"
         )
     return found
+
+
+def _with_defaults(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+    """What was asked before, perhaps by a version that had fewer settings: those that it lacks had their defaults."""
+    old, new = before.get("settings"), now.get("settings")
+    if not (isinstance(old, dict) and isinstance(new, dict)):
+        return before
+    defaults = EngineSettings().model_dump()
+    return before | {"settings": {key: defaults[key] for key in new if key in defaults} | old}
 
 
 def _compare(before: Any, now: Any, keys: Iterable[str], folder: Path, prefix: str = "") -> None:

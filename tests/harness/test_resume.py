@@ -260,6 +260,17 @@ def test_a_measurement_killed_at_any_step_of_its_writing_resumes_to_the_same_fil
     assert step > 10
 
 
+def test_a_measurement_begun_before_a_setting_existed_goes_on_with_its_default(tmp_path: Path) -> None:
+    with Journal(tmp_path, ASKED) as journal:
+        journal.begin(META)
+        journal.append([line(0)])
+    later = {"dtype": "float32", "enable_return_routed_experts": False}
+    with Journal(tmp_path, ASKED | {"settings": later}, resume=True) as journal:
+        assert journal.done == {0}
+    with pytest.raises(UserError, match="enable_return_routed_experts=True"):
+        Journal(tmp_path, ASKED | {"settings": later | {"enable_return_routed_experts": True}}, resume=True)
+
+
 @pytest.mark.parametrize(
     "spoil", [b"", b"{", b"[]", b'{"format": "skewsim-measurement", "schema_version": 9, "asked": {}}']
 )

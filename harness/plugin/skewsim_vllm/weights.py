@@ -16,6 +16,7 @@ def load(worker: Any, folder: str) -> None:
     runner = worker.model_runner
     reload = getattr(runner, "reload_weights", None)
     if reload and "weights_path" in inspect.signature(reload).parameters:
+        _pack_experts_again(runner)
         reload(weights_path=folder)
     else:
         runner.model.load_weights(_tensors(folder))
@@ -23,6 +24,22 @@ def load(worker: Any, folder: str) -> None:
     from skewsim_vllm import head
 
     head.forget()
+
+
+def _pack_experts_again(runner: Any) -> None:
+    """Make a CPU build pack the new weights of experts as it packed the first ones.
+
+    0.32.0 packs (and pads) them when it makes the experts' kernel, and at a reload only if there is no kernel. With one
+    it copies them unpacked into the packed ones' place: refused where they were padded, wrong without a word elsewhere.
+    On a GPU nothing is packed there, and captured graphs refer to the kernel, which therefore stays.
+    """
+    model = runner.model
+    if next(model.parameters()).device.type != "cpu":
+        return
+    for module in model.modules():
+        method = getattr(module, "quant_method", None)
+        if getattr(method, "moe_kernel", None) is not None:
+            method.moe_kernel = None
 
 
 def _tie(runner: Any) -> None:
