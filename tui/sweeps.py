@@ -42,12 +42,11 @@ def sweep_line(path: Path) -> str:
 def cell_tracks(folder: Path, found: SweepMap, cell: CellResult, name: str) -> list[TrackSpec]:
     """A cell's members as one curve with a band over its seeds. Raises UserError where none is there yet."""
     from skewsim.sweeps.folder import read_curves
-    from skewsim.sweeps.map import most_seeds
 
     sweep = found.sweep
     own = next(each for each in sweep.cells if each.place == cell.place)
     curves = read_curves(folder)
-    members = {m.seed: curves[m.key] for m in sweep.members(own, most_seeds(sweep)) if m.key in curves}
+    members = {m.seed: curves[m.key] for m in sweep.members(own, sweep.most_seeds) if m.key in curves}
     if not members:
         raise UserError("no member of this cell is there yet")
     scenario = own.scenario.with_values({"name": name})

@@ -201,7 +201,7 @@ def _print_cells(found: SweepMap) -> None:
 
 
 def _border_rows(found: SweepMap) -> list[list[str]]:
-    from skewsim.sweeps.map import is_numeric
+    from skewsim.sweeps.plan import is_numeric
 
     rows = []
     for n, title in enumerate(found.sweep.titles):

@@ -26,11 +26,14 @@ from skewsim.sweeps.layout import (
     Shown,
     limits,
     panels,
+    scale,
     seeds_words,
+    spread,
     x_axis,
     y_axis,
 )
-from skewsim.sweeps.map import SweepMap, crossing, is_numeric
+from skewsim.sweeps.map import SweepMap, crossing
+from skewsim.sweeps.plan import is_numeric
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -104,6 +107,8 @@ def _words(figure: Figure, found: SweepMap, name: str) -> None:
         note += "\nBlue: the border, where half of the seeds collapse, and how far other seeds might move it (90 %)."
     if name in ("collapse", "reward") and any(cell.members == 0 for cell in found.cells):
         note += "\nGrey: not computed."
+    if any(point.added for points in found.sweep.axes for point in points):
+        note += "\nNo number: the nearest cell's colour. Cells were added where the border is."
     figure.supxlabel(_folded(figure, note, 8), fontsize=8, ha="left", x=0.01)
 
 
@@ -117,9 +122,9 @@ def _heat(axis: Axes, found: SweepMap, shown: Shown, panel: Panel, span: tuple[f
     from matplotlib import colormaps
     from matplotlib.patheffects import withStroke
 
-    scale = colormaps[colours].with_extremes(bad=_NOTHING)
+    inks = colormaps[colours].with_extremes(bad=_NOTHING)
     image = axis.imshow(
-        np.ma.masked_invalid(panel.values), origin="lower", aspect="auto", cmap=scale, vmin=span[0], vmax=span[1]
+        np.ma.masked_invalid(spread(found, panel)), origin="lower", aspect="auto", cmap=inks, vmin=span[0], vmax=span[1]
     )
     for (y, x), value in np.ndenumerate(panel.values):
         if not math.isnan(value):
@@ -181,30 +186,47 @@ def _border(axis: Axes, found: SweepMap, panel: Panel) -> None:
     x, y = is_numeric(x_axis(found)[1]), is_numeric(y_axis(found)[1])
     drawn = [np.array([[each[place] for place in row] for row in panel.places]) for each in found.drawn()]
     if x and y and min(panel.values.shape) > 1:
-        _contours(axis, panel.values, drawn)
+        _contours(axis, _filled(found, panel, panel.values), [_filled(found, panel, each) for each in drawn[:60]])
     elif x:
-        _strokes(axis, panel.values, drawn, upright=True)
+        _strokes(axis, panel.values, drawn, scale(found, 0), upright=True)
     elif y:
-        _strokes(axis, panel.values.T, [each.T for each in drawn], upright=False)
+        _strokes(axis, panel.values.T, [each.T for each in drawn], scale(found, 1), upright=False)
+
+
+def _filled(found: SweepMap, panel: Panel, shares: Any) -> Any:
+    """A panel's shares, where it has no cell those between its cells: first up the file's columns, then along rows."""
+    x, y = scale(found, 0), scale(found, 1)
+    filled = shares.copy()
+    for column, point in enumerate(x_axis(found)[1]):
+        if not point.added:
+            filled[:, column] = _interpolated(filled[:, column], y)
+    rows = np.array([_interpolated(row, x) for row in filled])
+    return np.where(panel.cells, shares, rows)
+
+
+def _interpolated(values: Any, at: Any) -> Any:
+    known = np.isfinite(values)
+    return np.interp(at, at[known], values[known]) if known[[0, -1]].all() else values
 
 
 def _contours(axis: Axes, shares: Any, drawn: Sequence[Any]) -> None:
-    for each in drawn[:60]:
+    for each in drawn:
         if np.nanmin(each) < 0.5 < np.nanmax(each):
             axis.contour(each, levels=[0.5], colors=[BORDER], linewidths=0.5, alpha=0.18)
     if np.nanmin(shares) < 0.5 <= np.nanmax(shares):
         axis.contour(shares, levels=[0.5 - 1e-9], colors=[BORDER], linewidths=2.2)
 
 
-def _strokes(axis: Axes, shares: Any, drawn: Sequence[Any], *, upright: bool) -> None:
+def _strokes(axis: Axes, shares: Any, drawn: Sequence[Any], at_values: Any, *, upright: bool) -> None:
+    """``at_values``: where the values of the axis lie on its scale."""
     line, bar = (axis.vlines, axis.hlines) if upright else (axis.hlines, axis.vlines)
-    scale = list(map(float, range(shares.shape[1])))
     for row, values in enumerate(shares):
-        at = crossing(scale, values)
-        others = [c for each in drawn if (c := crossing(scale, each[row])) is not None]
-        if at is None or not others:
+        crossed = crossing(at_values, values)
+        others = [c for each in drawn if (c := crossing(at_values, each[row])) is not None]
+        if crossed is None or not others:
             continue
         low, high = np.quantile(others, [0.05, 0.95])
+        at, low, high = np.interp([crossed, low, high], at_values, range(len(at_values)))
         line(at, row - 0.5, row + 0.5, color=BORDER, linewidth=2.6)
         bar(row - 0.32, low, high, color=BORDER, linewidth=1.4)
         line([low, high], row - 0.38, row - 0.26, color=BORDER, linewidth=1.4)

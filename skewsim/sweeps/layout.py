@@ -1,7 +1,8 @@
 """How a map is laid out on paper and on a terminal: which axis goes where, and what is shown of each cell.
 
 The sweep's first axis runs to the right and its second upward; each combination of values of further axes has a panel
-of its own.
+of its own. The values that an adaptive sweep adds have a row or column like any other, most of whose places have no
+cell: on paper such a place has the colour of the nearest cell, so that cells are the wider, the farther apart they are.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from skewsim.runs.outcome import WARNINGS
-from skewsim.sweeps.map import SweepMap
-from skewsim.sweeps.plan import Point
+from skewsim.sweeps.map import SweepMap, positions
+from skewsim.sweeps.plan import Point, is_numeric
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,8 @@ class Panel:
     """(rows, columns); NaN where there is no number."""
     places: tuple[tuple[tuple[int, ...], ...], ...]
     """The cell at each row and column, as its place on the sweep's axes."""
+    cells: NDArray[np.bool_]
+    """(rows, columns) whether the sweep has a cell there."""
 
 
 def x_axis(found: SweepMap) -> tuple[str, tuple[Point, ...]]:
@@ -70,6 +73,7 @@ def panels(found: SweepMap, shown: Shown) -> list[Panel]:
     """The map's panels."""
     grid, sweep = found.grid(shown.field, shown.key), found.sweep
     rows, columns = len(y_axis(found)[1]), len(sweep.axes[0])
+    there = {cell.place for cell in found.cells}
     made = []
     for rest in itertools.product(*(range(len(axis)) for axis in sweep.axes[2:])):
         places = tuple(
@@ -79,8 +83,31 @@ def panels(found: SweepMap, shown: Shown) -> list[Panel]:
             f"{title}: {axis[n].label}" for title, axis, n in zip(sweep.titles[2:], sweep.axes[2:], rest, strict=True)
         ]
         values = np.array([[grid[place] for place in row] for row in places])
-        made.append(Panel(", ".join(words), values, places))
+        cells = np.array([[place in there for place in row] for row in places])
+        made.append(Panel(", ".join(words), values, places, cells))
     return made
+
+
+def scale(found: SweepMap, axis: int) -> NDArray[np.float64]:
+    """Where an axis's values lie, from 0 to 1; far apart where they are no numbers. ``axis`` may be one too many."""
+    if axis >= len(found.sweep.axes):
+        return np.zeros(1)
+    points = found.sweep.axes[axis]
+    if not is_numeric(points):
+        return np.arange(0, 10 * len(points), 10, dtype=np.float64)
+    at = positions(points, log=found.sweep.settings.axis[axis].logarithmic)
+    return np.asarray([(each - at[0]) / (at[-1] - at[0]) for each in at], dtype=np.float64)
+
+
+def spread(found: SweepMap, panel: Panel) -> NDArray[np.float64]:
+    """A panel's values, those of the nearest cell where there is none."""
+    x, y = scale(found, 0), scale(found, 1)
+    rows, columns = np.nonzero(panel.cells)
+    values = panel.values.copy()
+    for row, column in zip(*np.nonzero(~panel.cells), strict=True):
+        nearest = np.argmin(np.hypot(x[columns] - x[column], y[rows] - y[row]))
+        values[row, column] = panel.values[rows[nearest], columns[nearest]]
+    return values
 
 
 SHADES = " ░▒▓█"

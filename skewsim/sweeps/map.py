@@ -18,10 +18,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from skewsim.runs.outcome import WARNINGS, HealthyBand, Outcome, judge
+from skewsim.runs.outcome import WARNINGS, HealthyBand, Outcome
 from skewsim.share import to_share
+from skewsim.sweeps.adaptive import outcome_of, passes_one_half, refined
 from skewsim.sweeps.folder import Curves, open_sweep, read_curves, read_status
-from skewsim.sweeps.plan import Cell, Point, Sweep
+from skewsim.sweeps.plan import Cell, Point, Sweep, is_numeric
 
 DRAWS = 200
 _NEEDED = ("reward/mean", *WARNINGS)
@@ -85,9 +86,10 @@ class SweepMap:
     """A sweep and the results of its cells."""
 
     sweep: Sweep
+    """With the cells that an adaptive sweep has added."""
     cells: tuple[CellResult, ...]
     planned: int
-    """Members that the sweep asks for, adaptive ones left out."""
+    """Members that the sweep asks for, the further seeds of an adaptive one left out."""
     done: int
     status: str
     strangers: int = 0
@@ -98,7 +100,9 @@ class SweepMap:
         return self.sweep.settings.title or self.sweep.settings.name
 
     def grid(self, what: str, key: str | None = None) -> NDArray[np.float64]:
-        """A number of every cell as an array with one axis for each of the sweep's; NaN where there is none."""
+        """A number of every cell as an array with one axis for each of the sweep's; NaN where there is none.
+
+        An adaptive sweep's added values have cells only where the border was looked for."""
         found = np.full(tuple(map(len, self.sweep.axes)), math.nan)
         for cell in self.cells:
             value = getattr(cell, what)
@@ -107,13 +111,14 @@ class SweepMap:
         return found
 
     def crossings(self, axis: int) -> list[Crossing]:
-        """The border along an axis of numbers, for every place on the others where there is one."""
+        """The border along an axis of numbers, for every place of the file on the others where there is one."""
         points = self.sweep.axes[axis]
         log = self.sweep.settings.axis[axis].logarithmic
-        scale = _positions(points, log)
+        scale = positions(points, log=log)
         shares, drawn = self.grid("probability"), self.drawn()
+        lines = [[0] if n == axis else _own(points) for n, points in enumerate(self.sweep.axes)]
         found = []
-        for place in np.ndindex(*(1 if n == axis else size for n, size in enumerate(shares.shape))):
+        for place in itertools.product(*lines):
             row = tuple(slice(None) if n == axis else i for n, i in enumerate(place))
             at = crossing(scale, shares[row])
             others = [x for x in (crossing(scale, each[row]) for each in drawn) if x is not None]
@@ -176,16 +181,17 @@ def load_map(folder: Path | str) -> SweepMap:
 
 def make_map(sweep: Sweep, curves: Mapping[str, Curves], *, status: str = "") -> SweepMap:
     """The map from the curves that are there, by member's key."""
+    sweep = refined(sweep, curves)
     outcomes = {
-        member.key: judge(found["reward/mean"], steps=cell.scenario.steps, diverged=bool(found["diverged"].any()))
+        member.key: outcome_of(member, found)
         for cell in sweep.cells
-        for member in sweep.members(cell, most_seeds(sweep))
+        for member in sweep.members(cell, sweep.most_seeds)
         if (found := curves.get(member.key)) is not None
     }
     warnings = _warnings_of(sweep, curves, outcomes)
     results, done = [], 0
     for cell in sweep.cells:
-        keys = [member.key for member in sweep.members(cell, most_seeds(sweep))]
+        keys = [member.key for member in sweep.members(cell, sweep.most_seeds)]
         there = [key for key in keys if key in curves]
         done += sum(key in curves for key in keys[: sweep.settings.seeds])
         first = [float(curves[key]["reward/mean"][0]) for key in there]
@@ -204,7 +210,7 @@ def _warnings_of(sweep: Sweep, curves: Mapping[str, Curves], outcomes: Mapping[s
     groups: dict[str, dict[str, None]] = {}
     for cell in sweep.cells:
         group = groups.setdefault(cell.scenario.trainer.objective, {})
-        group |= dict.fromkeys(m.key for m in sweep.members(cell, most_seeds(sweep)) if m.key in outcomes)
+        group |= dict.fromkeys(m.key for m in sweep.members(cell, sweep.most_seeds) if m.key in outcomes)
     found: dict[str, Alarms] = {key: {} for key in outcomes}
     for keys in groups.values():
         for metric in WARNINGS:
@@ -216,21 +222,6 @@ def _warnings_of(sweep: Sweep, curves: Mapping[str, Curves], outcomes: Mapping[s
     return found
 
 
-def most_seeds(sweep: Sweep) -> int:
-    """The most seeds that a cell of a sweep may get."""
-    adaptive = sweep.settings.adaptive
-    return max(sweep.settings.seeds, adaptive.most_seeds if adaptive else 0)
-
-
-def wants_more_seeds(sweep: Sweep, outcomes: Sequence[Outcome]) -> bool:
-    """Whether an adaptive sweep gives a cell more seeds than those with these outcomes."""
-    adaptive = sweep.settings.adaptive
-    if adaptive is None or not outcomes or len(outcomes) >= most_seeds(sweep):
-        return False
-    share = sum(o.collapsed is not None for o in outcomes) / len(outcomes)
-    return adaptive.low <= share <= adaptive.high
-
-
 def interval(collapsed: int, members: int) -> tuple[float, float]:
     """Jeffreys' 90 % interval of a share."""
     from scipy.stats import beta
@@ -240,23 +231,25 @@ def interval(collapsed: int, members: int) -> tuple[float, float]:
 
 
 def crossing(scale: Sequence[float], shares: NDArray[np.float64]) -> float | None:
-    """Where a row of shares first passes one half, by linear interpolation; None if it does not."""
-    for (a, b), (low, high) in zip(itertools.pairwise(scale), itertools.pairwise(shares), strict=True):
-        if min(low, high) < 0.5 <= max(low, high):
+    """Where a row of shares first passes one half, by linear interpolation between those that are known; None if it
+    does not."""
+    known = np.flatnonzero(np.isfinite(shares)).tolist()
+    for first, second in itertools.pairwise(known):
+        (a, b), (low, high) = (scale[first], scale[second]), (shares[first], shares[second])
+        if passes_one_half(low, high):
             return float(a + (b - a) * (0.5 - low) / (high - low))
     return None
 
 
-def is_numeric(points: Sequence[Point]) -> bool:
-    """Whether an axis has numbers, ascending, so that there is something between two of them."""
-    values = [point.number for point in points]
-    known = [value for value in values if value is not None]
-    return len(known) == len(values) > 1 and all(a < b for a, b in itertools.pairwise(known))
-
-
-def _positions(points: Sequence[Point], log: bool) -> list[float]:
+def positions(points: Sequence[Point], *, log: bool) -> list[float]:
+    """Where an axis's numbers lie on its scale."""
     values = [0.0 if point.number is None else point.number for point in points]
     return [math.log(value) for value in values] if log else values
+
+
+def _own(points: Sequence[Point]) -> list[int]:
+    """The places of an axis that are the file's."""
+    return [n for n, point in enumerate(points) if not point.added]
 
 
 def _posterior(

@@ -1,8 +1,9 @@
 """A sweep as a file: a scenario, axes over its settings, seeds, and when a member stops.
 
 An axis is a list of values, a grid, a logarithmic grid, values drawn at random, or cases: named sets of settings that
-change together. The cells are all combinations of the axes' values. A member is one cell with one seed; members with
-equal settings have equal keys and are computed once. Nothing here imports torch.
+change together. The cells are all combinations of the axes' values; an adaptive sweep has more where its border is
+(`adaptive.py`). A member is one cell with one seed; members with equal settings have equal keys and are computed once.
+Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ import itertools
 import json
 import math
 import zlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -34,6 +35,9 @@ MOST_SEEDS = 1024
 MOST_MEMBERS = 65_536
 MOST_AXES = 4
 MOST_VALUES = 256
+MOST_HALVINGS = 12
+DRAWN = 2
+"""Axes that a map draws, the first ones; it has a panel for each combination of the others."""
 _NAME = r"^[A-Za-z0-9_.+-]+$"
 _LABEL = r"^[^\x00-\x1f\x7f]+$"
 
@@ -126,13 +130,27 @@ class Axis(Settings):
             return _between(self.random, np.sort(stream.uniform(low, high, self.random.count)))
         return list(self.values or ())
 
+    def between(self, low: Point, high: Point) -> Point | None:
+        """The value half way between two of the axis's numbers (in their logarithms on a logarithmic axis); None if
+        there is none between them."""
+        a, b = low.number, high.number
+        assert self.path is not None
+        assert a is not None
+        assert b is not None
+        middle = math.sqrt(a * b) if self.logarithmic else (a + b) / 2
+        value = round(middle) if is_whole(self.path) else float(f"{middle:.12g}")
+        return Point(label_of(value), float(value), {self.path: value}, added=True) if a < value < b else None
+
 
 class Adaptive(Settings):
-    """More seeds in the cells whose share of collapsed members is neither near 0 nor near 1."""
+    """More seeds in the cells whose share of collapsed members is neither near 0 nor near 1, and more cells between
+    those with less and those with more than one half."""
 
     low: float = Field(0.1, ge=0, le=1)
     high: float = Field(0.9, ge=0, le=1)
     most_seeds: int = Field(32, ge=1, le=MOST_SEEDS)
+    cells: int = Field(0, ge=0, le=MOST_HALVINGS)
+    """How often an interval that the border is in is halved."""
 
 
 class SweepSettings(Settings):
@@ -162,6 +180,8 @@ class Point:
     label: str
     number: float | None
     values: Values
+    added: bool = False
+    """Whether it is not the file's: an adaptive sweep put it between two values."""
 
 
 @dataclass(frozen=True)
@@ -169,8 +189,12 @@ class Cell:
     """One combination of the axes' values: a place on each axis, and the scenario there."""
 
     place: tuple[int, ...]
-    labels: tuple[str, ...]
+    points: tuple[Point, ...]
     scenario: Scenario
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return tuple(point.label for point in self.points)
 
 
 @dataclass(frozen=True)
@@ -198,6 +222,23 @@ class Sweep:
     @cached_property
     def stop(self) -> tuple[Rule, ...]:
         return tuple(sorted(set(self.settings.stop)))
+
+    @property
+    def most_seeds(self) -> int:
+        """The most seeds that a cell may get."""
+        adaptive = self.settings.adaptive
+        return max(self.settings.seeds, adaptive.most_seeds if adaptive else 0)
+
+    def with_cells(self, added: Sequence[Cell]) -> Sweep:
+        """The same sweep with more cells, whose places follow from their points; its axes have their values too."""
+        axes = tuple(_merged(axis, [cell.points[n] for cell in added]) for n, axis in enumerate(self.axes))
+        places = [{point.label if point.number is None else point.number: n for n, point in enumerate(a)} for a in axes]
+        cells = {}
+        for cell in (*self.cells, *added):
+            keys = (point.label if point.number is None else point.number for point in cell.points)
+            place = tuple(index[key] for index, key in zip(places, keys, strict=True))
+            cells[place] = replace(cell, place=place)
+        return replace(self, axes=axes, cells=tuple(cells[place] for place in sorted(cells)))
 
     def seeds(self, count: int | None = None) -> range:
         """The first ``count`` seeds of a cell; by default those that each cell has."""
@@ -240,7 +281,7 @@ def make_sweep(settings: SweepSettings, folder: Path = Path()) -> Sweep:
         if axis.path in ("seed", "name", "schema_version", "device"):
             raise UserError(f"axis {shown(axis.path, 80)}: allowed are settings other than seed, name and device")
     axes = tuple(tuple(axis.points(settings.seed)) for axis in settings.axis)
-    _check_size(settings, math.prod(map(len, axes)))
+    _check_size(settings, axes)
     return Sweep(settings, base, axes, tuple(_cells(base, axes)))
 
 
@@ -261,9 +302,17 @@ def _base(text: str, folder: Path) -> Scenario:
     return find_scenario(text)
 
 
-def _check_size(settings: SweepSettings, cells: int) -> None:
+def _check_size(settings: SweepSettings, axes: Sequence[Sequence[Point]]) -> None:
+    cells = math.prod(map(len, axes))
     if cells > MOST_CELLS:
         raise UserError(f"the axes make {cells} cells; allowed are {MOST_CELLS}")
+    rounds = settings.adaptive.cells if settings.adaptive else 0
+    more = sum(rounds * cells // len(axis) * (len(axis) - 1) for axis in axes[:DRAWN] if is_numeric(axis))
+    if cells + more > MOST_CELLS:
+        raise UserError(
+            f"adaptive.cells={rounds}: {cells} cells and up to {more} between them; allowed are {MOST_CELLS}"
+        )
+    cells += more
     if cells * settings.seeds > MOST_MEMBERS:
         raise UserError(
             f"{cells} cells of {settings.seeds} seeds are {cells * settings.seeds} members; allowed are {MOST_MEMBERS}"
@@ -272,15 +321,33 @@ def _check_size(settings: SweepSettings, cells: int) -> None:
 
 def _cells(base: Scenario, axes: tuple[tuple[Point, ...], ...]) -> Iterator[Cell]:
     for place in itertools.product(*(range(len(axis)) for axis in axes)):
-        points = [axis[index] for axis, index in zip(axes, place, strict=True)]
-        values: Values = {}
-        for point in points:
-            values |= _nulled(point.values)
-        try:
-            yield Cell(place, tuple(point.label for point in points), base.with_values(values))
-        except UserError as error:
-            where = ", ".join(f"{path}={value}" for path, value in values.items())
-            raise UserError(f"cell {shown(where, 120)}: {error}") from None
+        points = tuple(axis[index] for axis, index in zip(axes, place, strict=True))
+        yield replace(make_cell(base, points), place=place)
+
+
+def make_cell(base: Scenario, points: tuple[Point, ...]) -> Cell:
+    """The cell with these values, without a place as yet. Raises UserError where they are not allowed together."""
+    values: Values = {}
+    for point in points:
+        values |= _nulled(point.values)
+    try:
+        return Cell((), points, base.with_values(values))
+    except UserError as error:
+        where = ", ".join(f"{path}={value}" for path, value in values.items())
+        raise UserError(f"cell {shown(where, 120)}: {error}") from None
+
+
+def is_numeric(points: Sequence[Point]) -> bool:
+    """Whether an axis has numbers, ascending, so that there is something between two of them."""
+    values = [point.number for point in points]
+    known = [value for value in values if value is not None]
+    return len(known) == len(values) > 1 and all(a < b for a, b in itertools.pairwise(known))
+
+
+def _merged(axis: tuple[Point, ...], added: Sequence[Point]) -> tuple[Point, ...]:
+    """An axis with the values that were put between its own."""
+    new = {point.number: point for point in added if point.added}
+    return (*axis,) if not new else tuple(sorted((*axis, *new.values()), key=lambda point: point.number or 0.0))
 
 
 def member_key(scenario: Scenario, seed: int, stop: tuple[Rule, ...]) -> str:

@@ -1,8 +1,8 @@
 """Running a sweep: which members are still to be computed, in which chunks, and what to do when one is done.
 
-The sweep goes in rounds. The first has every cell's seeds; if it is adaptive, each further one has as many seeds again
-of the cells that ask for more. What a round has follows from the curves of those before it, so that a sweep that was
-killed and resumed computes the same members as an undisturbed one.
+The sweep goes in rounds. The first has every cell's seeds; if it is adaptive, each further one has what the cells ask
+for: as many seeds again, or a cell between two (`adaptive.py`). What a round has follows from the curves of those
+before it, so that a sweep that was killed and resumed computes the same members as an undisturbed one.
 """
 
 from __future__ import annotations
@@ -13,12 +13,11 @@ from pathlib import Path
 
 from skewsim.errors import UserError
 from skewsim.machine import free_memory, size
-from skewsim.runs.outcome import judge
 from skewsim.settings import Scenario
+from skewsim.sweeps.adaptive import members_of
 from skewsim.sweeps.chunk import LARGEST, Chunk, Columns
 from skewsim.sweeps.folder import Curves, SweepFolder, read_curves
-from skewsim.sweeps.map import most_seeds, wants_more_seeds
-from skewsim.sweeps.plan import Cell, Member, Sweep
+from skewsim.sweeps.plan import Member, Sweep
 from skewsim.sweeps.processes import in_processes, in_this_process
 
 Compute = Callable[[Sequence[Chunk]], Iterator[tuple[Chunk, Columns]]]
@@ -61,28 +60,6 @@ def run_sweep(sweep: Sweep, path: Path, compute: Compute, *, resume: bool = Fals
                 yield Progress(done, total, len(curves), computed)
 
 
-def members_of(sweep: Sweep, curves: Mapping[str, Curves]) -> list[Member]:
-    """The members of a sweep as far as the curves tell: each cell's first seeds, and those that it asks for more."""
-    return [member for cell in sweep.cells for member in _members(sweep, cell, curves)]
-
-
-def _members(sweep: Sweep, cell: Cell, curves: Mapping[str, Curves]) -> list[Member]:
-    count, most = sweep.settings.seeds, most_seeds(sweep)
-    while True:
-        members = sweep.members(cell, count)
-        if count >= most or any(member.key not in curves for member in members):
-            return members
-        outcomes = [
-            judge(
-                curves[m.key]["reward/mean"], steps=cell.scenario.steps, diverged=bool(curves[m.key]["diverged"].any())
-            )
-            for m in members
-        ]
-        if not wants_more_seeds(sweep, outcomes):
-            return members
-        count = min(most, count + sweep.settings.seeds)
-
-
 def chunks_of(members: Sequence[Member], there: Mapping[str, Curves], sweep: Sweep) -> list[Chunk]:
     """The members that are not there yet, each once, in chunks of equal settings."""
     groups: dict[str, tuple[Scenario, dict[str, int]]] = {}
@@ -115,7 +92,7 @@ def check_start(sweep: Sweep, workers: int) -> None:
         scenario = cell.scenario
         kind = f"{scenario.policy} {scenario.device} {scenario.task} {scenario.trainer} {scenario.engine.lag}"
         if kind not in sizes:
-            members = max(2, min(LARGEST, most_seeds(sweep)))
+            members = max(2, min(LARGEST, sweep.most_seeds))
             config = starting_policy(scenario).config
             sizes[kind] = StepSize.of(scenario, config, Task(scenario.task), members=members).bytes
     free, need = free_memory(), workers * max(sizes.values())

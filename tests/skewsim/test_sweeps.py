@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -10,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +25,15 @@ from skewsim.cli.main import main
 from skewsim.errors import FileFormatError, UserError
 from skewsim.runs.outcome import judge
 from skewsim.settings import Scenario
+from skewsim.sweeps.adaptive import members_of, refined
 from skewsim.sweeps.chunk import Chunk, Columns, train_chunk
 from skewsim.sweeps.figures import map_figures
 from skewsim.sweeps.folder import open_sweep, read_curves
-from skewsim.sweeps.layout import PROBABILITY, text_map
-from skewsim.sweeps.map import crossing, interval, load_map, make_map
+from skewsim.sweeps.layout import PROBABILITY, panels, spread, text_map
+from skewsim.sweeps.map import SweepMap, crossing, interval, load_map, make_map
 from skewsim.sweeps.plan import Axis, Sweep, SweepSettings, load_sweep, make_sweep, member_key
 from skewsim.sweeps.processes import in_processes, in_this_process
-from skewsim.sweeps.runner import chunks_of, local, members_of, run_sweep
+from skewsim.sweeps.runner import Compute, chunks_of, local, run_sweep
 
 ROOT = Path(__file__).parents[2]
 TINY = """
@@ -415,6 +418,112 @@ def test_an_adaptive_sweep_adds_seeds_where_some_collapse_and_others_do_not() ->
     assert [sum(m.scenario == cell.scenario for m in wanted) for cell in sweep.cells] == [4, 8, 4]
     curves = made_up(sweep, counts | {(2,): 12}, 12)
     assert [sum(m.scenario == cell.scenario for m in members_of(sweep, curves)) for cell in sweep.cells] == [4, 12, 4]
+
+
+def known_outcomes(border: Callable[[Scenario], float]) -> Compute:
+    """Chunks whose members collapse where skew.drift is above a border; every other seed's a hundredth higher."""
+
+    def compute(chunks: Sequence[Chunk]) -> Iterator[tuple[Chunk, Columns]]:
+        for chunk in chunks:
+            at = border(chunk.scenario)
+            fallen = [chunk.scenario.skew.drift > at * (1 + (seed % 2) / 100) for seed in chunk.seeds]
+            reward = [[0.8] * 20 + [0.0 if ends else 0.8] * 20 for ends in fallen]
+            rows = sorted(zip(chunk.keys, reward, strict=True))
+            yield (
+                chunk,
+                {
+                    "member": [key for key, values in rows for _ in values],
+                    "step": np.tile(np.arange(40), len(rows)),
+                    "diverged": np.zeros(40 * len(rows), dtype=np.int64),
+                    "reward/mean": np.array([x for _, values in rows for x in values]),
+                },
+            )
+
+    return compute
+
+
+def finish(sweep: Sweep, folder: Path, compute: Compute, *, kills: int = 0) -> SweepMap:
+    """The map of a sweep whose process ends after each of its first chunks, and is started again."""
+    for _ in range(kills):
+        list(itertools.islice(run_sweep(sweep, folder, compute, resume=True), 2))
+    for _ in run_sweep(sweep, folder, compute, resume=True):
+        pass
+    return load_map(folder)
+
+
+@pytest.mark.parametrize(("kind", "border"), [("grid", 0.37), ("log_grid", 0.023), ("log_grid", 0.5)])
+@pytest.mark.parametrize("rounds", [1, 4])
+def test_the_border_is_found_within_the_last_interval(kind: str, border: float, rounds: int, tmp_path: Path) -> None:
+    low, high, count = 0.01, 0.81, 5
+    axis = {"path": "skew.drift", kind: {"low": low, "high": high, "count": count}}
+    data = {"axis": [axis], "steps": 40, "seeds": 2, "adaptive": {"most_seeds": 2, "cells": rounds}}
+    sweep = make_sweep(SweepSettings.model_validate(data))
+    found = finish(sweep, tmp_path, known_outcomes(lambda scenario: border))
+    (crossed,) = (c.at for c in found.crossings(0))
+    log = kind == "log_grid"
+    width = (math.log(high / low) if log else high - low) / (count - 1) / 2**rounds
+    assert abs(math.log(crossed / border) if log else crossed - border) <= width + math.log(1.01)
+    assert len(found.cells) == count + rounds
+    assert [cell.place for cell in found.cells] == [(n,) for n in range(count + rounds)]
+    assert found.done == found.planned == 2 * (count + rounds)
+
+
+PLANE = {
+    "axis": [
+        {"path": "skew.drift", "grid": {"low": 0.1, "high": 0.9, "count": 3}},
+        {"path": "engine.lag", "grid": {"low": 0, "high": 9, "count": 4}},
+        {"path": "engine.temperature", "values": [0.7, 1.0]},
+    ],
+    "steps": 40,
+    "seeds": 2,
+    "adaptive": {"most_seeds": 4, "cells": 2},
+}
+
+
+def slanting(scenario: Scenario) -> float:
+    return 0.1 + 0.09 * scenario.engine.lag * scenario.engine.temperature
+
+
+def test_each_line_of_a_plane_is_refined_where_its_own_border_is_and_the_map_says_so(tmp_path: Path) -> None:
+    sweep = make_sweep(SweepSettings.model_validate(PLANE))
+    found = finish(sweep, tmp_path, known_outcomes(slanting))
+    drift, lag, temperature = found.sweep.axes
+    assert len(temperature) == 2
+    assert {point.number for point in lag if point.added} == {4, 5, 7, 8}, "whole numbers alone"
+    for crossed in found.crossings(0):
+        assert not lag[crossed.place[1]].added
+        scenario = sweep.base.with_values(lag[crossed.place[1]].values | temperature[crossed.place[2]].values)
+        assert crossed.at == pytest.approx(slanting(scenario), abs=0.4 / 4 + 0.01)
+    asked = {cell.place for cell in found.cells}
+    assert len(asked) < math.prod(map(len, found.sweep.axes))
+    grid = found.grid("probability")
+    assert {place for place, value in np.ndenumerate(grid) if not math.isnan(value)} == asked
+    for panel in panels(found, PROBABILITY):
+        drawn = spread(found, panel)
+        assert not np.isnan(drawn).any()
+        assert np.array_equal(drawn[panel.cells], panel.values[panel.cells])
+    picture = map_figures(found)["collapse"].save(tmp_path / "figure.svg").read_text()
+    assert "nearest" in picture
+    assert all(point.label in picture for point in drift)
+
+
+def test_an_adaptive_sweep_killed_after_every_chunk_adds_the_same_cells_and_has_the_same_curves(tmp_path: Path) -> None:
+    sweep = make_sweep(SweepSettings.model_validate(PLANE))
+    whole = finish(sweep, tmp_path / "whole", known_outcomes(slanting))
+    killed = finish(sweep, tmp_path / "killed", known_outcomes(slanting), kills=4)
+    assert killed.cells == whole.cells
+    assert rows_of(tmp_path / "killed") == rows_of(tmp_path / "whole")
+
+
+def test_what_is_added_ends_where_settings_do_not_allow_a_value_and_its_number_is_bounded() -> None:
+    data = {"axis": [{"path": "trainer.num_minibatches", "values": [1, 2, 4, 8]}], "steps": 40, "seeds": 4}
+    sweep = make_sweep(SweepSettings.model_validate(data | {"adaptive": {"cells": 3}}))
+    curves = made_up(sweep, {(2,): 4, (3,): 4}, 4)
+    assert refined(sweep, curves) == sweep, "neither is there a whole number between 1 and 2, nor does 3 divide"
+    wide = {"path": "skew.scale", "grid": {"low": 0, "high": 1, "count": 50}}
+    plane = {"axis": [wide, wide | {"path": "skew.drift"}], "adaptive": {"cells": 3}}
+    with pytest.raises(UserError, match=r"adaptive.cells=3: 2500 cells and up to 14700 between them; allowed are 4096"):
+        make_sweep(SweepSettings.model_validate(plane))
 
 
 def test_which_number_warns_first_is_counted_over_all_cells() -> None:

@@ -10,6 +10,7 @@ import numpy as np
 from rich.text import Text
 from textual.binding import BindingType
 
+from skewsim.errors import UserError
 from skewsim.errors import shown as printable
 from tui.actions import bindings
 from tui.lab import YOURS
@@ -98,7 +99,10 @@ class MapScreen(Page):
                 text.append(f"{cell:>{wide}}", style=f"bold reverse {look.strong}" if here else "")
             text.append("\n")
 
-    def _details(self, text: Text, cell: CellResult, width: int, look: Look) -> None:
+    def _details(self, text: Text, cell: CellResult | None, width: int, look: Look) -> None:
+        if cell is None:
+            text.append("No cell here: an adaptive sweep adds cells where the border is.")
+            return
         names = self._map.sweep.titles
         where = ", ".join(f"{name} {label}" for name, label in zip(names, cell.labels, strict=True))
         text.append(f"{printable(where, width)}\n", style=f"bold {look.strong}")
@@ -128,9 +132,10 @@ class MapScreen(Page):
         ordered = sorted(known.items(), key=lambda item: -item[1])
         return "Warned, steps before the fall: " + ", ".join(f"{name} {lead:.0f}" for name, lead in ordered)
 
-    def _cell(self, panel: Panel) -> CellResult:
+    def _cell(self, panel: Panel) -> CellResult | None:
+        """The cell under the cursor; None where an adaptive sweep has none."""
         place = panel.places[self._row][self._column]
-        return next(cell for cell in self._map.cells if cell.place == place)
+        return next((cell for cell in self._map.cells if cell.place == place), None)
 
     def _move(self, columns: int, rows: int) -> None:
         from skewsim.sweeps.layout import x_axis, y_axis
@@ -163,6 +168,8 @@ class MapScreen(Page):
         from skewsim.sweeps.layout import panels
 
         cell = self._cell(panels(self._map, self.shown)[self._panel])
+        if cell is None:
+            raise UserError("there is no cell here")
         lab = self.shell.lab
         lab.replay(f"a cell of {self._folder.name}", cell_tracks(self._folder, self._map, cell, YOURS))
         lab.driver.play(True)
