@@ -156,14 +156,14 @@ def show_sweep(
 
 def _print_maps(found: SweepMap) -> None:
     from skewsim.runs.outcome import WARNINGS
-    from skewsim.sweeps.layout import PROBABILITY, REWARD, STEPS, seeds_words, text_map
+    from skewsim.sweeps.layout import PROBABILITY, REWARD, STEPS, means_of, seeds_words, text_map
 
     show_lines(
         f"{found.title}: {found.done} of {found.planned} members done ({found.status}), {seeds_words(found)},"
         f" {found.sweep.base.steps} steps"
     )
     collapsed = any(cell.collapsed for cell in found.cells)
-    for shown in (PROBABILITY, REWARD, *((STEPS,) if collapsed else ())):
+    for shown in (PROBABILITY, REWARD, *((STEPS,) if collapsed else ()), *means_of(found)):
         show_lines("", *text_map(found, shown))
     if rows := _border_rows(found):
         show_lines("")
