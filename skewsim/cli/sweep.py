@@ -156,11 +156,11 @@ def show_sweep(
 
 def _print_maps(found: SweepMap) -> None:
     from skewsim.runs.outcome import WARNINGS
-    from skewsim.sweeps.layout import PROBABILITY, REWARD, STEPS, progress_words, text_map
+    from skewsim.sweeps.layout import PROBABILITY, REWARD, STEPS, means_of, progress_words, text_map
 
     show_lines(f"{found.title}: {progress_words(found)}")
     collapsed = any(cell.collapsed for cell in found.cells)
-    for shown in (PROBABILITY, REWARD, *((STEPS,) if collapsed else ())):
+    for shown in (PROBABILITY, REWARD, *((STEPS,) if collapsed else ()), *means_of(found)):
         show_lines("", *text_map(found, shown))
     if rows := _border_rows(found):
         show_lines("")

@@ -159,7 +159,7 @@ def _reproduce(document: Document, summary: Mapping[str, Any], scenario: Scenari
 def sweep_report(folder: Path) -> Document:
     """The report of a sweep's folder."""
     from skewsim.runs.outcome import WARNINGS
-    from skewsim.sweeps.figures import MESSAGES, map_figures
+    from skewsim.sweeps.figures import map_figures, message
     from skewsim.sweeps.folder import read_status
     from skewsim.sweeps.layout import progress_words
     from skewsim.sweeps.map import load_map
@@ -169,8 +169,9 @@ def sweep_report(folder: Path) -> Document:
     document = Document(f"Sweep: {found.title}", f"{folder.name}: {progress_words(found)}")
     collapsed = any(cell.collapsed for cell in found.cells)
     for name, drawn in map_figures(found).items():
-        if collapsed or name in ("collapse", "reward"):
-            document.section(MESSAGES[name], picture(drawn, MESSAGES[name]))
+        if collapsed or name not in ("steps", "lead"):
+            words = message(found, name)
+            document.section(words, picture(drawn, words))
     if collapsed:
         columns = ("number", "steps before the fall", "warned of", "of the collapsed", "false alarms", "of the others")
         warned = [

@@ -25,6 +25,7 @@ from skewsim.sweeps.layout import (
     Panel,
     Shown,
     limits,
+    means_of,
     panels,
     scale,
     seeds_words,
@@ -53,22 +54,30 @@ NOTES = {
     "steps": "Median over the runs that collapsed. Grey: none did.",
     "lead": "Median over the runs that collapsed and were warned of. Below 0: too late. Grey: no warning, or no collapse.",
 }
+NOTE_OF_A_METRIC = "Mean over the second half of each run's steps, and over the runs. Grey: there is no such number."
 COLOURS = {"collapse": "YlOrBr", "reward": "YlGnBu", "steps": "YlOrBr_r", "lead": "PuOr_r"}
+COLOURS_OF_A_METRIC = "PuBu"
 BORDER = "#0072B2"
 _NOTHING = "#d9d9d9"
 
 
 def map_figures(found: SweepMap) -> dict[str, Picture]:
-    """The map's figures, by name. Needs matplotlib."""
-    figures = {name: _figure(found, name, [shown]) for name, shown in FILES.items()}
+    """The map's figures, by name; that of a metric is called after it. Needs matplotlib."""
+    each = FILES | {str(shown.key): shown for shown in means_of(found)}
+    figures = {name: _figure(found, name, [shown]) for name, shown in each.items()}
     return figures | {"lead": _figure(found, "lead", list(LEADS))}
+
+
+def message(found: SweepMap, name: str) -> str:
+    """The sentence over a figure: the sweep's own, or a question."""
+    return found.sweep.settings.messages.get(name) or MESSAGES.get(name) or f"How large is {name}?"
 
 
 def save_figures(found: SweepMap, folder: Path) -> list[Path]:
     """Every figure as PNG and SVG in a folder; the paths."""
     folder.mkdir(parents=True, exist_ok=True)
     return [
-        picture.save(folder / f"{name}.{kind}")
+        picture.save(folder / f"{name.rpartition('/')[2]}.{kind}")
         for name, picture in map_figures(found).items()
         for kind in ("png", "svg")
     ]
@@ -89,7 +98,7 @@ def _figure(found: SweepMap, name: str, views: Sequence[Shown]) -> Picture:
     for row, (shown, its) in enumerate(zip(views, made, strict=True)):
         for column, panel in enumerate(its):
             axis = grid[row][column]
-            image = _heat(axis, found, shown, panel, span, COLOURS[name])
+            image = _heat(axis, found, shown, panel, span, COLOURS.get(name, COLOURS_OF_A_METRIC))
             _label(axis, found, first=column == 0, last=row == len(views) - 1)
             axis.set_title(_title(shown, panel, of_many=len(views) > 1), fontsize=9, loc="left")
             if name == "collapse":
@@ -101,8 +110,8 @@ def _figure(found: SweepMap, name: str, views: Sequence[Shown]) -> Picture:
 
 def _words(figure: Figure, found: SweepMap, name: str) -> None:
     settings = f"{safe(found.title)}; {seeds_words(found)}, {found.sweep.base.steps} steps"
-    figure.suptitle(_folded(figure, f"{MESSAGES[name]}\n{settings}", 12), fontsize=12, ha="left", x=0.01)
-    note = NOTES[name]
+    figure.suptitle(_folded(figure, f"{safe(message(found, name))}\n{settings}", 12), fontsize=12, ha="left", x=0.01)
+    note = NOTES.get(name, NOTE_OF_A_METRIC)
     if name == "collapse" and _has_border(found):
         note += "\nBlue: the border, where half of the seeds collapse, and how far other seeds might move it (90 %)."
     if name in ("collapse", "reward") and any(cell.members == 0 for cell in found.cells):
@@ -159,9 +168,13 @@ def _title(shown: Shown, panel: Panel, *, of_many: bool) -> str:
 
 
 def _unit(shown: Shown) -> str:
-    return {"probability": "share that collapsed", "final_reward": "reward", "steps_to_collapse": "steps"}.get(
-        shown.field, "steps of warning"
-    )
+    units = {
+        "probability": "share that collapsed",
+        "final_reward": "reward",
+        "steps_to_collapse": "steps",
+        "lead": "steps of warning",
+    }
+    return units.get(shown.field) or str(shown.key)
 
 
 def _span(shown: Shown, made: list[Panel]) -> tuple[float, float]:

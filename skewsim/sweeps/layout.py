@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from skewsim.runs.outcome import WARNINGS
+from skewsim.skew.metric_table import METRICS
 from skewsim.sweeps.map import SweepMap, positions
 from skewsim.sweeps.plan import Point, is_numeric
 
@@ -31,6 +32,8 @@ class Shown:
         """A cell's number in a few characters; a dash where there is none."""
         if math.isnan(value):
             return "-"
+        if self.field == "means":
+            return f"{value:.2g}" if abs(value) < 0.01 else f"{value:.2f}"
         return f"{value:.2f}" if self.field in ("probability", "final_reward") else f"{value:.0f}"
 
 
@@ -41,7 +44,14 @@ LEADS = tuple(
     Shown("lead", f"steps from the warning of {name} to the fall of the reward, median", key)
     for key, name in WARNINGS.items()
 )
-VIEWS = (PROBABILITY, REWARD, STEPS, *LEADS)
+
+
+def means_of(found: SweepMap) -> tuple[Shown, ...]:
+    """The metrics that the sweep asks to be shown, after what every map shows."""
+    return tuple(
+        Shown("means", f"{key} ({METRICS[key].formula}), mean over the second half of the steps", key)
+        for key in found.sweep.settings.show
+    )
 
 
 @dataclass(frozen=True)

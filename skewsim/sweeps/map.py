@@ -41,6 +41,8 @@ class CellResult:
     first_reward: float | None
     final_reward: float | None
     final_reward_band: tuple[float, float] | None
+    means: dict[str, float | None]
+    """Metric that the sweep shows -> its mean over the second half of each member's steps, meaned over members."""
     steps_to_collapse: float | None
     """The median over the members that collapsed."""
     lead: dict[str, float | None]
@@ -175,7 +177,7 @@ def load_map(folder: Path | str) -> SweepMap:
     """The map of a sweep's folder, also of one that is not finished."""
     folder = Path(folder)
     sweep = open_sweep(folder)
-    curves = read_curves(folder, _NEEDED)
+    curves = read_curves(folder, (*_NEEDED, *sweep.settings.show))
     return make_map(sweep, curves, status=str(read_status(folder).get("status", "new")))
 
 
@@ -195,7 +197,10 @@ def make_map(sweep: Sweep, curves: Mapping[str, Curves], *, status: str = "") ->
         there = [key for key in keys if key in curves]
         done += sum(key in curves for key in keys[: sweep.settings.seeds])
         first = [float(curves[key]["reward/mean"][0]) for key in there]
-        results.append(_result(cell, [outcomes[key] for key in there], [warnings[key] for key in there], first))
+        means = {
+            name: _mean([curves[key][name] for key in there if name in curves[key]]) for name in sweep.settings.show
+        }
+        results.append(_result(cell, [outcomes[key] for key in there], [warnings[key] for key in there], first, means))
     return SweepMap(
         sweep, tuple(results), len(sweep.cells) * sweep.settings.seeds, done, status, len(curves.keys() - outcomes)
     )
@@ -261,7 +266,13 @@ def _posterior(
     return found
 
 
-def _result(cell: Cell, outcomes: Sequence[Outcome], alarms: Sequence[Alarms], first: Sequence[float]) -> CellResult:
+def _result(
+    cell: Cell,
+    outcomes: Sequence[Outcome],
+    alarms: Sequence[Alarms],
+    first: Sequence[float],
+    means: dict[str, float | None],
+) -> CellResult:
     count = len(outcomes)
     fallen = [o for o in outcomes if o.collapsed is not None]
     rewards = [o.final_reward for o in outcomes]
@@ -281,6 +292,7 @@ def _result(cell: Cell, outcomes: Sequence[Outcome], alarms: Sequence[Alarms], f
         first_reward=statistics.fmean(first) if first else None,
         final_reward=statistics.fmean(rewards) if rewards else None,
         final_reward_band=(min(rewards), max(rewards)) if rewards else None,
+        means=means,
         steps_to_collapse=_median([o.collapsed for o in fallen if o.collapsed is not None]),
         lead={key: _median(values) for key, values in leads.items()},
         leads=leads,
@@ -288,6 +300,13 @@ def _result(cell: Cell, outcomes: Sequence[Outcome], alarms: Sequence[Alarms], f
         false_alarms=false,
         share=to_share(cell.scenario),
     )
+
+
+def _mean(curves: Sequence[NDArray[np.float64]]) -> float | None:
+    """The mean over members of each one's mean over the second half of its steps; None where there is no number."""
+    halves = [curve[len(curve) // 2 :] for curve in curves]
+    known = [float(np.nanmean(half)) for half in halves if np.isfinite(half).any()]
+    return statistics.fmean(known) if known else None
 
 
 def _median(values: Sequence[int]) -> float | None:

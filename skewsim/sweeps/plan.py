@@ -21,13 +21,14 @@ from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import tomli_w
-from pydantic import Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from skewsim import share
 from skewsim.border import load_toml_data
 from skewsim.errors import FileFormatError, UserError, shown
 from skewsim.scenarios import find_scenario
 from skewsim.settings import Scenario, Settings, one_line
+from skewsim.skew.metric_table import METRICS
 
 SCHEMA_VERSION = 1
 MOST_CELLS = 4096
@@ -46,6 +47,17 @@ Values = dict[str, Any]
 Finite = Annotated[float, Field(ge=-1e12, le=1e12)]
 Label = Annotated[str, Field(min_length=1, max_length=64, pattern=_LABEL)]
 Rule = Literal["collapsed", "settled"]
+FIGURES = ("collapse", "reward", "steps", "lead")
+"""The figures of every map; each metric of ``show`` has one more, by its name."""
+
+
+def _metric(name: str) -> str:
+    if name not in METRICS or name.startswith("time/"):
+        raise ValueError("is no metric of a step; docs/science.md has them all")
+    return name
+
+
+Metric = Annotated[str, AfterValidator(_metric)]
 
 
 class Range(Settings):
@@ -170,7 +182,19 @@ class SweepSettings(Settings):
     stop: tuple[Rule, ...] = ("collapsed",)
     """When a member is not trained to the end."""
     adaptive: Adaptive | None = None
+    show: list[Metric] = Field(default_factory=list, max_length=8)
+    """Metrics of which the map has a figure too: each cell's mean over the second half of the steps."""
+    messages: dict[str, str] = Field(default_factory=dict)
+    """Figure (collapse, reward, steps, lead or a metric of ``show``) -> the sentence that stands over it."""
     axis: list[Axis] = Field(min_length=1, max_length=MOST_AXES)
+
+    @model_validator(mode="after")
+    def _messages_have_figures(self) -> Self:
+        for name in self.messages:
+            if name not in (*FIGURES, *self.show):
+                allowed = ", ".join((*FIGURES, *self.show))
+                raise ValueError(f"messages: {shown(name, 40)} is no figure of this sweep; allowed: {allowed}")
+        return self
 
 
 @dataclass(frozen=True)

@@ -39,12 +39,12 @@ class MapScreen(Page):
     where: ClassVar[str] = "map"
 
     def __init__(self, folder: Path) -> None:
-        from skewsim.sweeps.layout import PROBABILITY, REWARD, STEPS
+        from skewsim.sweeps.layout import PROBABILITY, REWARD, STEPS, means_of
         from skewsim.sweeps.map import load_map
 
         super().__init__()
         self._folder, self._map = folder, load_map(folder)
-        self._views: tuple[Shown, ...] = (PROBABILITY, REWARD, STEPS)
+        self._views: tuple[Shown, ...] = (PROBABILITY, REWARD, STEPS, *means_of(self._map))
         self._view = self._panel = self._column = self._row = 0
 
     @property
