@@ -205,9 +205,9 @@ def _records(path: Path) -> Iterator[Any]:
         yield SimpleNamespace(prompt_tokens=record.prompt_tokens.tolist())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("number", "code", "word"),
-    [(signal.SIGINT, 130, "interrupted"), pytest.param(signal.SIGTERM, 143, "terminated", marks=pytest.mark.slow)],
+    ("number", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
 )
 def test_a_signal_ends_it_in_one_line_that_says_how_to_go_on_and_the_rows_in_hand_are_kept(
     fake_root: Path,

@@ -1,7 +1,7 @@
 """The main claim: the ladder of the four fixes, over seeds under common random numbers, computed, nothing drawn.
 
 Each objective's rungs are at its own point, daily with half its prompts. Every claim is checked on four seeds and fifty
-steps among the slow tests; those that a short run of two seeds shows as well, which is all but those of the reward,
+steps among the slow tests; those that a short run of one seed shows as well, which is all but those of the reward,
 also daily.
 """
 
@@ -17,7 +17,7 @@ from skewsim.runs.recording import summarise
 from skewsim.scenarios import ALONE, COUNTER_LESSONS, FIXES, LADDER, POINTS, find_scenario, ladder_scenarios
 from skewsim.skew.metric_table import METRICS
 
-DAILY, WHOLE = (2, 20), (4, 50)
+DAILY, WHOLE = (1, 18), (4, 50)
 """Seeds and steps."""
 in_full = pytest.mark.parametrize("size", [pytest.param(WHOLE, id="whole", marks=pytest.mark.slow)], indirect=True)
 """For what only the longer run shows."""
@@ -91,6 +91,7 @@ def test_all_four_fixes_equal_the_reference_bit_for_bit(result: LadderResult) ->
     assert not any(r.identical_to_reference for r in result.rungs if r.name not in ("v0_reference", "plus_fp32_head"))
 
 
+@in_full
 def test_the_first_three_fixes_bring_most_of_the_reward_back(result: LadderResult) -> None:
     reference, v1, fixed = (_mean(result, n, "reward/mean") for n in ("v0_reference", "initial_v1", "plus_inflight"))
     assert abs(fixed - reference) < 0.5 * (reference - v1)
@@ -134,7 +135,7 @@ def test_gspos_clip_is_hit_harder_than_grpos(grpo: LadderResult, gspo: LadderRes
 
 @pytest.fixture(
     scope="module",
-    params=[pytest.param((2, 16), id="daily"), pytest.param((3, 40), id="whole", marks=pytest.mark.slow)],
+    params=[pytest.param((1, 14), id="daily"), pytest.param((3, 40), id="whole", marks=pytest.mark.slow)],
 )
 def counter_lesson(request: pytest.FixtureRequest) -> LadderResult:
     seeds, steps = request.param

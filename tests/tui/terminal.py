@@ -16,7 +16,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+from skewsim.scenarios import find_scenario
+from skewsim.share import to_share
+
 TUI = (sys.executable, "-m", "skewsim.cli", "tui")
+SMALL_RUN = to_share(find_scenario("initial_v1").with_values({"trainer.num_prompts": 2, "trainer.num_generations": 4}))
+"""What a test opens that needs a run, but not what is in it: its steps are computed in no time."""
 
 
 class Terminal:

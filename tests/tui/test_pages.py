@@ -301,7 +301,9 @@ async def test_diagnose_names_the_cause_of_the_newest_step_and_of_a_file(stage: 
         await s.press("escape")
 
 
-@pytest.mark.parametrize("key", ["l", "colon", "i", "r", "x", "question_mark"])
+@pytest.mark.parametrize(
+    "key", ["l", "r", *(pytest.param(k, marks=pytest.mark.slow) for k in ("colon", "i", "x", "question_mark"))]
+)
 @on_stage
 async def test_a_dialog_that_is_closed_twice_takes_no_other_screen_with_it(stage: StageMaker, key: str) -> None:
     async with stage(steps=1) as s:

@@ -26,7 +26,7 @@ from tui.process import TrainingProcess, environment
 from tui.snapshot import Snapshot
 
 from .snapshots import snapshot
-from .terminal import TUI, Terminal, children_of
+from .terminal import SMALL_RUN, TUI, Terminal, children_of
 
 SCENARIO = opening().with_values({"trainer.num_prompts": 4})
 """The first screen's settings with a quarter of its prompts: what is claimed here does not hang on their number."""
@@ -316,7 +316,7 @@ def test_it_is_stopped_in_the_middle_of_a_step_without_waiting_for_it() -> None:
 
 
 def test_it_does_not_outlive_the_app_whatever_the_app_dies_of(tmp_path: Path) -> None:
-    with Terminal(TUI, home=tmp_path) as t:
+    with Terminal((*TUI, SMALL_RUN), home=tmp_path) as t:
         t.wait_for("computed: engine")
         (child,) = children_of(t.pid)
         t.kill()

@@ -16,7 +16,7 @@ from skewsim.errors import UserError
 from skewsim.settings import Scenario
 from skewsim.share import to_share
 from tests.tui.conftest import StageMaker
-from tests.tui.terminal import TUI, Terminal
+from tests.tui.terminal import SMALL_RUN, TUI, Terminal
 from tui.files import any_scenario, last_state
 from tui.launch import build
 from tui.screens.prompt import Prompt
@@ -112,7 +112,7 @@ def test_a_keymap_that_is_none_is_one_line(
 
 
 def test_bytes_that_are_no_text_are_left_out_and_the_app_goes_on(tmp_path: Path) -> None:
-    with Terminal(TUI, home=tmp_path) as terminal:
+    with Terminal((*TUI, SMALL_RUN), home=tmp_path) as terminal:
         terminal.wait_for("computed: engine", seconds=90)
         os.write(terminal._fd, b"\xff\xfe\xc3(\x80")
         terminal.pump(1.0)

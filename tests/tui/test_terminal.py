@@ -15,7 +15,7 @@ from skewsim.share import from_share
 from tui.folders import find_runs, open_run, summary_line
 
 from .monkey import bother
-from .terminal import TUI, Terminal, children_of
+from .terminal import SMALL_RUN, TUI, Terminal, children_of
 
 
 def steps_of(run: Path) -> list[int]:
@@ -25,7 +25,7 @@ def steps_of(run: Path) -> list[int]:
 
 
 def test_a_key_toggles_a_fix_while_the_simulator_runs_and_quitting_leaves_the_share_string(tmp_path: Path) -> None:
-    with Terminal((*TUI, "--out", str(tmp_path / "out")), home=tmp_path) as t:
+    with Terminal((*TUI, SMALL_RUN, "--out", str(tmp_path / "out")), home=tmp_path) as t:
         t.wait_for("reward")
         t.wait_for("steps/s")
         t.wait_for("computed: engine")
@@ -58,7 +58,7 @@ def test_random_keys_and_resizes_leave_it_alive_and_quitting_cleanly(tmp_path: P
 
 
 def test_a_kill_in_the_middle_leaves_every_step_but_the_one_under_way(tmp_path: Path) -> None:
-    with Terminal((*TUI, "--out", str(tmp_path / "out")), home=tmp_path) as t:
+    with Terminal((*TUI, SMALL_RUN, "--out", str(tmp_path / "out")), home=tmp_path) as t:
         t.wait_for("computed: engine")
         t.pump(2)
         t.kill()
@@ -101,7 +101,7 @@ def test_a_mistake_on_the_command_line_is_one_line_and_exit_code_two(
 def test_a_signal_ends_it_in_good_order_at_any_moment(
     tmp_path: Path, number: signal.Signals, code: int, after: float
 ) -> None:
-    with Terminal(TUI, home=tmp_path) as t:
+    with Terminal((*TUI, SMALL_RUN), home=tmp_path) as t:
         t.pump(after)
         os.kill(t.pid, number)
         assert t.end() in (code, -number), "by the signal itself where Python is still starting"
@@ -109,7 +109,7 @@ def test_a_signal_ends_it_in_good_order_at_any_moment(
 
 
 def test_quitting_while_a_step_is_examined_waits_for_nothing(tmp_path: Path) -> None:
-    with Terminal(TUI, home=tmp_path) as t:
+    with Terminal((*TUI, SMALL_RUN), home=tmp_path) as t:
         t.wait_for("computed: engine")
         t.type("d")
         t.wait_for("examining")
