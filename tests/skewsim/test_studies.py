@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,9 @@ def test_a_studys_results_are_of_its_file_and_it_has_its_place_on_the_page(file:
     assert [axis["values"] for axis in found["axes"]] == [[point.label for point in axis] for axis in sweep.axes]
     assert [tuple(each["labels"]) for each in found["cells"]] == [each.labels for each in sweep.cells]
     assert f"skewsim/data/studies/{file.name}" in PAGE
-    assert f"studies/{file.stem}-collapse.png" in PAGE
+    figures = re.findall(rf"\]\(studies/({file.stem}-[a-z_]+\.png)\)", PAGE)
+    assert figures
+    assert all((RESULTS / name).is_file() for name in figures)
 
 
 @pytest.mark.parametrize("objective", ["grpo", "gspo", "ppo"])
