@@ -106,9 +106,9 @@ def _figure(found: SweepMap, name: str, views: Sequence[Shown]) -> Picture:
 
 
 def _words(figure: Figure, found: SweepMap, name: str) -> None:
-    settings = f"{safe(found.title)}; {seeds_words(found)}, {found.sweep.base.steps} steps"
-    figure.suptitle(_folded(figure, f"{safe(message(found, name))}\n{settings}", 12), fontsize=12, ha="left", x=0.01)
-    note = NOTES.get(name, NOTE_OF_A_METRIC)
+    figure.suptitle(_folded(figure, safe(message(found, name)), 12), fontsize=12, ha="left", x=0.01)
+    settings = f"{safe(found.title)}; {seeds_words(found)}, {found.sweep.base.steps} steps."
+    note = f"{settings}\n{NOTES.get(name, NOTE_OF_A_METRIC)}"
     if name == "collapse" and _has_border(found):
         note += "\nBlue: the border, where half of the seeds collapse, and how far other seeds might move it (90 %)."
     if name in ("collapse", "reward") and any(cell.members == 0 for cell in found.cells):

@@ -47,13 +47,19 @@ def test_in_the_stored_results_raw_logprobs_collapse_more_the_lower_the_temperat
     assert raw[1] > cell("raw-temperature", "0.7", objective, "processed_logprobs")["probability"]
 
 
-def curves(sweep: Sweep, labels: tuple[str, ...], seeds: tuple[int, ...], steps: int) -> list[dict[str, Any]]:
+def curves(
+    sweep: Sweep,
+    labels: tuple[str, ...],
+    seeds: tuple[int, ...],
+    steps: int,
+    *metrics: str,
+) -> list[dict[str, Any]]:
     """A cell's first steps, by seed."""
     scenario = next(each.scenario for each in sweep.cells if each.labels == labels).with_values({"steps": steps})
     chunk = Chunk(scenario, seeds, ())
     found = train_chunk(chunk)
     rows = [[n for n, key in enumerate(found["member"]) if key == member] for member in chunk.keys]
-    return [{name: found[name][own] for name in ("reward/mean", "skew/kl_k3")} for own in rows]
+    return [{name: found[name][own] for name in ("reward/mean", "skew/kl_k3", *metrics)} for own in rows]
 
 
 @pytest.mark.slow
@@ -65,3 +71,24 @@ def test_raw_logprobs_collapse_at_a_low_temperature_and_k3_says_so_before_the_re
     assert all(judge(each["reward/mean"], steps=26).collapsed is None for each in processed)
     highest = max(each["skew/kl_k3"].max() for each in processed)
     assert all(each["skew/kl_k3"][0] > highest for each in raw), "from the first step on"
+
+
+@pytest.mark.parametrize("clip", ["0.0004", "0.02", "0.2"])
+def test_in_the_stored_results_strong_noise_breaks_grpo_at_every_clip_range_and_never_gspo(clip: str) -> None:
+    healthy, strong = (cell("noise-clip", noise, clip, "grpo") for noise in ("0", "1"))
+    assert strong["final_reward"] < healthy["final_reward"] / 3
+    assert strong["collapsed"] >= 7
+    healthy, strong = (cell("noise-clip", noise, clip, "gspo") for noise in ("0", "1"))
+    assert strong["final_reward"] > healthy["final_reward"] - 0.1
+    assert strong["collapsed"] == 0
+
+
+def test_noise_alone_fills_a_narrow_clip_under_grpo_and_under_gspo() -> None:
+    """One step of the study's own cells: the share of ratios outside of the clip, before and with noise."""
+    sweep = load_sweep(ROOT / "skewsim/data/studies/noise-clip.toml")
+    for objective in ("grpo", "gspo"):
+        quiet, noisy = (
+            curves(sweep, (noise, "0.0004", objective), (0, 1), 1, "update/clip_rate") for noise in ("0", "0.5")
+        )
+        assert all(each["update/clip_rate"][0] < 0.6 for each in quiet)
+        assert all(each["update/clip_rate"][0] > 0.95 for each in noisy)

@@ -488,7 +488,7 @@ def test_a_figure_that_there_is_not_is_refused_in_one_line(wrong: dict[str, Any]
 
     file = tmp_path / "sweep.toml"
     file.write_text(tomli_w.dumps({"axis": [{"path": "engine.lag", "values": [0, 1]}], **wrong}))
-    with pytest.raises(FileFormatError, match="figure|metric") as caught:
+    with pytest.raises(FileFormatError, match=r"figure|metric") as caught:
         load_sweep(file)
     assert word in str(caught.value)
     assert "\n" not in str(caught.value)
