@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -85,6 +86,8 @@ def _figure(found: SweepMap, name: str, views: Sequence[Shown]) -> Picture:
     from matplotlib.figure import Figure
 
     made = [panels(found, shown) for shown in views]
+    if name in found.sweep.settings.show:
+        made = [_distinct(its) for its in made]
     columns = len(made[0])
     wide, high = len(x_axis(found)[1]), len(y_axis(found)[1])
     size = (1.6 + columns * max(2.6, 0.62 * wide), 1.9 + len(views) * (0.75 + max(0.9, 0.5 * high)))
@@ -103,6 +106,13 @@ def _figure(found: SweepMap, name: str, views: Sequence[Shown]) -> Picture:
         figure.colorbar(image, ax=list(grid[row]), shrink=0.9, label=_unit(shown))
     _words(figure, found, name)
     return Picture(figure)
+
+
+def _distinct(made: list[Panel]) -> list[Panel]:
+    """One panel without a title where all are the same: what is shown does not depend on the further axes."""
+    first = made[0]
+    same = all(np.array_equal(first.values, panel.values, equal_nan=True) for panel in made)
+    return [replace(first, title="")] if same else made
 
 
 def _words(figure: Figure, found: SweepMap, name: str) -> None:

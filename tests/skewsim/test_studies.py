@@ -92,3 +92,29 @@ def test_noise_alone_fills_a_narrow_clip_under_grpo_and_under_gspo() -> None:
         )
         assert all(each["update/clip_rate"][0] < 0.6 for each in quiet)
         assert all(each["update/clip_rate"][0] > 0.95 for each in noisy)
+
+
+LENGTHS = ("4", "8", "16", "32", "64")
+BOUNDS = ("0.999 to 1.001 (verl)", "0.99 to 1.01 (SkyRL)")
+
+
+@pytest.mark.parametrize("noise", ["0.025", "0.05", "0.1", "0.2", "0.4"])
+def test_in_the_stored_results_sequence_weights_die_with_length_and_geometric_rejection_starves_without_it(
+    noise: str,
+) -> None:
+    wide = [cell("length", length, noise, BOUNDS[1])["means"] for length in LENGTHS]
+    left = [each["ratio/ess_seq"] for each in wide]
+    assert left == sorted(left, reverse=True)
+    assert wide[-1]["correction/kept"] > wide[0]["correction/kept"]
+    narrow = [cell("length", length, noise, BOUNDS[0])["means"]["correction/kept"] for length in LENGTHS]
+    assert all(few < many["correction/kept"] for few, many in zip(narrow, wide, strict=True))
+
+
+def test_longer_responses_leave_less_to_sequence_weights_and_more_to_geometric_rejection() -> None:
+    """One step of the study's own cells."""
+    sweep = load_sweep(ROOT / "skewsim/data/studies/length.toml")
+    names = ("ratio/ess_seq", "correction/kept")
+    short, long = (curves(sweep, (length, "0.1", BOUNDS[1]), (0, 1), 1, *names) for length in ("4", "32"))
+    for few, many in zip(short, long, strict=True):
+        assert few["ratio/ess_seq"][0] > many["ratio/ess_seq"][0] + 0.05
+        assert few["correction/kept"][0] < many["correction/kept"][0] - 0.1
