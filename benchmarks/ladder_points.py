@@ -152,9 +152,9 @@ def row(name: str, plain: Runs, mended: Runs | None, reference: Runs) -> str:
 
 
 def beside(values: NDArray[np.float64], reference: NDArray[np.float64], *, itself: bool) -> str:
-    """A mean over the second half of the steps, and how many times the reference's it is."""
-    value = np.nanmean(values)
-    return f"{value:.3g}" if itself else f"{value:.3g} (x{value / np.nanmean(reference):.1f})"
+    """A mean over the second half of the steps, and how many times the reference's it is (unless that is 0)."""
+    value, theirs = np.nanmean(values), np.nanmean(reference)
+    return f"{value:.3g}" if itself or theirs == 0 else f"{value:.3g} (x{value / theirs:.1f})"
 
 
 def back(mended: Runs, reference: Runs) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -88,6 +89,8 @@ def _figure(found: SweepMap, name: str, views: Sequence[Shown]) -> Picture:
     from matplotlib.figure import Figure
 
     made = [panels(found, shown) for shown in views]
+    if name in found.sweep.settings.show:
+        made = [_distinct(its) for its in made]
     columns = len(made[0])
     wide, high = len(x_axis(found)[1]), len(y_axis(found)[1])
     size = (1.6 + columns * max(2.6, 0.62 * wide), 1.9 + len(views) * (0.75 + max(0.9, 0.5 * high)))
@@ -108,10 +111,17 @@ def _figure(found: SweepMap, name: str, views: Sequence[Shown]) -> Picture:
     return Picture(figure)
 
 
+def _distinct(made: list[Panel]) -> list[Panel]:
+    """One panel without a title where all are the same: what is shown does not depend on the further axes."""
+    first = made[0]
+    same = all(np.array_equal(first.values, panel.values, equal_nan=True) for panel in made)
+    return [replace(first, title="")] if same else made
+
+
 def _words(figure: Figure, found: SweepMap, name: str) -> None:
-    settings = f"{safe(found.title)}; {seeds_words(found)}, {found.sweep.base.steps} steps"
-    figure.suptitle(_folded(figure, f"{safe(message(found, name))}\n{settings}", 12), fontsize=12, ha="left", x=0.01)
-    note = NOTES.get(name, NOTE_OF_A_METRIC)
+    figure.suptitle(_folded(figure, safe(message(found, name)), 12), fontsize=12, ha="left", x=0.01)
+    settings = f"{safe(found.title)}; {seeds_words(found)}, {found.sweep.base.steps} steps."
+    note = f"{settings}\n{NOTES.get(name, NOTE_OF_A_METRIC)}"
     if name == "collapse" and _has_border(found):
         note += "\nBlue: the border, where half of the seeds collapse, and how far other seeds might move it (90 %)."
     if name in ("collapse", "reward") and any(cell.members == 0 for cell in found.cells):

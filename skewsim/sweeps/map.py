@@ -40,6 +40,8 @@ class CellResult:
     interval: tuple[float, float] | None
     first_reward: float | None
     final_reward: float | None
+    final_reward_error: float | None
+    """The standard error of that mean; None with fewer than two members."""
     final_reward_band: tuple[float, float] | None
     means: dict[str, float | None]
     """Metric that the sweep shows -> its mean over the second half of each member's steps, meaned over members."""
@@ -291,6 +293,7 @@ def _result(
         interval=interval(len(fallen), count) if count else None,
         first_reward=statistics.fmean(first) if first else None,
         final_reward=statistics.fmean(rewards) if rewards else None,
+        final_reward_error=statistics.stdev(rewards) / count**0.5 if count > 1 else None,
         final_reward_band=(min(rewards), max(rewards)) if rewards else None,
         means=means,
         steps_to_collapse=_median([o.collapsed for o in fallen if o.collapsed is not None]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,9 @@ def test_a_studys_results_are_of_its_file_and_it_has_its_place_on_the_page(file:
     assert [axis["values"] for axis in found["axes"]] == [[point.label for point in axis] for axis in sweep.axes]
     assert [tuple(each["labels"]) for each in found["cells"]] == [each.labels for each in sweep.cells]
     assert f"skewsim/data/studies/{file.name}" in PAGE
-    assert f"studies/{file.stem}-collapse.png" in PAGE
+    figures = re.findall(rf"\]\(studies/({file.stem}-[a-z_]+\.png)\)", PAGE)
+    assert figures
+    assert all((RESULTS / name).is_file() for name in figures)
 
 
 @pytest.mark.parametrize("objective", ["grpo", "gspo", "ppo"])
@@ -44,13 +47,19 @@ def test_in_the_stored_results_raw_logprobs_collapse_more_the_lower_the_temperat
     assert raw[1] > cell("raw-temperature", "0.7", objective, "processed_logprobs")["probability"]
 
 
-def curves(sweep: Sweep, labels: tuple[str, ...], seeds: tuple[int, ...], steps: int) -> list[dict[str, Any]]:
+def curves(
+    sweep: Sweep,
+    labels: tuple[str, ...],
+    seeds: tuple[int, ...],
+    steps: int,
+    *metrics: str,
+) -> list[dict[str, Any]]:
     """A cell's first steps, by seed."""
     scenario = next(each.scenario for each in sweep.cells if each.labels == labels).with_values({"steps": steps})
     chunk = Chunk(scenario, seeds, ())
     found = train_chunk(chunk)
     rows = [[n for n, key in enumerate(found["member"]) if key == member] for member in chunk.keys]
-    return [{name: found[name][own] for name in ("reward/mean", "skew/kl_k3")} for own in rows]
+    return [{name: found[name][own] for name in ("reward/mean", "skew/kl_k3", *metrics)} for own in rows]
 
 
 @pytest.mark.slow
@@ -62,3 +71,50 @@ def test_raw_logprobs_collapse_at_a_low_temperature_and_k3_says_so_before_the_re
     assert all(judge(each["reward/mean"], steps=26).collapsed is None for each in processed)
     highest = max(each["skew/kl_k3"].max() for each in processed)
     assert all(each["skew/kl_k3"][0] > highest for each in raw), "from the first step on"
+
+
+@pytest.mark.parametrize("clip", ["0.0004", "0.02", "0.2"])
+def test_in_the_stored_results_strong_noise_breaks_grpo_at_every_clip_range_and_never_gspo(clip: str) -> None:
+    healthy, strong = (cell("noise-clip", noise, clip, "grpo") for noise in ("0", "1"))
+    assert strong["final_reward"] < healthy["final_reward"] / 3
+    assert strong["collapsed"] >= 7
+    healthy, strong = (cell("noise-clip", noise, clip, "gspo") for noise in ("0", "1"))
+    assert strong["final_reward"] > healthy["final_reward"] - 0.1
+    assert strong["collapsed"] == 0
+
+
+def test_noise_alone_fills_a_narrow_clip_under_grpo_and_under_gspo() -> None:
+    """One step of the study's own cells: the share of ratios outside of the clip, before and with noise."""
+    sweep = load_sweep(ROOT / "skewsim/data/studies/noise-clip.toml")
+    for objective in ("grpo", "gspo"):
+        quiet, noisy = (
+            curves(sweep, (noise, "0.0004", objective), (0, 1), 1, "update/clip_rate") for noise in ("0", "0.5")
+        )
+        assert all(each["update/clip_rate"][0] < 0.6 for each in quiet)
+        assert all(each["update/clip_rate"][0] > 0.95 for each in noisy)
+
+
+LENGTHS = ("4", "8", "16", "32", "64")
+BOUNDS = ("0.999 to 1.001 (verl)", "0.99 to 1.01 (SkyRL)")
+
+
+@pytest.mark.parametrize("noise", ["0.025", "0.05", "0.1", "0.2", "0.4"])
+def test_in_the_stored_results_sequence_weights_die_with_length_and_geometric_rejection_starves_without_it(
+    noise: str,
+) -> None:
+    wide = [cell("length", length, noise, BOUNDS[1])["means"] for length in LENGTHS]
+    left = [each["ratio/ess_seq"] for each in wide]
+    assert left == sorted(left, reverse=True)
+    assert wide[-1]["correction/kept"] > wide[0]["correction/kept"]
+    narrow = [cell("length", length, noise, BOUNDS[0])["means"]["correction/kept"] for length in LENGTHS]
+    assert all(few < many["correction/kept"] for few, many in zip(narrow, wide, strict=True))
+
+
+def test_longer_responses_leave_less_to_sequence_weights_and_more_to_geometric_rejection() -> None:
+    """One step of the study's own cells."""
+    sweep = load_sweep(ROOT / "skewsim/data/studies/length.toml")
+    names = ("ratio/ess_seq", "correction/kept")
+    short, long = (curves(sweep, (length, "0.1", BOUNDS[1]), (0, 1), 1, *names) for length in ("4", "32"))
+    for few, many in zip(short, long, strict=True):
+        assert few["ratio/ess_seq"][0] > many["ratio/ess_seq"][0] + 0.05
+        assert few["correction/kept"][0] < many["correction/kept"][0] - 0.1

@@ -27,9 +27,9 @@ from skewsim.runs.outcome import judge
 from skewsim.settings import Scenario
 from skewsim.sweeps.adaptive import members_of, refined
 from skewsim.sweeps.chunk import Chunk, Columns, train_chunk
-from skewsim.sweeps.figures import map_figures
+from skewsim.sweeps.figures import map_figures, message
 from skewsim.sweeps.folder import open_sweep, read_curves
-from skewsim.sweeps.layout import PROBABILITY, panels, spread, text_map
+from skewsim.sweeps.layout import PROBABILITY, means_of, panels, spread, text_map
 from skewsim.sweeps.map import SweepMap, crossing, interval, load_map, make_map
 from skewsim.sweeps.plan import Axis, Sweep, SweepSettings, load_sweep, make_sweep, member_key
 from skewsim.sweeps.processes import in_processes, in_this_process
@@ -560,6 +560,47 @@ def test_a_map_in_text_has_every_cells_number_and_a_shade_that_grows_with_it() -
         "1  0.00   0.50 ▒ 1.00 █",
         "0  0.00   0.00   0.00",
     ]
+
+
+def test_a_metric_that_the_sweep_shows_is_meaned_over_the_second_half_of_the_steps_and_then_over_members() -> None:
+    data = {
+        "axis": [{"path": "engine.lag", "values": [0, 1]}],
+        "steps": 4,
+        "seeds": 2,
+        "show": ["update/clip_rate", "correction/kept"],
+        "messages": {"update/clip_rate": "Lag fills the clip"},
+    }
+    sweep = make_sweep(SweepSettings.model_validate(data))
+    curves = made_up(sweep, {}, 2)
+    for cell, values in zip(sweep.cells, ([[9, 9, 1, 3], [9, 9, 4, math.nan]], [[9, 9, 0, 0], [9]]), strict=True):
+        for member, own in zip(sweep.members(cell), values, strict=True):
+            curves[member.key]["update/clip_rate"] = np.array(own, dtype=float)
+    found = make_map(sweep, curves)
+    assert [cell.means["update/clip_rate"] for cell in found.cells] == [3.0, 4.5]
+    assert found.cells[0].means["correction/kept"] is None, "a metric that no member has"
+    assert text_map(found, means_of(found)[0])[-1].split() == ["3.00", "4.50", "█"]
+    assert {"update/clip_rate", "correction/kept"} < map_figures(found).keys()
+    assert message(found, "update/clip_rate") == "Lag fills the clip"
+    assert message(found, "collapse").endswith("?")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "word"),
+    [
+        ({"show": ["update/nonsense"]}, "show.0='update/nonsense': is no metric"),
+        ({"show": ["time/step_s"]}, "is no metric of a step"),
+        ({"messages": {"nonsense": "x"}}, "messages: nonsense is no figure of this sweep"),
+    ],
+)
+def test_a_figure_that_there_is_not_is_refused_in_one_line(wrong: dict[str, Any], word: str, tmp_path: Path) -> None:
+    import tomli_w
+
+    file = tmp_path / "sweep.toml"
+    file.write_text(tomli_w.dumps({"axis": [{"path": "engine.lag", "values": [0, 1]}], **wrong}))
+    with pytest.raises(FileFormatError, match=r"figure|metric") as caught:
+        load_sweep(file)
+    assert word in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_show_prints_maps_or_sentences_or_one_json_object_and_writes_figures_when_asked(
