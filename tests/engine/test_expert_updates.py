@@ -1,7 +1,7 @@
 """New weights of experts reach a real engine: its log-probabilities become those of the new weights.
 
-CPU builds pack the experts of a mixture, and pad those whose size is no multiple of 32: both kinds are tried. Oracles: the
-simulator's forward pass in float32, and an engine that was started with the new weights.
+CPU builds pack the experts of a mixture, and pad those whose size is no multiple of 32: both kinds are tried. Oracles:
+the simulator's forward pass in float32, and an engine that was started with the new weights.
 """
 
 from __future__ import annotations
