@@ -2,14 +2,14 @@
 
     python benchmarks/real_model_diagnosis.py PROFILES OUT                    # all cases
     python benchmarks/real_model_diagnosis.py PROFILES OUT --only raw,float32 --tokens 1200
-    python benchmarks/real_model_diagnosis.py PROFILES OUT --write docs/diagnosis.md
+    python benchmarks/real_model_diagnosis.py PROFILES OUT --only '' --write docs/diagnosis.md   # what OUT has
 
 PROFILES is the folder that benchmarks/real_model_profiles.py filled on `--engine`: engine and trainer as they were, for
 raw logprobs, fp8 keys and values, bfloat16 and float32. The other cases change what happens on the trainer's side: it
 takes another temperature, does not renormalise after top-p, or scores the text tokenised again. Two bodies: the weights
 are exchanged in mid-generation, on the real engine, with its keys and values kept or made again; that log says nothing
 of versions. Each log is given to `skewsim diagnose` alone and with `--model`; the times are those of the whole command.
-A case that OUT has is not computed again.
+A case that OUT has is not computed again; the table has all that OUT has.
 """
 
 from __future__ import annotations
@@ -241,6 +241,12 @@ def computed(name: str, case: Case, arguments: argparse.Namespace) -> dict[str, 
     return found
 
 
+def known(out: Path) -> dict[str, dict[str, Any]]:
+    """All cases that OUT has, whichever were asked for this time."""
+    found = {name: json.loads((out / f"{name}.json").read_text()) for name in CASES if (out / f"{name}.json").exists()}
+    return {name: said for name, said in found.items() if {"alone", "models"} <= said.keys()}
+
+
 def size_of(records: Records) -> dict[str, Any]:
     skew = np.concatenate([r.trainer_logprobs - r.engine_logprobs for r in records])  # type: ignore[operator]
     finite = skew[np.isfinite(skew)]
@@ -283,12 +289,10 @@ def main() -> None:
     parser.add_argument("--write", type=Path, help="document whose section is replaced by the table")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
-    results = {}
     for name in filter(None, arguments.only.split(",")):
         if (found := computed(name, CASES[name], arguments)) is not None:
-            results[name] = found
             print(name, json.dumps(found), flush=True)
-    text = table(results, arguments)
+    text = table(known(arguments.out), arguments)
     print(text)
     if arguments.write:
         before, rest = arguments.write.read_text().split(BEGIN)

@@ -117,7 +117,7 @@ def rows(out: Path, engines: tuple[str, ...]) -> Iterator[str]:
             found = outcome(out / profile_name(engine, label))
             if isinstance(found, SkewProfile):
                 dropped = int(getattr(found.provenance, "dropped", 0))
-                said = f"{label} ({dropped} more tokens lie outside the trainer's top-p)" if dropped else label
+                said = f"{label} ({dropped} more outside the trainer's top-p)" if dropped else label
                 yield f"| {engine} | {said} | SmolLM2-135M | {figures(found)} |"
             elif found is not None:
                 yield f"| {engine} | {label} | SmolLM2-135M | {found} | | | | | | |"

@@ -37,7 +37,7 @@ def _pack_experts_again(runner: Any) -> None:
     if next(model.parameters()).device.type != "cpu":
         return
     for module in model.modules():
-        method = getattr(module, "quant_method", None)
+        method: Any = getattr(module, "quant_method", None)
         if getattr(method, "moe_kernel", None) is not None:
             method.moe_kernel = None
 
