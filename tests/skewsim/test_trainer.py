@@ -7,7 +7,10 @@ import math
 import pytest
 import torch
 
+import skewsim.learn.trainer as module
+from skewsim.engine.rollouts import Rollouts
 from skewsim.errors import UserError
+from skewsim.learn.scoring import Scored, score_rollouts
 from skewsim.learn.trainer import Trainer, train
 from skewsim.records import StepRecord
 from skewsim.runs.ensemble import Ensemble
@@ -50,6 +53,39 @@ def test_a_members_curve_alone_equals_its_curve_among_others_to_1e_4() -> None:
         for key, value in a.metrics.items():
             if not key.startswith("time/") and value is not None:
                 assert b.metrics[key] == pytest.approx(value, abs=1e-4, rel=1e-4), key
+
+
+PACKED = {"trainer.packing": "leaking", "trainer.pack_size": 3}
+
+
+@pytest.mark.parametrize(
+    ("values", "passes"),
+    [
+        ({"trainer.num_minibatches": 1}, [16]),
+        ({"trainer.num_minibatches": 2}, [8, 8, 8]),
+        ({"trainer.num_minibatches": 4, "trainer.old_logprobs": "recompute"}, [4, 12, 4, 4, 4]),
+        ({"trainer.num_minibatches": 2, "trainer.dropout": 0.1}, [16, 8, 8]),
+        ({"trainer.num_minibatches": 2, **PACKED}, [16, 8, 8]),
+    ],
+)
+def test_the_pass_before_the_update_serves_the_first_minibatch_too_where_both_are_the_same(
+    values: dict, passes: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+
+    def counted(policy: object, rollouts: Rollouts, *rest: object, **more: object) -> Scored:
+        seen.append(rollouts.tokens.shape[1])
+        return score_rollouts(policy, rollouts, *rest, **more)
+
+    monkeypatch.setattr(module, "score_rollouts", counted)
+    scenario = _scenario(steps=2, **values)
+    records = _run(scenario)
+    assert seen == passes * 2
+    monkeypatch.setattr(module, "_passes_agree", lambda *_: False)
+    for ours, theirs in zip(records, _run(scenario), strict=True):
+        assert ours.metrics | {"time/step_s": 0} == pytest.approx(
+            theirs.metrics | {"time/step_s": 0}, rel=1e-4, abs=1e-6
+        )
 
 
 def test_scenarios_side_by_side_do_not_touch_each_other() -> None:
