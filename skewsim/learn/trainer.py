@@ -17,7 +17,7 @@ Axes: E member, B prompts, G responses per prompt, N = B*G, T response tokens, D
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -268,18 +268,13 @@ class Trainer:
 
         Needs no further forward pass. Raises UserError before the first step.
         """
+        return self.looking()(member)
+
+    def looking(self) -> Callable[[int], Look]:
+        """`look` at the step just done, also when further ones have been done. Raises UserError before the first."""
         if self._done is None:
             raise UserError("no step has been done yet: there is nothing to look at")
-        done = self._done
-        return take(
-            done.rollouts,
-            done.scored,
-            done.graded,
-            done.scenario,
-            step=done.step,
-            member=member,
-            reference_logprobs=done.reference_logprobs,
-        )
+        return self._done.look
 
     # -- settings and state -----------------------------------------------------------------------------------
 
@@ -379,6 +374,17 @@ class _Done:
     scored: Scored
     graded: Graded
     reference_logprobs: Tensor | None
+
+    def look(self, member: int) -> Look:
+        return take(
+            self.rollouts,
+            self.scored,
+            self.graded,
+            self.scenario,
+            step=self.step,
+            member=member,
+            reference_logprobs=self.reference_logprobs,
+        )
 
 
 @dataclass(frozen=True)
