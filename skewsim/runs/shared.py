@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from weakref import WeakSet
 
 from skewsim.errors import UserError
 from skewsim.learn.look import Look
@@ -22,21 +23,20 @@ class Shared:
     """Begins runs; those that are equal share a trainer."""
 
     def __init__(self) -> None:
-        self._groups: list[_Group] = []
+        self._groups: WeakSet[_Group] = WeakSet()  # a trainer is let go with the last run that has it
 
     def begin(self, scenario: Scenario, *, seeds: Sequence[int]) -> SharedTrainer:
         """A run from step 0. Raises UserError as `Trainer` does."""
-        self._groups = [group for group in self._groups if group.runs]
         for group in self._groups:
-            same = group.trainer.scenario == _named(scenario, group.trainer.scenario.name)
+            same = group.runs and group.trainer.scenario == _named(scenario, group.trainer.scenario.name)
             if same and group.trainer.seeds == tuple(seeds) and group.trainer.step_number == 0:
                 return SharedTrainer(scenario, group)
         group = _Group(Trainer(scenario, seeds=seeds))
-        self._groups.append(group)
+        self._groups.add(group)
         return SharedTrainer(scenario, group)
 
 
-@dataclass
+@dataclass(eq=False)
 class _Group:
     """A trainer, the runs that share it, and what those of them need that have not done its last step."""
 
