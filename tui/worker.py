@@ -30,6 +30,7 @@ from skewsim.learn.objectives import find_objective, objective_terms
 from skewsim.learn.trainer import Trainer
 from skewsim.records import StepRecord
 from skewsim.runs.recording import RunFolder, record
+from skewsim.runs.shared import Shared, SharedTrainer
 from skewsim.settings import Scenario
 from tui.snapshot import LossSource, Snapshot, Worked
 
@@ -48,9 +49,11 @@ class Run:
     is a checkpoint.
     """
 
-    def __init__(self, scenario: Scenario, seeds: tuple[int, ...], out: Path | None, *, watched: bool) -> None:
+    def __init__(
+        self, scenario: Scenario, seeds: tuple[int, ...], out: Path | None, *, watched: bool, shared: Shared
+    ) -> None:
         self._watched = watched
-        self._trainer = Trainer(scenario, seeds=seeds)
+        self._trainer = shared.begin(scenario, seeds=seeds)
         self._seen: Snapshot | None = None
         folder = None
         if out is not None:
@@ -103,9 +106,10 @@ class Run:
     def close(self) -> None:
         """End the run; what was recorded is whole."""
         self._steps.close()
+        self._trainer.close()
 
 
-def take(trainer: Trainer) -> Snapshot:
+def take(trainer: Trainer | SharedTrainer) -> Snapshot:
     """A snapshot of the step just done, of the ensemble's first member."""
     look = trainer.look()
     return work_out(Snapshot(**vars(look), loss=loss_source(look.scenario)))
@@ -162,6 +166,7 @@ class RunHost:
 
     def __init__(self) -> None:
         self._runs: dict[int, Run] = {}
+        self._shared = Shared()
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
         """Do what a request asks for. An error is answered as {"failed": its one line}."""
@@ -177,7 +182,7 @@ class RunHost:
         if "scenario" in request:
             out = Path(request["out"]) if request["out"] else None
             scenario, seeds = Scenario.model_validate(request["scenario"]), tuple(request["seeds"])
-            self._runs[number] = Run(scenario, seeds, out, watched=request["watched"])
+            self._runs[number] = Run(scenario, seeds, out, watched=request["watched"], shared=self._shared)
             return {}
         if "look" in request:
             toggled = Scenario.model_validate(request["toggle"]) if request["toggle"] else None

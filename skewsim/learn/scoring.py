@@ -43,6 +43,19 @@ class Scored:
     """(E, N, P+T-1, L, k) the experts that each layer's router would choose for each token of prompt and response but
     the last; None if the policy is no mixture of experts, or if the second turn is rendered anew."""
 
+    def detached(self) -> Scored:
+        """The same numbers without their graph."""
+        return replace(self, logprobs=self.logprobs.detach(), distribution=self.distribution.detach())
+
+    def followed_by(self, rest: Scored) -> Scored:
+        """The scores of these sequences and of those after them."""
+        mine, theirs = self.routed_experts, rest.routed_experts
+        return Scored(
+            torch.cat([self.logprobs, rest.logprobs], dim=1),
+            torch.cat([self.distribution, rest.distribution], dim=1),
+            None if mine is None or theirs is None else torch.cat([mine, theirs], dim=1),
+        )
+
     @property
     def entropy(self) -> Tensor:
         """(E, N, T)."""

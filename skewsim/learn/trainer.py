@@ -17,7 +17,7 @@ Axes: E member, B prompts, G responses per prompt, N = B*G, T response tokens, D
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -34,7 +34,7 @@ from skewsim.learn.losses import LossInputs
 from skewsim.learn.memory import StepSize, check_memory, free_on
 from skewsim.learn.objectives import compute_loss
 from skewsim.learn.routing import decisions_differ, routing_metrics
-from skewsim.learn.scoring import Graded, Scored, grade, old_routes, score_rollouts
+from skewsim.learn.scoring import Graded, Pass, Scored, grade, old_routes, score_rollouts
 from skewsim.model.dropout import Dropout
 from skewsim.model.policy import Policy
 from skewsim.records import StepRecord
@@ -89,6 +89,8 @@ class Trainer:
         self._events: list[str] = []
         self._done: _Done | None = None
         self._dropout: Dropout | None = None
+        self._ahead: Scored | None = None
+        """The scores of the next minibatch with their graph, if the pass before the update has them."""
         start = starting_policy(scenario)
         _refuse_replay(scenario, start)
         size = StepSize.of(scenario, start.config, self.task, members=len(self.seeds))
@@ -115,8 +117,7 @@ class Trainer:
         graded = grade(scores, rollouts.mask, scenario)
         self._dropout = Dropout.of(trainer.dropout, self.seeds, k)
         with torch.no_grad():
-            replayed = old_routes(rollouts, scenario)
-            before = score_rollouts(self.policy, rollouts, scenario, dropout=self._dropout, replayed=replayed)
+            before = self._score(rollouts)
             reference = score_rollouts(self._start(), rollouts, scenario).logprobs if trainer.beta else None
         old = rollouts.engine_logprobs if trainer.old_logprobs == "rollout" else before.logprobs
         record = _rollout_metrics(rollouts, scores, before, version=k)
@@ -128,6 +129,21 @@ class Trainer:
         self._publish()
         record["time/step_s"] = torch.full((len(self.seeds),), time.perf_counter() - began)
         return self._records(k, record)
+
+    def _score(self, rollouts: Rollouts) -> Scored:
+        """A rollout's scores before the update. Where the update's first pass would compute some of them again, they
+        are computed with a graph and kept for it."""
+        scenario, sequences = self.scenario, rollouts.tokens.shape[1]
+        size = sequences // scenario.trainer.num_minibatches
+        if not _passes_agree(scenario, size):
+            routes = old_routes(rollouts, scenario)
+            return score_rollouts(self.policy, rollouts, scenario, dropout=self._dropout, replayed=routes)
+        with torch.enable_grad():
+            self._ahead = score_rollouts(self.policy, _some(rollouts, slice(size)), scenario)
+        if size == sequences:
+            return self._ahead.detached()
+        rest = score_rollouts(self.policy, _some(rollouts, slice(size, None)), scenario)
+        return self._ahead.detached().followed_by(rest)
 
     def _learn(self, batch: _Batch) -> dict[str, Tensor]:
         """All optimiser steps on one rollout; the metrics' means over them."""
@@ -142,9 +158,11 @@ class Trainer:
     def _optimise(self, part: _Batch, *, first: bool) -> dict[str, Tensor]:
         """One optimiser step."""
         trainer = self.scenario.trainer
-        scored = score_rollouts(
-            self.policy, part.rollouts, self.scenario, dropout=self._dropout, replayed=part.replayed
-        )
+        scored, self._ahead = self._ahead, None
+        if scored is None:
+            scored = score_rollouts(
+                self.policy, part.rollouts, self.scenario, dropout=self._dropout, replayed=part.replayed
+            )
         inputs = part.loss_inputs(scored.logprobs)
         out = compute_loss(inputs, trainer)
         loss = torch.as_tensor(out.loss)
@@ -250,18 +268,13 @@ class Trainer:
 
         Needs no further forward pass. Raises UserError before the first step.
         """
+        return self.looking()(member)
+
+    def looking(self) -> Callable[[int], Look]:
+        """`look` at the step just done, also when further ones have been done. Raises UserError before the first."""
         if self._done is None:
             raise UserError("no step has been done yet: there is nothing to look at")
-        done = self._done
-        return take(
-            done.rollouts,
-            done.scored,
-            done.graded,
-            done.scenario,
-            step=done.step,
-            member=member,
-            reference_logprobs=done.reference_logprobs,
-        )
+        return self._done.look
 
     # -- settings and state -----------------------------------------------------------------------------------
 
@@ -362,6 +375,17 @@ class _Done:
     graded: Graded
     reference_logprobs: Tensor | None
 
+    def look(self, member: int) -> Look:
+        return take(
+            self.rollouts,
+            self.scored,
+            self.graded,
+            self.scenario,
+            step=self.step,
+            member=member,
+            reference_logprobs=self.reference_logprobs,
+        )
+
 
 @dataclass(frozen=True)
 class _Batch:
@@ -393,11 +417,9 @@ class _Batch:
         return [self._rows(slice(i * size, (i + 1) * size)) for i in range(count)]
 
     def _rows(self, rows: slice) -> _Batch:
-        r = self.rollouts
-        parts: dict[str, Any] = {n: None if t is None else t[:, rows] for n, t in vars(r).items()}
         reference, replayed = (None if x is None else x[:, rows] for x in (self.reference, self.replayed))
         return _Batch(
-            Rollouts(**parts),
+            _some(self.rollouts, rows),
             self.old[:, rows],
             self.advantages[:, rows],
             self.group_ids[rows],
@@ -405,6 +427,19 @@ class _Batch:
             reference,
             replayed,
         )
+
+
+def _some(rollouts: Rollouts, rows: slice) -> Rollouts:
+    """Some sequences of a rollout."""
+    parts: dict[str, Any] = {name: None if t is None else t[:, rows] for name, t in vars(rollouts).items()}
+    return Rollouts(**parts)
+
+
+def _passes_agree(scenario: Scenario, minibatch: int) -> bool:
+    """Whether the update's first pass over `minibatch` sequences computes what the pass before it does: with dropout no
+    two passes agree, replayed routes may be others, and sequences have to be packed in the same rows."""
+    trainer, how = scenario.trainer, Pass.of(scenario)
+    return not trainer.dropout and trainer.router_replay == "disabled" and minibatch % how.pack_size == 0
 
 
 def _rollout_metrics(rollouts: Rollouts, rewards: Scores, scored: Scored, *, version: int) -> dict[str, Tensor]:

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 LARGEST = 16
 """Members of a chunk, at most: the more, the less a member costs, and the more a kill loses."""
 
+LARGEST_ON_GPU = 256
+"""The same where a step takes as long for many members as for few."""
+
 Columns = dict[str, Any]
 """Column name -> values of all rows, one for each member and step."""
 
@@ -45,6 +48,11 @@ class Chunk:
     def work(self) -> int:
         """Members times steps, if none stops early."""
         return len(self.seeds) * self.scenario.steps
+
+
+def largest(scenario: Scenario) -> int:
+    """How many members a chunk of a scenario may have."""
+    return LARGEST if scenario.device == "cpu" else LARGEST_ON_GPU
 
 
 def train_chunk(chunk: Chunk) -> Columns:

@@ -15,7 +15,7 @@ from skewsim.errors import UserError
 from skewsim.machine import free_memory, size
 from skewsim.settings import Scenario
 from skewsim.sweeps.adaptive import members_of
-from skewsim.sweeps.chunk import LARGEST, Chunk, Columns
+from skewsim.sweeps.chunk import Chunk, Columns, largest
 from skewsim.sweeps.folder import Curves, SweepFolder, read_curves
 from skewsim.sweeps.plan import Member, Sweep
 from skewsim.sweeps.processes import in_processes, in_this_process
@@ -72,8 +72,9 @@ def chunks_of(members: Sequence[Member], there: Mapping[str, Curves], sweep: Swe
     chunks = []
     for scenario, found in groups.values():
         ordered = sorted(found.values())
-        parts = range(0, len(ordered), LARGEST)
-        chunks += [Chunk(scenario, tuple(ordered[n : n + LARGEST]), sweep.stop) for n in parts]
+        size = largest(scenario)
+        parts = range(0, len(ordered), size)
+        chunks += [Chunk(scenario, tuple(ordered[n : n + size]), sweep.stop) for n in parts]
     return chunks
 
 
@@ -92,7 +93,7 @@ def check_start(sweep: Sweep, workers: int) -> None:
         scenario = cell.scenario
         kind = f"{scenario.policy} {scenario.device} {scenario.task} {scenario.trainer} {scenario.engine.lag}"
         if kind not in sizes:
-            members = max(2, min(LARGEST, sweep.most_seeds))
+            members = max(2, min(largest(scenario), sweep.most_seeds))
             config = starting_policy(scenario).config
             sizes[kind] = StepSize.of(scenario, config, Task(scenario.task), members=members).bytes
     free, need = free_memory(), workers * max(sizes.values())

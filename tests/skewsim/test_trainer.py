@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
+from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
+import skewsim.learn.trainer as module
+from skewsim.engine.rollouts import Rollouts
 from skewsim.errors import UserError
+from skewsim.learn.scoring import Scored, score_rollouts
 from skewsim.learn.trainer import Trainer, train
 from skewsim.records import StepRecord
 from skewsim.runs.ensemble import Ensemble
 from skewsim.scenarios import INITIAL_V1, find_scenario
 from skewsim.settings import Scenario
 from skewsim.skew.metrics import METRICS
+from skewsim.sweeps.chunk import some_members
 from skewsim.task import Scores, Task
 
 SMALL = {"task.response_length": 6, "trainer.num_prompts": 4, "trainer.num_generations": 4, "steps": 4}
@@ -50,6 +57,89 @@ def test_a_members_curve_alone_equals_its_curve_among_others_to_1e_4() -> None:
         for key, value in a.metrics.items():
             if not key.startswith("time/") and value is not None:
                 assert b.metrics[key] == pytest.approx(value, abs=1e-4, rel=1e-4), key
+
+
+class Launches(TorchDispatchMode):
+    """Counts the operations that torch starts, but for draws of random numbers, which each member has of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if not str(func).startswith(("aten.rand", "aten._efficientzerotensor")):
+            self.counts[str(func)] += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        INITIAL_V1,
+        {"engine.top_p": 0.9, "engine.min_p": 0.1, "engine.repetition_penalty": 1.2},
+        {"skew.noise": "normal", "skew.scale": 0.1},
+        {"policy": "base_moe"},
+    ],
+)
+def test_a_step_starts_as_many_operations_for_many_members_as_for_few(values: dict) -> None:
+    """So that on a GPU no launch is one member's alone, neither in decode nor in learning."""
+    found = []
+    for members in (2, 7):
+        trainer = Trainer(_scenario(**values), seeds=range(members))
+        trainer.step()
+        with Launches() as launches:
+            trainer.step()
+        found.append(launches.counts)
+    assert found[0] == found[1]
+
+
+def test_a_rollout_of_an_ensemble_is_that_of_each_members_own_weights() -> None:
+    scenario = _scenario(**INITIAL_V1)
+    together = Trainer(scenario, seeds=range(3))
+    for _ in range(3):
+        together.step()  # by now all weights differ
+    state = together.state()
+    rollouts = together.engine.generate(together._request(3))
+    for member in range(3):
+        own = some_members(state, [member])
+        alone = Trainer(scenario, seeds=(member,), state=own)
+        theirs = alone.engine.generate(alone._request(3))
+        assert torch.equal(theirs.tokens[0], rollouts.tokens[member])
+        torch.testing.assert_close(theirs.engine_logprobs[0], rollouts.engine_logprobs[member], rtol=0, atol=1e-4)
+
+
+PACKED = {"trainer.packing": "leaking", "trainer.pack_size": 3}
+
+
+@pytest.mark.parametrize(
+    ("values", "passes"),
+    [
+        ({"trainer.num_minibatches": 1}, [16]),
+        ({"trainer.num_minibatches": 2}, [8, 8, 8]),
+        ({"trainer.num_minibatches": 4, "trainer.old_logprobs": "recompute"}, [4, 12, 4, 4, 4]),
+        ({"trainer.num_minibatches": 2, "trainer.dropout": 0.1}, [16, 8, 8]),
+        ({"trainer.num_minibatches": 2, **PACKED}, [16, 8, 8]),
+    ],
+)
+def test_the_pass_before_the_update_serves_the_first_minibatch_too_where_both_are_the_same(
+    values: dict, passes: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+
+    def counted(policy: object, rollouts: Rollouts, *rest: object, **more: object) -> Scored:
+        seen.append(rollouts.tokens.shape[1])
+        return score_rollouts(policy, rollouts, *rest, **more)
+
+    monkeypatch.setattr(module, "score_rollouts", counted)
+    scenario = _scenario(steps=2, **values)
+    records = _run(scenario)
+    assert seen == passes * 2
+    monkeypatch.setattr(module, "_passes_agree", lambda *_: False)
+    for ours, theirs in zip(records, _run(scenario), strict=True):
+        assert ours.metrics | {"time/step_s": 0} == pytest.approx(
+            theirs.metrics | {"time/step_s": 0}, rel=1e-4, abs=1e-6
+        )
 
 
 def test_scenarios_side_by_side_do_not_touch_each_other() -> None:
