@@ -60,7 +60,7 @@ def play(player: Player, lab: Lab, *, right: bool) -> None:
         if player.phase == "ask" and step.ask is not None:
             assert not player.proceed(lab), "a prediction comes before what it predicts"
             answer = step.ask.answer if right else (step.ask.answer + 1) % len(step.ask.options)
-            assert player.answer(answer) is right
+            assert player.answer(answer, lab) is right
         elif player.phase == "do" and step.check is not None:
             assert not player.proceed(lab), "the lesson waits until the thing is done"
             assert player.observe(lab, perform(step.check, lab))
