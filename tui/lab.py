@@ -252,7 +252,7 @@ class Lab(Playback):
             self.driver.play(playing)
             return
         if self.chosen is not None:
-            self.heard = f"{text}: {BACK_KEY} tries it from step {self.chosen}"
+            self.heard = f"{text}: {BACK_KEY} for step {self.chosen}"
         if self.driver.resting:
             self.driver.play(True)
         self._pending.append((self.driver.toggle(YOURS, scenario), Mark(-1, letter, text)))
@@ -320,7 +320,7 @@ class Lab(Playback):
         self.driver.play(False)
         newest = yours.series.step
         self.chosen = min(max((newest if self.chosen is None else self.chosen) + steps, 0), newest)
-        self.heard = f"back at step {self.chosen}: {BACK_KEY} tries yours again from there"
+        self.heard = "stepped back"
 
     def look_ahead(self) -> None:
         """Forget the step that was chosen."""

@@ -190,7 +190,8 @@ class Plot(Widget, can_focus=True):
         titles = [pointer + title for title in self._picture.titles or (self.view.title,)]
         title = next((title for title in titles if len(title) <= width), titles[-1])
         strips = [_titled(title, width, title_style, axis)]
-        labels = _labels(window, grid_h, log=self.view.log)
+        known = any(np.isfinite(c.y).any() for c in curves)
+        labels = _labels(window, grid_h, log=self.view.log) if known else [""] * grid_h
         bar = look.glyph("│", "|")
         for label, segments in zip(labels, _segments(raster, styles, axis), strict=True):
             strips.append(Strip([Segment(label.rjust(_LEFT - 1) + bar, axis), *segments], width))

@@ -175,24 +175,18 @@ class Explore(ShellScreen):
         if lab.main is not None and lab.main.failed:
             return f"{lab.main.failed}: 0 starts another"
         if lab.chosen is not None:
-            return (
-                f"back at step {lab.chosen}: switch fixes, then j tries yours again from there; space goes on without"
-            )
+            return f"back at step {lab.chosen}: turn switches, then j replays from there; space goes on"
         if lab.driver.resting:
             return f"{lab.step + 1} steps are done: space goes on, a switch does too; 0 starts again"
         back = next((mark for mark in reversed(lab.marks) if mark.letter == "J"), None)
         if back is not None and lab.now < back.step + _SAID:
-            return f"w is yours as it was; y goes on from step {back.step} with the switches as they are now"
+            return f"w is yours as it was; y goes on from step {back.step} with the switches as they are"
         mark = lab.marks[-1] if lab.marks else None
         if mark is not None and mark.letter in "AI" and all(fix.is_on(lab.yours) for fix in FIXES[1:3]):
             words, steps = _MENDED.get(lab.yours.trainer.objective, _MENDED_UNDER_A_CLIP)
             if lab.step < mark.step + steps:
                 return words
-        return (
-            "y has no reward left, and so little to learn from: , steps back, j replays; 0 starts again"
-            if lab.stuck
-            else ""
-        )
+        return "y has no reward left to learn from: , steps back, j replays; 0 starts again" if lab.stuck else ""
 
     def on_descendant_focus(self) -> None:
         if isinstance(self.focused, ControlWidget):
