@@ -236,8 +236,9 @@ class SkewsimApp(App[None]):
         """What is hidden, or cannot be done now, has no key, no footer entry and no line in the palette."""
         if action != "do" or not parameters:
             return True
-        if parameters[0] in REVERSING and not self.playback.reversible:
-            return False
+        playback = self.playback
+        if parameters[0] in REVERSING and not playback.reversible:
+            return playback is self.lab and parameters[0] != "backward"
         return parameters[0] not in self.options.hidden
 
     def action_do(self, id: str) -> None:
@@ -267,6 +268,7 @@ class SkewsimApp(App[None]):
     def do_step(self) -> None:
         self.playback.driver.step()
         self.playback.backward = False
+        self.lab.look_ahead()
         self.lab.heard = "one step"
         self.redraw()
 
@@ -285,6 +287,10 @@ class SkewsimApp(App[None]):
 
     def _move(self, steps: int) -> None:
         """To another step of what is recorded or kept, and pause there."""
+        if not self.playback.reversible:
+            self.lab.look_back(steps)
+            self.redraw()
+            return
         self.playback.driver.play(False)
         self.playback.backward = False
         self.playback.seek(self.playback.position + steps)

@@ -18,14 +18,24 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from skewsim.errors import SkewsimError, shown
 from skewsim.records import StepRecord
 from skewsim.settings import Scenario
 
 Records = Sequence[StepRecord]
-Training = Generator[Records, Scenario | None, None]
+
+
+@dataclass(frozen=True)
+class Back:
+    """Go back to the nearest checkpoint at or before a step, and on from there with these settings."""
+
+    step: int
+    scenario: Scenario
+
+
+Training = Generator[Records, Scenario | Back | None, None]
 Train = Callable[[Scenario, tuple[int, ...]], Training]
 TAPE = 600
 """How many steps of a track are kept for a reset; a longer track is computed again, which bounds the memory."""
@@ -71,11 +81,17 @@ class _Track:
         self._taping = spec.taped and not self._recorded
         self._tape: list[Records] = []
         self._at = self.steps = 0
-        self._pending: Scenario | None = None
+        self._pending: Scenario | Back | None = None
         self.toggled = self._ordered = 0
 
     def toggle(self, scenario: Scenario, serial: int) -> None:
-        self._pending, self._ordered = scenario, serial
+        back = self._pending
+        self._pending = replace(back, scenario=scenario) if isinstance(back, Back) else scenario
+        self._ordered = serial
+
+    def go_back(self, back: Back, serial: int) -> None:
+        self._pending, self._ordered = back, serial
+        self.steps, self.over = min(self.steps, back.step), self.failed
 
     def rewind(self) -> bool:
         """Back to step 0; False for a track without a tape, or one that failed: it has to be computed again."""
@@ -116,9 +132,16 @@ class _Track:
         pending, self._pending = self._pending, None
         self.toggled = self._ordered
         if self._training is None:
-            self._training = self._train(pending or self.spec.scenario, self.spec.seeds)
-            return next(self._training)
-        return next(self._training) if pending is None else self._training.send(pending)
+            begun = pending.scenario if isinstance(pending, Back) else pending
+            self._training = self._train(begun or self.spec.scenario, self.spec.seeds)
+            records = next(self._training)
+        else:
+            records = next(self._training) if pending is None else self._training.send(pending)
+        if not records:  # the run has ended, and can still go back
+            raise StopIteration
+        if isinstance(pending, Back):
+            self.steps = records[0].step
+        return records
 
     def close(self) -> None:
         if self._training is not None:
@@ -183,6 +206,17 @@ class Driver:
             self._serial += 1
             serial = self._serial
             self._order(lambda: self._toggle(name, scenario, serial))
+        return serial
+
+    def go_back(self, name: str, step: int, scenario: Scenario) -> int:
+        """One track to its nearest checkpoint at or before a step, and on from there with a scenario.
+
+        The other tracks wait until it has come to where they are. The number is one as `toggle` gives.
+        """
+        with self._wake:
+            self._serial += 1
+            serial = self._serial
+            self._order(lambda: self._go_back(name, Back(step, scenario), serial))
         return serial
 
     def play(self, playing: bool) -> None:
@@ -258,6 +292,10 @@ class Driver:
         if name in self._tracks:
             self._tracks[name].toggle(scenario, serial)
 
+    def _go_back(self, name: str, back: Back, serial: int) -> None:
+        if name in self._tracks:
+            self._tracks[name].go_back(back, serial)
+
     def _run(self) -> None:
         due = 0.0
         while True:
@@ -292,10 +330,13 @@ class Driver:
         moved, news = False, list[TrackUpdate]()
         first = epoch != self._said_epoch
         self._said_epoch = epoch
-        for track in list(self._tracks.values()):
+        alive = [track for track in self._tracks.values() if not track.over]
+        least = min((track.steps for track in alive), default=0)
+        behind = [track for track in alive if track.steps == least]  # all of them, unless one went back
+        for track in behind:
             if self._stopping or epoch != self.epoch:
                 return
-            moved |= not track.over and self._advance(epoch, track, self._updates if first else news)
+            moved |= self._advance(epoch, track, self._updates if first else news)
         self._updates.extend(news)  # all tracks at once, so that the curves on the screen end at the same step
         if moved:
             self._times.append(time.monotonic())
@@ -304,7 +345,7 @@ class Driver:
                 return  # somebody has begun other curves meanwhile, and said whether they play
             if not moved:
                 self.playing = False
-            elif self.goes_on and any(track.done and not track.over for track in self._tracks.values()):
+            elif self.goes_on and any(track.done and not track.over for track in behind):
                 self.playing, self.resting = False, True
 
     def _advance(self, epoch: int, track: _Track, news: list[TrackUpdate] | deque[TrackUpdate]) -> bool:

@@ -26,9 +26,10 @@ from tui.playback import Playback, Track
 from tui.recordings import LIVE, Archive, RecordedRun
 from tui.series import Series
 
-REFERENCE, V1, YOURS, TWIN = "reference", "initial_v1", "yours", "twin"
-LETTERS = {REFERENCE: "r", V1: "v", YOURS: "y", TWIN: "t"}
-DASHES = {REFERENCE: 0, V1: 6, YOURS: 0, TWIN: 2}
+REFERENCE, V1, YOURS, TWIN, WAS = "reference", "initial_v1", "yours", "twin", "was"
+"""`WAS` is yours as it was before it went back to an earlier step."""
+LETTERS = {REFERENCE: "r", V1: "v", YOURS: "y", TWIN: "t", WAS: "w"}
+DASHES = {REFERENCE: 0, V1: 6, YOURS: 0, TWIN: 2, WAS: 2}
 KEPT = (YOURS, REFERENCE, V1)
 """The curves that are kept in run folders, where any are."""
 BAND = 5
@@ -49,6 +50,7 @@ _NOT_SHARED = {
 } | {path.removeprefix("trainer.") for path in FAULTS if path.startswith("trainer.")}
 """Trainer settings that are an answer to the engine's, or faults: yours may differ in them; all others are shared."""
 
+BACK_KEY = "j"
 OPENING = "grpo"
 """The objective of the first screen: see docs/findings.md."""
 
@@ -126,6 +128,8 @@ class Lab(Playback):
     heard: str = ""
     replaying: str | None = None
     """What is replayed, in a few words; None where the curves are live."""
+    chosen: int | None = None
+    """The step of a live run that was stepped back to, from which `go_back` goes on; None: the newest one."""
     check: Callable[[Scenario], None] = lambda scenario: None
     """Raises UserError for settings that may not be run here."""
     _rested: int = -1
@@ -146,6 +150,13 @@ class Lab(Playback):
     @property
     def reversible(self) -> bool:
         return self.replaying is not None
+
+    @property
+    def now(self) -> int:
+        """The step that yours is at, or was stepped back to; that of all curves where yours has ended."""
+        yours = self.tracks.get(YOURS)
+        at = yours.series.step if yours is not None and not self._stopped and not self.replaying else self.step
+        return at if self.chosen is None else self.chosen
 
     @property
     def stuck(self) -> bool:
@@ -205,7 +216,7 @@ class Lab(Playback):
         """Begin other curves. Those that were hidden stay hidden."""
         hidden = {name for name, track in self.tracks.items() if track.hidden}
         self.tracks = {spec.name: _track(spec, i, hidden=spec.name in hidden) for i, spec in enumerate(specs)}
-        self.marks, self._pending, self.replaying, self._rested = [], [], replaying, -1
+        self.marks, self._pending, self.replaying, self._rested, self.chosen = [], [], replaying, -1, None
         self._replayed = specs if replaying else []
         self.stay()
         self.driver.restart(specs)
@@ -232,14 +243,16 @@ class Lab(Playback):
 
     def _apply(self, scenario: Scenario, *, letter: str, text: str) -> None:
         self.pause_at = None
-        anew = _needs_restart(self.yours, scenario) or self._stopped
+        anew = _needs_restart(self.yours, scenario) or (self._stopped and self.chosen is None)
         self.yours = scenario
-        self.heard = f"{text}: from step 0" if anew else f"{text}: from step {self.step + 1}"
+        self.heard = f"{text}: from step {0 if anew else self.now + 1}"
         if anew:
             playing = self.driver.playing or self.driver.resting or self._stopped
             self.reset()
             self.driver.play(playing)
             return
+        if self.chosen is not None:
+            self.heard = f"{text}: {BACK_KEY} for step {self.chosen}"
         if self.driver.resting:
             self.driver.play(True)
         self._pending.append((self.driver.toggle(YOURS, scenario), Mark(-1, letter, text)))
@@ -297,6 +310,47 @@ class Lab(Playback):
         for fix in FIXES:
             scenario = scenario.with_values(fix.choices[-1 if on else 0].values)
         self.set_yours(scenario, letter="A", text=f"all four {'on' if on else 'off'}")
+
+    def look_back(self, steps: int) -> None:
+        """Choose an earlier step of a live run, or a later one again, and pause there."""
+        yours = self.tracks.get(YOURS)
+        if yours is None or yours.series.step < 0:
+            self.heard = "no step has been done yet"
+            return
+        self.driver.play(False)
+        newest = yours.series.step
+        self.chosen = min(max((newest if self.chosen is None else self.chosen) + steps, 0), newest)
+        self.heard = "stepped back"
+
+    def look_ahead(self) -> None:
+        """Forget the step that was chosen."""
+        self.chosen = None
+
+    def go_back(self) -> bool:
+        """Yours goes on from the chosen step with the settings as they are; the curve that it was stays beside it.
+
+        False, and nothing done, without a chosen step, in a replay, or where the run has failed.
+        """
+        yours = self.tracks.get(YOURS)
+        if self._recorded() or yours is None:
+            return False
+        if self.chosen is None or yours.failed:
+            self.heard = f"{yours.failed}: 0 starts another" if yours.failed else "first step back with , or ["
+            return False
+        serial = self.driver.go_back(YOURS, self.chosen, self.yours)
+        self._pending.append((serial, Mark(-1, "J", "back to this step")))
+        self.heard, self.chosen = f"back to step {self.chosen} ...", None
+        self.driver.play(True)
+        return True
+
+    def _went_back(self, track: Track, step: int) -> None:
+        """Yours goes on from a step that it had before: what it was is another curve now."""
+        was = Track(WAS, LETTERS[WAS], DASHES[WAS], track.scenario, track.series, ended=True)
+        others = {name: each for name, each in self.tracks.items() if name not in (WAS, YOURS)}
+        track.series, track.ended = track.series.before(step), False
+        self.tracks = {**others, WAS: was, YOURS: track}
+        self.marks = [mark for mark in self.marks if mark.step < step]
+        self.heard = f"again from step {step}"
 
     def undo(self) -> bool:
         """Back to the settings before the last toggle; False when there is none."""
@@ -385,6 +439,8 @@ class Lab(Playback):
     def tick(self) -> bool:
         """Take in what the driver has computed; True if anything is new."""
         news = super().tick()
+        if self.driver.playing:
+            self.look_ahead()
         if self.pause_at is not None and self.step >= self.pause_at:
             self.driver.play(False)
             self.pause_at, self.heard = None, "predict, switch, then space"
@@ -394,6 +450,8 @@ class Lab(Playback):
         return news
 
     def take(self, track: Track, update: TrackUpdate) -> None:
+        if self.replaying is None and update.records and update.records[0].step <= track.series.step:
+            self._went_back(track, update.records[0].step)
         super().take(track, update)
         if not update.records:
             return

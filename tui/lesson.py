@@ -72,6 +72,8 @@ class Card(_Part):
     do: str | None = None
     check: CardCheck | None = None
     type: str | None = None
+    hold: bool = False
+    """Whether the curves wait on this card, because the next one asks what they will do."""
 
     @field_validator("set")
     @classmethod
@@ -116,7 +118,8 @@ class Lesson(_Part):
 def lesson_names() -> list[str]:
     """The lessons in their order."""
     folder = resources.files("tui") / "lessons"
-    return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
+    names = [entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml")]
+    return sorted(names, key=lambda name: int(name.partition("-")[0]))
 
 
 def load_lesson(name: str) -> Lesson:
@@ -173,28 +176,42 @@ class Player:
         """The score in two words."""
         return f"{self.right}/{self.asked} right" if self.asked else ""
 
+    @property
+    def waits(self) -> bool:
+        """Whether the curves wait: for a prediction that is asked for, or that the next card asks for."""
+        return self.phase == "ask" or (self.step.hold and self.phase != "over")
+
     def begin(self, lab: Lab) -> None:
         """Show the first card. A lesson starts from the default settings, whatever was on the screen before."""
         lab.load(Scenario(steps=HORIZON, seed=lab.yours.seed).with_values(self.step.set))
-        lab.driver.play(True)
         self._show()
+        lab.driver.play(not self.waits)
+
+    def leave(self, lab: Lab) -> None:
+        """Let curves go on that wait for a prediction which will not come."""
+        if self.waits:
+            lab.driver.play(True)
 
     def _enter(self, lab: Lab) -> None:
+        waited = self.waits
+        self.at += 1
         if self.step.set:
             lab.load(lab.yours.with_values(self.step.set))
-            lab.driver.play(True)
         self._show()
+        if self.waits or waited or self.step.set:
+            lab.driver.play(not self.waits)
 
     def _show(self) -> None:
         self.chosen = None
         self.phase = "ask" if self.step.ask else "do" if self.step.check else "say"
 
-    def answer(self, index: int) -> bool:
-        """Give a prediction; True if it is right. It counts once."""
+    def answer(self, index: int, lab: Lab) -> bool:
+        """Give a prediction, whereupon the curves go on; True if it is right. It counts once."""
         ask = self.step.ask
         if self.phase != "ask" or ask is None:
             return False
         self.chosen, self.phase = index, "revealed"
+        lab.driver.play(not self.waits)
         self.asked += 1
         correct = index == ask.answer
         self.right += correct
@@ -210,7 +227,6 @@ class Player:
         if self.at + 1 >= len(self.lesson.step):
             self.phase = "over"
             return True
-        self.at += 1
         self._enter(lab)
         return True
 

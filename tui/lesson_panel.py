@@ -41,13 +41,15 @@ def card(player: Player, pointed: int, look: Look) -> Text:
         )
     if step.type is not None and player.phase in ("say", "revealed", "done"):
         text.append(f"Type: {step.type}\n", style="bold")
-    text.append(_how(player.phase), style=look.muted)
+    text.append(_how(player.phase, waits=player.waits), style=look.muted)
     return text
 
 
-def _how(phase: str) -> str:
+def _how(phase: str, *, waits: bool) -> str:
     if phase == "ask":
-        return "up and down choose, enter answers, escape leaves the lesson"
+        return "the curves wait: up and down choose, enter answers, escape leaves"
+    if waits:
+        return "the curves wait: enter goes on, escape leaves"
     return "the lesson goes on when it is done; escape leaves it" if phase == "do" else "enter goes on, escape leaves"
 
 

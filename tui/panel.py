@@ -144,7 +144,7 @@ def _legend_lines(lab: Lab, look: Look, *, dashes: bool, short: bool) -> list[Te
     for track in lab.tracks.values():
         value = track.series.now(REWARD.key, 5)
         said = (track.short_note if short else track.note) or ("-" if value is None else f"{value:.2f}")
-        name = {"initial_v1": "initial V1"}.get(track.name, track.name)
+        name = {"initial_v1": "initial V1", "was": "yours before"}.get(track.name, track.name)
         line = Text(no_wrap=True)
         line.append(
             f"{track.letter} {look.line(track.dash)} " if dashes else f"{track.letter} ",
@@ -171,7 +171,7 @@ def top_line(lab: Lab, look: Look, *, score: str = "") -> Text:
         what = f"{yours.trainer.objective}  {seeds}"
     text = Text(no_wrap=True)
     text.append(" skewsim ", style="bold reverse")
-    text.append(f" {state} {speed_text(driver.speed)}  {what}  step {max(lab.step, 0)}")
+    text.append(f" {state} {speed_text(driver.speed)}  {what}  step {max(lab.now, 0)}")
     if lab.heard:
         text.append(f"  {lab.heard}", style=f"bold {look.strong}")
     if score:

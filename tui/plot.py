@@ -18,7 +18,7 @@ from textual.strip import Strip
 from textual.widget import Widget
 
 from tui.chart import DOTS_IN_A_CELL, Array, ChartCurve, ChartWindow, Raster, limits, rasterise
-from tui.lab import TWIN, YOURS, Lab, Mark
+from tui.lab import BACK_KEY, TWIN, YOURS, Lab, Mark
 from tui.playback import Track
 from tui.views import Look, View
 
@@ -44,7 +44,8 @@ def picture(lab: Lab, view: View) -> Picture:
     curves = [_curve(track, view, window, seeds=len(track.series.seeds) > 1) for track in lab.visible()]
     dead = {t.letter: min(s for s, _ in t.series.diverged.values()) for t in lab.visible() if t.series.diverged}
     titles = tuple(f"{view.title}  {_values(lab, view, window, digits)}" for digits in (3, 2, 1))
-    return Picture(view, curves, lab.marks, dead, (*titles, view.title))
+    chosen = [] if lab.chosen is None else [Mark(lab.chosen, BACK_KEY, "stepped back to")]
+    return Picture(view, curves, [*lab.marks, *chosen], dead, (*titles, view.title))
 
 
 def twin_difference(lab: Lab, view: View) -> Picture:
@@ -189,7 +190,8 @@ class Plot(Widget, can_focus=True):
         titles = [pointer + title for title in self._picture.titles or (self.view.title,)]
         title = next((title for title in titles if len(title) <= width), titles[-1])
         strips = [_titled(title, width, title_style, axis)]
-        labels = _labels(window, grid_h, log=self.view.log)
+        known = any(np.isfinite(c.y).any() for c in curves)
+        labels = _labels(window, grid_h, log=self.view.log) if known else [""] * grid_h
         bar = look.glyph("│", "|")
         for label, segments in zip(labels, _segments(raster, styles, axis), strict=True):
             strips.append(Strip([Segment(label.rjust(_LEFT - 1) + bar, axis), *segments], width))

@@ -122,8 +122,13 @@ class TrainingProcess:
                 self._child.stop(0.8 if self._out is not None else 0)
 
     def train(self, scenario: Scenario, seeds: tuple[int, ...]) -> Training:
-        """Like `skewsim.learn.trainer.train`, but the end of the scenario's steps is no end: it goes on."""
+        """Like `skewsim.learn.trainer.train`, but the end of the scenario's steps is no end: it goes on.
+
+        A run that is watched can be sent `Back`. Once every member has diverged there are no records, and nothing but
+        going back makes any.
+        """
         from skewsim.records import StepRecord
+        from tui.driver import Back
         from tui.lab import KEPT, YOURS
         from tui.snapshot import Snapshot
 
@@ -134,19 +139,19 @@ class TrainingProcess:
         if watched:
             self.watch.latest, self.watch.ask = None, ask  # forget the run before
         ask(scenario=_plain(scenario), seeds=seeds, out=out, watched=watched)
-        toggled: Scenario | None = None
+        order: Scenario | Back | None = None
         try:
             while True:
                 look = watched and self.watch.wanted
-                answer = ask(toggle=toggled and _plain(toggled), look=look)
-                if "ended" in answer:
-                    if watched:
-                        with suppress(SkewsimError):
-                            self.watch.glance()  # the last step can still be looked at
-                    return
+                back = order.step if isinstance(order, Back) else None
+                toggled = order.scenario if isinstance(order, Back) else order
+                answer = ask(toggle=toggled and _plain(toggled), back=back, look=look)
+                if "ended" in answer and watched:
+                    with suppress(SkewsimError):
+                        self.watch.glance()  # the last step can still be looked at
                 if "seen" in answer:
                     self.watch.latest = Snapshot.from_json(answer["seen"])
-                toggled = yield [StepRecord.from_json(record) for record in answer["records"]]
+                order = yield [StepRecord.from_json(record) for record in answer.get("records", ())]
         finally:
             if self.watch.ask is ask:
                 self.watch.ask = None

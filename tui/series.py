@@ -50,6 +50,20 @@ class Series:
                 if value is not None and np.isfinite(value):
                     self._column(key)[self._row[record.seed], self._size - 1] = value
 
+    def before(self, step: int) -> Series:
+        """A copy of what was before a step. The newest record is not in it: append one before asking for it."""
+        copy = Series(self.seeds, self.capacity)
+        copy.stride, copy._size = self.stride, int((self._steps[: self._size] < step).sum())
+        copy._steps[: copy._size] = self._steps[: copy._size]
+        copy._values = {
+            key: np.where(self._steps_before(copy._size), column, np.nan) for key, column in self._values.items()
+        }
+        copy.diverged = {seed: found for seed, found in self.diverged.items() if found[0] < step}
+        return copy
+
+    def _steps_before(self, size: int) -> NDArray[np.bool_]:
+        return np.arange(self.capacity) < size
+
     def _column(self, key: str) -> NDArray[np.float64]:
         column = self._values.get(key)
         if column is None:

@@ -10,8 +10,8 @@ import os
 import sys
 from dataclasses import dataclass
 
-_DARK = {"r": "#00b386", "v": "#e8743b", "y": "#56b4e9", "t": "#d896be"}
-_LIGHT = {"r": "#007a5a", "v": "#b34a00", "y": "#0062a3", "t": "#9c4a7c"}
+_DARK = {"r": "#00b386", "v": "#e8743b", "y": "#56b4e9", "t": "#d896be", "w": "#8a8f98"}
+_LIGHT = {"r": "#007a5a", "v": "#b34a00", "y": "#0062a3", "t": "#9c4a7c", "w": "#5c6370"}
 _OTHERS_DARK = ("#f0e442", "#e69f00", "#bbbbbb", "#8fd3ff")
 _OTHERS_LIGHT = ("#7a6f00", "#9a5b00", "#555555", "#004c80")
 
@@ -140,5 +140,33 @@ VIEWS: tuple[View, ...] = (
         0.0,
         1.0,
         help="Mixture of experts: share of the mean square skew that tokens routed otherwise carry.",
+    ),
+    View(
+        "correction/ess",
+        "ESS of the weights",
+        0.0,
+        1.0,
+        help="Effective sample size of the correction's weights, rejected tokens included: what they leave of the batch.",
+    ),
+    View(
+        "correction/weight_mean",
+        "mean weight",
+        0.0,
+        help="Mean of the correction's weights. An exact one has mean 1; what a cap takes from the mean is bias.",
+    ),
+    View("correction/kept", "kept", 0.0, 1.0, help="Share of tokens that no correction rejects."),
+    View(
+        "ratio/ess_seq",
+        "ESS, sequences",
+        0.0,
+        1.0,
+        help="Effective sample size that exact weights of whole sequences would have, whatever correction is used.",
+    ),
+    View(
+        "skew/kl_k3_lag0",
+        "KL (k3), lag 0",
+        log=True,
+        help="k3 of the tokens that were sampled with the trainer's own version: what is left without staleness. "
+        "Empty where every token has a lag. Logarithmic axis, as KL (k3).",
     ),
 )

@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,9 +27,9 @@ from skewsim.catalogue import find_form
 from skewsim.errors import SkewsimError, UserError
 from skewsim.learn.losses import LossInputs
 from skewsim.learn.objectives import find_objective, objective_terms
-from skewsim.learn.trainer import Trainer
+from skewsim.learn.trainer import Trainer, TrainState
 from skewsim.records import StepRecord
-from skewsim.runs.recording import RunFolder, record
+from skewsim.runs.recording import RunFolder, read_records, record
 from skewsim.runs.shared import Shared, SharedTrainer
 from skewsim.settings import Scenario
 from tui.snapshot import LossSource, Snapshot, Worked
@@ -42,32 +42,123 @@ _RECENT, _FIRST = 66, (0, 1, 2, 3, 4, 6, 8, 12, 16, 24)
 may lag, and those of the `_FIRST` steps, under which most prompts were first cached."""
 
 
+_EVERY, _MOST_BYTES = 5, 128 * 2**20
+"""How often a watched run is kept as a checkpoint to go back to, and the memory for them; when that is full, every
+other one is dropped, and from then on half as many are taken."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A watched run as it was before a step, with the settings that it had."""
+
+    scenario: Scenario
+    state: TrainState
+
+
+class Checkpoints:
+    """What a run can go back to: its start, and every few steps after that, in bounded memory."""
+
+    def __init__(self) -> None:
+        self._every = _EVERY
+        self._kept: dict[int, Kept] = {}
+
+    def take(self, trainer: Trainer | SharedTrainer) -> None:
+        """Keep the trainer as it is before its next step, if it is this step's turn."""
+        step = trainer.step_number
+        if step % self._every or step in self._kept:
+            return
+        self._kept[step] = Kept(trainer.scenario, trainer.state())
+        while len(self._kept) > 2 and self._bytes() > _MOST_BYTES:
+            self._every *= 2
+            self._kept = {at: kept for at, kept in self._kept.items() if at % self._every == 0}
+
+    def back(self, step: int) -> tuple[int, Kept]:
+        """The nearest one at or before a step; those after it are forgotten, for the run goes on otherwise."""
+        at = max(kept for kept in self._kept if kept <= max(step, 0))
+        self._kept = {each: kept for each, kept in self._kept.items() if each <= at}
+        return at, self._kept[at]
+
+    def _bytes(self) -> int:
+        return sum(tensor.nbytes for kept in self._kept.values() for tensor in kept.state.tensors.values())
+
+
+class _Continued:
+    """A trainer that goes on from a checkpoint. The records of the steps before that come first, all at once."""
+
+    def __init__(self, trainer: Trainer | SharedTrainer, past: list[StepRecord]) -> None:
+        self._trainer, self._past = trainer, past
+        self.state, self.close, self.checkpoint_bytes = trainer.state, trainer.close, trainer.checkpoint_bytes
+
+    @property
+    def alive(self) -> bool:
+        return bool(self._past) or bool(self._trainer.alive)
+
+    @property
+    def step_number(self) -> int:
+        return self._trainer.step_number
+
+    def step(self) -> list[StepRecord]:
+        past, self._past = self._past, []
+        return past or self._trainer.step()
+
+
 class Run:
     """One curve's trainer, which goes on for as long as it is asked to.
 
     With a folder, a step is written to the run folder before it is shown; when the steps of the scenario are done, so
-    is a checkpoint.
+    is a checkpoint. A watched run can go back; its steps from there on are in a run folder of their own, after those
+    that led there.
     """
 
     def __init__(
-        self, scenario: Scenario, seeds: tuple[int, ...], out: Path | None, *, watched: bool, shared: Shared
+        self,
+        scenario: Scenario,
+        seeds: tuple[int, ...],
+        out: Path | None,
+        *,
+        watched: bool,
+        shared: Shared | None = None,
     ) -> None:
-        self._watched = watched
-        self._trainer = shared.begin(scenario, seeds=seeds)
+        self._scenario, self._watched, self._seeds, self._out = scenario, watched, seeds, out
         self._seen: Snapshot | None = None
-        folder = None
-        if out is not None:
-            folder = RunFolder(
-                next_folder(out, "run" if watched else scenario.name), scenario, seeds=seeds, engine="sim", resume=False
-            )
-        self._steps = record(self._trainer, folder, steps=None, checkpoint_every=scenario.steps)
         self._weights: dict[int, torch.Tensor] = {}
         self._then: dict[int, torch.Tensor] = {}
+        self._checkpoints = Checkpoints()
+        self._begin((shared or Shared()).begin(scenario, seeds=seeds), [])
+
+    def _begin(self, trainer: Trainer | SharedTrainer, past: list[StepRecord]) -> None:
+        self._trainer, self._folder = trainer, self._new_folder()
+        experiment = _Continued(trainer, past if self._folder is not None else [])
+        self._steps = record(experiment, self._folder, steps=None, checkpoint_every=self._scenario.steps)
+        if self._folder is not None and past:
+            next(self._steps)
         self._keep()
 
-    def step(self, toggled: Scenario | None, *, look: bool) -> tuple[list[StepRecord], Snapshot | None] | None:
-        """The next step's records, and its tokens if `look`; None once every member has diverged."""
-        if toggled is not None:
+    def _new_folder(self) -> RunFolder | None:
+        if self._out is None:
+            return None
+        path = next_folder(self._out, "run" if self._watched else self._scenario.name)
+        return RunFolder(path, self._scenario, seeds=self._seeds, engine="sim", resume=False)
+
+    def back(self, step: int) -> None:
+        """Be as it was at the nearest checkpoint at or before a step."""
+        at, kept = self._checkpoints.back(step)
+        self.close()
+        before = self._folder if at else None
+        past = [] if before is None else [each for each in read_records(before.path) if each.step < at]
+        self._weights = {v: w for v, w in self._weights.items() if v <= at}
+        self._begin(Trainer(kept.scenario, seeds=self._seeds, state=kept.state), past)
+
+    def step(
+        self, toggled: Scenario | None, *, look: bool, back: int | None = None
+    ) -> tuple[list[StepRecord], Snapshot | None] | None:
+        """The next step's records, and its tokens if `look`; None once every member has diverged.
+
+        With `back`, from the nearest checkpoint at or before that step.
+        """
+        if back is not None and self._watched:
+            self.back(back)
+        if toggled is not None and toggled != self._trainer.scenario:
             self._trainer.toggle(toggled)
         records = next(self._steps, None)
         seen = self.look() if look and records is not None else None
@@ -91,6 +182,8 @@ class Run:
             now = self._trainer.step_number
             self._weights[now] = self._trainer.policy.flat.detach()[:1].cpu().clone()
             self._weights = {v: w for v, w in self._weights.items() if v > now - _RECENT or v in _FIRST}
+            if self._trainer.alive:
+                self._checkpoints.take(self._trainer)
 
     def diagnose(self) -> tuple[int, Diagnosis]:
         """The step last looked at, and the causes of its skew under its own and earlier weights. Raises UserError."""
@@ -186,7 +279,7 @@ class RunHost:
             return {}
         if "look" in request:
             toggled = Scenario.model_validate(request["toggle"]) if request["toggle"] else None
-            found = self._runs[number].step(toggled, look=request["look"])
+            found = self._runs[number].step(toggled, look=request["look"], back=request.get("back"))
             if found is None:
                 return {"ended": True}
             records, seen = found

@@ -98,7 +98,7 @@ def _logits(case: Case) -> Iterator[Finding]:
 @trap(
     "truncated_sampling",
     "The engine renormalises over the tokens that top-p, top-k or min-p leave; the trainer's softmax is over all of them. "
-    "The mean ratio falls to the kept mass (0.896 at top-p 0.8).",
+    "The mean mismatch ratio falls to the kept mass (0.896 at top-p 0.8).",
     GITHUB + "huggingface/trl/pull/7269",
     "truncation_mass",
 )

@@ -79,7 +79,7 @@ def _explain(findings: Findings, models: Models, step: Step, trainer: Config, en
             "truncation_mass",
             share,
             f"renormalised over top_p={top_p:g} top_k={top_k} min_p={min_p:g} the trainer gives the engine's numbers: "
-            f"{change}; mean ratio {np.exp(rows.skew).mean():.3f}",
+            f"{change}; mean mismatch ratio {np.exp(rows.skew).mean():.3f}",
         )
     elif step.kind == "weights":
         findings.add("stale_weights", share, f"{_which_weights(config, models, rows)}: {change}")

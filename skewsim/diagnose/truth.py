@@ -89,7 +89,7 @@ def _temperature(findings: Findings, facts: sign.Truth) -> bool:
     raw = _sampled_by_trainer(facts, k, rows)
     request = rows.setting("temperature")
     known = "" if request is None else f" (request {request:.3g}: engine {request / k:.3g} if that is the trainer's)"
-    moments = f"bias {facts.bias}, mean ratio - 1 = {facts.ratio}, mean inverse ratio - 1 = {facts.inverse}"
+    moments = f"bias {facts.bias}, mean mismatch ratio - 1 = {facts.ratio}, mean inverse - 1 = {facts.inverse}"
     if raw and request != 1.0:
         findings.add(
             "raw_logprobs",
@@ -159,7 +159,7 @@ def _truncation(findings: Findings, facts: sign.Truth, *, temperature: bool) -> 
     findings.add(
         "truncation_mass",
         0.5 * explained if temperature else explained,
-        f"mean ratio {1 - lost:.3f} ± {signs.mass.error:.1g}, below one: mean kept mass; {signs.one_sided:.0%} one-sided"
+        f"mean mismatch ratio {1 - lost:.3f} ± {signs.mass.error:.1g}, below one: mean kept mass; {signs.one_sided:.0%} one-sided"
         + ("" if signs.constant is None else f", {signs.constant:.0%} of the square is one number for each context")
         + _settings_text(rows),
     )

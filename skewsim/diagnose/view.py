@@ -184,7 +184,7 @@ def split(levels: Floats) -> tuple[Bools | None, float]:
 
 def truth_of(view: View, inside: Bools) -> str:
     ratio = float(np.exp(np.clip(view.skew[inside], -20, 20)).mean())
-    return f"mean ratio {ratio:.3f}, {'truthful' if truthful(view, inside) else 'not truthful'}"
+    return f"mean mismatch ratio {ratio:.3f}, {'truthful' if truthful(view, inside) else 'not truthful'}"
 
 
 def truthful(view: View, inside: Bools) -> bool:

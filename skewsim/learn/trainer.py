@@ -450,6 +450,7 @@ def _rollout_metrics(rollouts: Rollouts, rewards: Scores, scored: Scored, *, ver
     found = {"reward/mean": rewards.exact.mean(1), "reward/partial": rewards.partial.mean(1)}
     for name, value in metrics.batched_skew_metrics(scored.logprobs, rollouts.engine_logprobs, mask).items():
         found[metrics.SKEW_KEYS[name]] = value
+    found["skew/kl_k3_lag0"] = _fresh_k3(scored.logprobs - rollouts.engine_logprobs, (mask > 0) & (lag == 0))
     known = rollouts.true_routes if rollouts.true_routes is not None else rollouts.routed_experts
     if scored.routed_experts is not None and known is not None:
         differ = decisions_differ(scored.routed_experts, known, mask.shape[2])
@@ -461,6 +462,14 @@ def _rollout_metrics(rollouts: Rollouts, rewards: Scores, scored: Scored, *, ver
         "response/length": mask.sum(2).mean(1),
         "response/aborted": (rollouts.finish_reasons == FINISH_ABORT).float().mean(1),
     }
+
+
+def _fresh_k3(skew: Tensor, fresh: Tensor) -> Tensor:
+    """k3 (E,) of the tokens without lag, from the skew (E, N, T); NaN for a member that has none."""
+    d = skew.double()
+    counted = fresh & d.isfinite()
+    terms = torch.where(counted, torch.expm1(d) - d, 0.0)
+    return terms.sum((1, 2)) / counted.sum((1, 2))  # 0 / 0 is NaN
 
 
 def merge(values: Tensor, key: str) -> Tensor:

@@ -192,6 +192,13 @@ METRICS: dict[str, Metric] = _table(
         "lag/max", "max of the same", "versions", "The stalest token.", {"PipelineRL": "stats/lag (counted in samples)"}
     ),
     Metric(
+        "skew/kl_k3_lag0",
+        "mean (exp(d) - d - 1) of the tokens with lag 0",
+        "nats",
+        "k3 without staleness: of the tokens that were sampled with the trainer's own version.",
+        {},
+    ),
+    Metric(
         "routing/decisions_differ",
         "share of (token, layer) with different sets of experts",
         "1",

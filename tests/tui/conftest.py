@@ -36,7 +36,15 @@ class Stage:
         for _ in range(steps):
             self.lab.driver.step()
         async with asyncio.timeout(120):
-            while any(t.series.step < target and not t.note for t in self.lab.tracks.values()):
+            while any(t.series.step < target and not (t.note or t.ended) for t in self.lab.tracks.values()):
+                await asyncio.sleep(0.005)
+                self.lab.tick()
+        await self.settle()
+
+    async def until(self, there: Callable[[], bool]) -> None:
+        """Take in what the driver computes until something is so."""
+        async with asyncio.timeout(120):
+            while not there():
                 await asyncio.sleep(0.005)
                 self.lab.tick()
         await self.settle()

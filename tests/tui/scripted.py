@@ -6,7 +6,6 @@ they test the screens, never a claim about skew.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterator
 
@@ -14,7 +13,7 @@ import numpy as np
 
 from skewsim.records import StepRecord
 from skewsim.settings import Scenario, changes
-from tui.driver import Training
+from tui.driver import Back, Training
 
 
 def skew_of(scenario: Scenario) -> float:
@@ -30,14 +29,24 @@ def skew_of(scenario: Scenario) -> float:
 
 
 def scripted(scenario: Scenario, seeds: tuple[int, ...]) -> Training:
-    """A generator like `skewsim.learn.trainer.train`: toggles are sent, a seed of 666 diverges at step 30."""
+    """A generator like `tui.process.TrainingProcess.train`: toggles are sent, a seed of 666 diverges at step 30.
+
+    It can go back to every fifth step.
+    """
     reward = dict.fromkeys(seeds, 0.55)
+    kept = dict[int, dict[int, float]]()
     events: list[str] = []
-    for step in itertools.count():
-        records = [_record(scenario, step, seed, reward, events) for seed in seeds if not (seed == 666 and step > 30)]
-        if not records:
-            return
-        toggled = yield records
+    step = 0
+    while True:
+        kept[step] = dict(reward)
+        order = yield [
+            _record(scenario, step, seed, reward, events) for seed in seeds if not (seed == 666 and step > 30)
+        ]
+        step += 1
+        if isinstance(order, Back):
+            step = order.step - order.step % 5
+            reward = dict(kept[step])
+        toggled = order.scenario if isinstance(order, Back) else order
         events = [] if toggled is None else changes(scenario, toggled)
         scenario = toggled or scenario
 

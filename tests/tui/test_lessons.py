@@ -59,8 +59,9 @@ def play(player: Player, lab: Lab, *, right: bool) -> None:
             return
         if player.phase == "ask" and step.ask is not None:
             assert not player.proceed(lab), "a prediction comes before what it predicts"
+            assert not lab.driver.playing, "the curves wait for it"
             answer = step.ask.answer if right else (step.ask.answer + 1) % len(step.ask.options)
-            assert player.answer(answer) is right
+            assert player.answer(answer, lab) is right
         elif player.phase == "do" and step.check is not None:
             assert not player.proceed(lab), "the lesson waits until the thing is done"
             assert player.observe(lab, perform(step.check, lab))
@@ -76,6 +77,19 @@ def test_every_lesson_ends_whether_the_predictions_are_right_or_wrong(lab: Lab, 
     play(player, lab, right=right)
     assert player.asked >= 1
     assert player.right == (player.asked if right else 0)
+
+
+def test_a_card_before_a_question_may_hold_the_curves_and_leaving_lets_them_go(lab: Lab) -> None:
+    player = Player(load_lesson("1-what"))
+    player.begin(lab)
+    assert not lab.driver.playing, "the next card asks what these curves will do"
+    player.proceed(lab)
+    player.leave(lab)
+    assert lab.driver.playing
+
+
+def test_lessons_are_in_the_order_of_their_numbers() -> None:
+    assert [int(name.partition("-")[0]) for name in NAMES] == list(range(1, len(NAMES) + 1))
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -32,6 +32,8 @@ _OF_TOKENS = ("diagnose", "tokens", "formula")
 _MENDED = {"reinforce": ("y falls first: the engine now has the newest weights. Give it some 100 steps", 60)}
 _MENDED_UNDER_A_CLIP = ("the engine now has the newest weights: y needs some 20 to 60 steps to come back", 30)
 """What is said after the update in flight was mended, and for how many steps."""
+_SAID = 15
+"""For how many steps it is said where yours went back to."""
 _DIFFERENCE = View("", "yours minus twin")
 """A view that stands for the difference that `tui.plot.twin_difference` draws, not for a metric."""
 
@@ -116,7 +118,7 @@ class Explore(ShellScreen):
         """Draw the charts, but only if something on them has changed: most keys change nothing there."""
         lab, look = self.lab, self.shell.look
         curves = [(t.series, t.series.step, t.hidden) for t in lab.tracks.values()]
-        state = (look, shown, self.first_view, lab.smooth, lab.twin, lab.replaying, lab.marks[-1:], curves)
+        state = (look, shown, self.first_view, lab.smooth, lab.twin, lab.replaying, lab.marks[-1:], lab.chosen, curves)
         if state == self._drawn:
             return
         self._drawn = state
@@ -159,6 +161,7 @@ class Explore(ShellScreen):
                 for page, of_tokens in pages
                 if not is_hidden(page, self.shell.options.hidden)
             ),
+            (" , j go back and replay", not recorded),
             (f" {key_text(by_id('objective').keys)} objective", not recorded and "objective" in self._widgets),
             (" tab and arrows turn a knob", not recorded and len(self._widgets) > len(keys)),
             (" F1 explains", not recorded),
@@ -171,14 +174,19 @@ class Explore(ShellScreen):
             return "a replay: , steps back   backspace plays backward   0 is live again"
         if lab.main is not None and lab.main.failed:
             return f"{lab.main.failed}: 0 starts another"
+        if lab.chosen is not None:
+            return f"back at step {lab.chosen}: turn switches, then j replays from there; space goes on"
         if lab.driver.resting:
             return f"{lab.step + 1} steps are done: space goes on, a switch does too; 0 starts again"
+        back = next((mark for mark in reversed(lab.marks) if mark.letter == "J"), None)
+        if back is not None and lab.now < back.step + _SAID:
+            return f"w is yours as it was; y goes on from step {back.step} with the switches as they are"
         mark = lab.marks[-1] if lab.marks else None
         if mark is not None and mark.letter in "AI" and all(fix.is_on(lab.yours) for fix in FIXES[1:3]):
             words, steps = _MENDED.get(lab.yours.trainer.objective, _MENDED_UNDER_A_CLIP)
             if lab.step < mark.step + steps:
                 return words
-        return "y has no reward left, and so little to learn from: 0 starts again" if lab.stuck else ""
+        return "y has no reward left to learn from: , steps back, j replays; 0 starts again" if lab.stuck else ""
 
     def on_descendant_focus(self) -> None:
         if isinstance(self.focused, ControlWidget):
@@ -213,7 +221,7 @@ class Explore(ShellScreen):
     def on_lesson_panel_answered(self, message: LessonPanel.Answered) -> None:
         player = self.shell.player
         if player is not None:
-            player.answer(message.index)
+            player.answer(message.index, self.lab)
             self.shell.lesson_changed()
 
     def on_lesson_panel_proceeded(self) -> None:
@@ -225,6 +233,8 @@ class Explore(ShellScreen):
             self.shell.say(str(error))
 
     def on_lesson_panel_left(self) -> None:
+        if self.shell.player is not None:
+            self.shell.player.leave(self.lab)
         self.shell.player = None
         self.shell.lesson_changed()
         self.set_focus(None)
@@ -268,6 +278,9 @@ class Explore(ShellScreen):
         self.lab.reset()
         self.lab.driver.play(True)
         self.lab.heard = "from step 0"
+
+    def do_go_back(self) -> None:
+        self.lab.go_back()
 
     def do_seed(self) -> None:
         if self.lab.new_seed():

@@ -1,4 +1,4 @@
-"""Tokens: this step's sequences as strips marked by skew, the histogram of update ratios, and skew by probability."""
+"""Tokens: this step's sequences as strips marked by skew, the update ratios' histogram, skew by probability and lag."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rich.text import Text
 from skewsim.catalogue import find_form
 from skewsim.learn.clipping import clip_bounds
 from skewsim.learn.look import Floats
-from skewsim.skew.published import MEAN_ABS_BY_PROBABILITY
+from skewsim.skew.published import MEAN_ABS_BY_PROBABILITY, find_run
 from tui.chart import bars
 from tui.screens.page import LensPage
 from tui.snapshot import Snapshot
@@ -19,6 +19,9 @@ from tui.views import Look
 _EDGES = (0.0, 0.01, 0.1, 0.5, 0.9, 1.0001)
 _MARKS = ((0.02, "·", "."), (0.1, "░", ":"), (0.3, "▒", "+"), (1.0, "▓", "*"), (np.inf, "█", "#"))
 _FIRST_ANSWER, _SYNONYMS = 14, 4
+_LAGS = 6
+_PUBLISHED_BY_LAG = {0: ("mimo-lag-0-least", "mimo-lag-0-most"), 9: ("mimo-lag-9",)}
+"""A public run's figures by lag: see docs/published.md."""
 _OF_SEQUENCES = ("sequence_mean", "sequence_sum")
 
 
@@ -135,6 +138,27 @@ def by_probability(snapshot: Snapshot, look: Look) -> Text:
     return text
 
 
+def by_lag(snapshot: Snapshot, look: Look) -> Text:
+    """k1 and k3 by the lag of the token; of at most `_LAGS` lags, the least ones."""
+    lag, d = (snapshot.step - snapshot.weight_versions)[snapshot.mask], snapshot.skew[snapshot.mask]
+    published = {each: " to ".join(_k1(id) for id in ids) for each, ids in _PUBLISHED_BY_LAG.items()}
+    text = Text()
+    text.append("Skew by lag    tokens       k1       k3    a public run's k1 (MiMo-V2.6)\n", style="bold")
+    for each in np.unique(lag)[:_LAGS]:
+        of = d[lag == each]
+        k1, k3 = -float(of.mean()), float((np.expm1(of) - of).mean())
+        text.append(f"  lag {each:>3}    {len(of):>8}  {k1:>7.4f}  {k3:>7.4f}    {published.get(int(each), '-')}\n")
+    missing = [f"lag {each} {figure}" for each, figure in published.items() if each not in lag]
+    if missing:
+        text.append(f"There, other lags had: {', '.join(missing)}.\n", style=look.muted)
+    return text
+
+
+def _k1(run: str) -> str:
+    """A published run's k1."""
+    return next(f"{figure.value:g}" for figure in find_run(run).figures if figure.metric == "kl_k1")
+
+
 class TokensScreen(LensPage):
     """Live while the run plays; `up` and `down` scroll through the sequences."""
 
@@ -142,7 +166,7 @@ class TokensScreen(LensPage):
     about = (
         "The sequences of the newest step, worst first. A token is a digit and one of its four synonyms (a to d). "
         "Skew is the trainer's log-probability minus the engine's. The histogram shows what the objective's clip looks "
-        "at. The table compares with a published measurement of bf16 engines."
+        "at. The tables compare with a published measurement of bf16 engines, and with a public run's dashboard by lag."
     )
 
     def content(self, width: int, look: Look) -> Text:
@@ -154,5 +178,6 @@ class TokensScreen(LensPage):
             strips(snapshot, look, rows=rows, width=width),
             histogram(snapshot, look, width=width),
             by_probability(snapshot, look),
+            by_lag(snapshot, look),
         )
         return Text("\n").join(parts)
