@@ -122,7 +122,7 @@ def numbers(column: Any, name: str) -> np.ndarray:
         raise FileFormatError(f"{name} has type {shown(kind, 80)}; allowed: numbers")
     if types.is_null(kind):
         return np.full(len(column), math.nan)
-    return np.asarray(column.to_numpy())
+    return np.asarray(column.to_numpy(zero_copy_only=False))
 
 
 @contextmanager

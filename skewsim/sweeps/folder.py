@@ -81,11 +81,11 @@ class SweepFolder:
             self._lock.release()
 
     def append(self, chunk: Chunk, found: Columns) -> None:
-        """Write a finished chunk as a part."""
+        """Write a finished chunk as a part; a metric that a step does not have is null."""
         import pyarrow as pa
         import pyarrow.parquet
 
-        table = pa.table({name: pa.array(values) for name, values in found.items()})
+        table = pa.table({name: pa.array(values, from_pandas=True) for name, values in found.items()})
         name = hashlib.sha256(" ".join(chunk.keys).encode()).hexdigest()[:16]
         with atomic_writer(self.path / PARTS / f"{name}.parquet") as file:
             pyarrow.parquet.write_table(table, file, compression="zstd")
