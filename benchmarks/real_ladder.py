@@ -59,7 +59,7 @@ def main() -> int:
     steps = sys.argv[2] if len(sys.argv) > 2 else "60"
     words = ["ladder", "--engine", ENGINE, "--reference-engine", REFERENCE, "--seeds", seeds, "--steps", steps]
     words += [part for setting in SETTINGS for part in ("--set", setting)]
-    code = cli.main([*words, "--out", str(OUT), "--resume"])
+    code = cli([*words, "--out", str(OUT), "--resume"])
     if code:
         return code
     found = json.loads((OUT / "ladder.json").read_text())
