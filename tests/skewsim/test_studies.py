@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from skewsim.runs.outcome import judge
@@ -118,3 +119,29 @@ def test_longer_responses_leave_less_to_sequence_weights_and_more_to_geometric_r
     for few, many in zip(short, long, strict=True):
         assert few["ratio/ess_seq"][0] > many["ratio/ess_seq"][0] + 0.05
         assert few["correction/kept"][0] < many["correction/kept"][0] - 0.1
+
+
+def test_in_the_stored_results_sequence_weights_help_against_lag_alone_and_geometric_rejection_against_nothing() -> (
+    None
+):
+    reward = {tuple(each["labels"]): each["final_reward"] for each in results("corrections")["cells"]}
+    for correction in ("none", "token TIS", "token MIS"):
+        assert reward["lag 8", "sequence TIS"] > reward["lag 8", correction] + 0.2
+        assert reward["lag 8", "engine's old"] > reward["lag 8", correction] + 0.2
+    for skew in ("noise", "stale prefix"):
+        assert all(reward[skew, "none"] > reward[skew, c] + 0.2 for c in ("sequence TIS", "sequence MIS", "geometric"))
+    for skew in ("raw logprobs", "noise", "lag 8", "stale prefix"):
+        others = [value for (where, what), value in reward.items() if where == skew and what != "geometric"]
+        assert reward[skew, "geometric"] < max(others) - 0.2
+
+
+@pytest.mark.slow
+def test_a_lag_of_eight_hurts_less_with_weights_of_whole_sequences_and_noise_hurts_more() -> None:
+    """The direction of the study of corrections at a small scale: two seeds, 24 steps."""
+    sweep = load_sweep(ROOT / "skewsim/data/studies/corrections.toml")
+
+    def reward(skew: str, correction: str) -> float:
+        return float(np.mean([each["reward/mean"][-6:] for each in curves(sweep, (skew, correction), (0, 1), 24)]))
+
+    assert reward("lag 8", "sequence TIS") > reward("lag 8", "none")
+    assert reward("noise", "sequence TIS") < reward("noise", "none")
