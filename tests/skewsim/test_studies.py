@@ -145,3 +145,24 @@ def test_a_lag_of_eight_hurts_less_with_weights_of_whole_sequences_and_noise_hur
 
     assert reward("lag 8", "sequence TIS") > reward("lag 8", "none")
     assert reward("noise", "sequence TIS") < reward("noise", "none")
+
+
+@pytest.mark.parametrize("lag", ["1", "8"])
+@pytest.mark.parametrize("updates", ["1", "4", "8"])
+def test_in_the_stored_results_abort_costs_reward_at_every_lag_and_lag_fills_the_clip(lag: str, updates: str) -> None:
+    keep, wait, abort = (cell("lag-updates", lag, updates, mode) for mode in ("keep", "wait", "abort"))
+    assert abort["final_reward"] < min(keep["final_reward"], wait["final_reward"]) - 0.08
+    assert abs(keep["final_reward"] - wait["final_reward"]) < 0.08
+    fresh = cell("lag-updates", "1", updates, "keep")["means"]["update/clip_rate"]
+    assert cell("lag-updates", "8", updates, "keep")["means"]["update/clip_rate"] > 3 * fresh
+
+
+def test_under_abort_half_of_the_responses_are_cut_off_and_earn_nothing() -> None:
+    """Three steps of the study's own cells; the first has no update."""
+    sweep = load_sweep(ROOT / "skewsim/data/studies/lag-updates.toml")
+    keep, abort = (curves(sweep, ("1", "1", mode), (0, 1), 3, "response/aborted") for mode in ("keep", "abort"))
+    for whole, cut in zip(keep, abort, strict=True):
+        assert not whole["response/aborted"].any()
+        assert cut["response/aborted"][0] == 0
+        assert (cut["response/aborted"][1:] > 0.3).all()
+        assert cut["reward/mean"][1:].mean() < whole["reward/mean"][1:].mean()
