@@ -49,7 +49,7 @@ LEADS = tuple(
 def means_of(found: SweepMap) -> tuple[Shown, ...]:
     """The metrics that the sweep asks to be shown, after what every map shows."""
     return tuple(
-        Shown("means", f"{key} ({METRICS[key].formula}), mean over the second half of the steps", key)
+        Shown("means", f"mean of {key} ({METRICS[key].formula}) over the second half of the steps", key)
         for key in found.sweep.settings.show
     )
 

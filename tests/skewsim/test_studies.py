@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from skewsim.runs.outcome import judge
@@ -118,3 +119,50 @@ def test_longer_responses_leave_less_to_sequence_weights_and_more_to_geometric_r
     for few, many in zip(short, long, strict=True):
         assert few["ratio/ess_seq"][0] > many["ratio/ess_seq"][0] + 0.05
         assert few["correction/kept"][0] < many["correction/kept"][0] - 0.1
+
+
+def test_in_the_stored_results_sequence_weights_help_against_lag_alone_and_geometric_rejection_against_nothing() -> (
+    None
+):
+    reward = {tuple(each["labels"]): each["final_reward"] for each in results("corrections")["cells"]}
+    for correction in ("none", "token TIS", "token MIS"):
+        assert reward["lag 8", "sequence TIS"] > reward["lag 8", correction] + 0.2
+        assert reward["lag 8", "engine's old"] > reward["lag 8", correction] + 0.2
+    for skew in ("noise", "stale prefix"):
+        assert all(reward[skew, "none"] > reward[skew, c] + 0.2 for c in ("sequence TIS", "sequence MIS", "geometric"))
+    for skew in ("raw logprobs", "noise", "lag 8", "stale prefix"):
+        others = [value for (where, what), value in reward.items() if where == skew and what != "geometric"]
+        assert reward[skew, "geometric"] < max(others) - 0.2
+
+
+@pytest.mark.slow
+def test_a_lag_of_eight_hurts_less_with_weights_of_whole_sequences_and_noise_hurts_more() -> None:
+    """The direction of the study of corrections at a small scale: two seeds, 24 steps."""
+    sweep = load_sweep(ROOT / "skewsim/data/studies/corrections.toml")
+
+    def reward(skew: str, correction: str) -> float:
+        return float(np.mean([each["reward/mean"][-6:] for each in curves(sweep, (skew, correction), (0, 1), 24)]))
+
+    assert reward("lag 8", "sequence TIS") > reward("lag 8", "none")
+    assert reward("noise", "sequence TIS") < reward("noise", "none")
+
+
+@pytest.mark.parametrize("lag", ["1", "8"])
+@pytest.mark.parametrize("updates", ["1", "4", "8"])
+def test_in_the_stored_results_abort_costs_reward_at_every_lag_and_lag_fills_the_clip(lag: str, updates: str) -> None:
+    keep, wait, abort = (cell("lag-updates", lag, updates, mode) for mode in ("keep", "wait", "abort"))
+    assert abort["final_reward"] < min(keep["final_reward"], wait["final_reward"]) - 0.08
+    assert abs(keep["final_reward"] - wait["final_reward"]) < 0.08
+    fresh = cell("lag-updates", "1", updates, "keep")["means"]["update/clip_rate"]
+    assert cell("lag-updates", "8", updates, "keep")["means"]["update/clip_rate"] > 3 * fresh
+
+
+def test_under_abort_half_of_the_responses_are_cut_off_and_earn_nothing() -> None:
+    """Three steps of the study's own cells; the first has no update."""
+    sweep = load_sweep(ROOT / "skewsim/data/studies/lag-updates.toml")
+    keep, abort = (curves(sweep, ("1", "1", mode), (0, 1), 3, "response/aborted") for mode in ("keep", "abort"))
+    for whole, cut in zip(keep, abort, strict=True):
+        assert not whole["response/aborted"].any()
+        assert cut["response/aborted"][0] == 0
+        assert (cut["response/aborted"][1:] > 0.1).all()
+        assert cut["reward/mean"][1:].mean() < whole["reward/mean"][1:].mean()

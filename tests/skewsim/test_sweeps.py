@@ -584,6 +584,20 @@ def test_a_metric_that_the_sweep_shows_is_meaned_over_the_second_half_of_the_ste
     assert message(found, "collapse").endswith("?")
 
 
+def test_a_metric_that_further_axes_do_not_change_has_one_panel_without_a_title() -> None:
+    axes = [{"path": f"engine.{name}", "values": [0, 1]} for name in ("lag", "top_k")]
+    data = {"axis": [*axes, {"path": "task.pool_size", "values": [8, 16]}], "steps": 40, "seeds": 1}
+    sweep = make_sweep(SweepSettings.model_validate(data | {"show": ["ratio/ess", "ratio/ess_seq"]}))
+    curves = made_up(sweep, {}, 1)
+    for cell in sweep.cells:
+        own = curves[sweep.member(cell, 0).key]
+        own["ratio/ess"], own["ratio/ess_seq"] = np.full(40, cell.place[0]), np.full(40, cell.place[2])
+    figures = map_figures(make_map(sweep, curves))
+    titles = {name: [axis.get_title(loc="left") for axis in figures[name].figure.axes] for name in figures}
+    assert titles["ratio/ess"] == ["", ""], "a panel and its colour bar"
+    assert titles["ratio/ess_seq"] == ["pool_size: 8", "pool_size: 16", ""]
+
+
 @pytest.mark.parametrize(
     ("wrong", "word"),
     [
