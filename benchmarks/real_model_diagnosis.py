@@ -266,8 +266,9 @@ def cells(case: Case, found: dict[str, Any], *, models: bool) -> str:
 
 def table(results: dict[str, dict[str, Any]], arguments: argparse.Namespace) -> str:
     lines = [
-        f"`python benchmarks/real_model_diagnosis.py PROFILES OUT --tokens {arguments.tokens}`: {time.strftime('%Y-%m-%d')},",
-        f"{arguments.engine}. Seconds of the whole command, loading included, on two cores that were busy with other work.",
+        f"`python benchmarks/real_model_diagnosis.py PROFILES OUT`: {time.strftime('%Y-%m-%d')}, {arguments.engine}; the tokens",
+        "are those that `--tokens` and `--alone` asked for. Seconds of the whole command, loading included, on two cores that",
+        "were busy with other work.",
         "",
         "| log | rms | tokens | from the log alone | s | tokens | with `--model` | s |",
         "|---|---|---|---|---|---|---|---|",
