@@ -240,6 +240,28 @@ def test_skew_too_large_for_rounding_and_without_versions_is_unknown_and_says_wh
     assert "weight version" in found.first.evidence
 
 
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"asked": {"kv_cache_dtype": "auto"}, "actual": {"kv_cache_dtype": "fp8"}}, "compute_dtype"),
+        ({"asked": {"quantization": "int8"}, "actual": {}}, "compute_dtype"),
+        (
+            {"asked": {"quantization": None, "kv_cache_dtype": "auto"}, "actual": {"kv_cache_dtype": "bfloat16"}},
+            "unknown",
+        ),
+        ("garbled", "unknown"),
+    ],
+)
+def test_noise_too_large_for_16_bits_is_rounding_where_the_measurement_says_that_the_engine_had_8(
+    settings: dict[str, dict[str, str | None]] | str, named: str
+) -> None:
+    world = World.make(9)
+    trainer, engine = (log_softmax(x) for x in (world.logits, world.moved(0.4)))
+    tokens = world.sample(engine)
+    rows = table(tokens, pick(engine, tokens), pick(trainer, tokens), meta={"settings": settings})
+    assert diagnose(rows).verdict == named
+
+
 def test_a_truthful_engine_has_mean_ratio_one_and_raw_logprobs_mean_inverse_ratio_one() -> None:
     world = World.make(12)
     plain, heated = log_softmax(world.logits), log_softmax(world.logits / 0.7)
