@@ -66,6 +66,8 @@ class Case:
     """Verdicts that are right from the log alone, where they are others."""
     older: bool = False
     """Whether the older weights are given as well."""
+    table: str = ""
+    """The measurement whose own table is what is given without a model: it says what the engine was, a log does not."""
 
     def verdicts(self, *, models: bool) -> tuple[str, ...]:
         return self.right if models or not self.right_alone else self.right_alone
@@ -182,7 +184,12 @@ CASES = {
         ("truncation_mass",),
         rescored("bfloat16-top-p-0.95", top_p=0.95, renormalize=False),
     ),
-    "fp8-kv": Case("fp8 keys and values, bfloat16", ("compute_dtype",), measured("bfloat16-fp8-kv")),
+    "fp8-kv": Case(
+        "fp8 keys and values, bfloat16 (alone: the measurement's table, which says so)",
+        ("compute_dtype",),
+        measured("bfloat16-fp8-kv"),
+        table="bfloat16-fp8-kv",
+    ),
     "retokenised": Case(
         "the trainer tokenises the text again", ("misaligned_tokens", "different_context"), retokenised
     ),
@@ -233,7 +240,8 @@ def computed(name: str, case: Case, arguments: argparse.Namespace) -> dict[str, 
     few, part = enough(records, arguments.tokens), log.with_suffix(".part.jsonl")
     write_sequences(few, part)
     models = [*([arguments.out / "newer"] if case.older else []), MODEL]
-    for key, path_of, given, of in (("alone", log, [], records), ("models", part, models, few)):
+    alone = arguments.profiles / f"smollm2-{arguments.engine}-{case.table}" / "tokens.npz" if case.table else log
+    for key, path_of, given, of in (("alone", alone, [], records), ("models", part, models, few)):
         if key not in found:
             found[key] = size_of(of) | diagnosed(path_of, given)
         with atomic_writer(path) as handle:
@@ -266,8 +274,9 @@ def cells(case: Case, found: dict[str, Any], *, models: bool) -> str:
 
 def table(results: dict[str, dict[str, Any]], arguments: argparse.Namespace) -> str:
     lines = [
-        f"`python benchmarks/real_model_diagnosis.py PROFILES OUT --tokens {arguments.tokens}`: {time.strftime('%Y-%m-%d')},",
-        f"{arguments.engine}. Seconds of the whole command, loading included, on two cores that were busy with other work.",
+        f"`python benchmarks/real_model_diagnosis.py PROFILES OUT`: {time.strftime('%Y-%m-%d')}, {arguments.engine}; the tokens",
+        "are those that `--tokens` and `--alone` asked for. Seconds of the whole command, loading included, on two cores that",
+        "were busy with other work.",
         "",
         "| log | rms | tokens | from the log alone | s | tokens | with `--model` | s |",
         "|---|---|---|---|---|---|---|---|",

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from skewsim.diagnose.rows import Floats, Ints
+from skewsim.engine.kv_cache import round_fp8
 from skewsim.errors import UserError
 from skewsim.model.huggingface import load_model
 from skewsim.skew.sequences import SequenceRecord
@@ -70,27 +71,36 @@ class ModelScorer:
         *,
         dtype: str = "float32",
         head_dtype: str = "float32",
+        kv_cache_dtype: str = "auto",
         older: ModelScorer | None = None,
         old_tokens: Sequence[int] | None = None,
     ) -> Floats:
         """(sampled tokens of all records, V) float32 logits at temperature 1, in record order.
 
-        With `older`, the first ``old_tokens[i]`` tokens of prompt and response i keep its keys and values.
+        With `older`, the first ``old_tokens[i]`` tokens of prompt and response i keep its keys and values. With
+        ``kv_cache_dtype="fp8"`` all keys and values are rounded as vLLM's cache rounds them (e4m3, scale 1).
         """
-        states = self._of(records, dtype, older, old_tokens)
+        states = self._of(records, dtype, kv_cache_dtype, older, old_tokens)
         return np.concatenate([self._head(each, head_dtype) for each in states])
 
     def _of(
         self,
         records: Sequence[SequenceRecord],
         dtype: str,
+        kv_cache_dtype: str,
         older: ModelScorer | None,
         old_tokens: Sequence[int] | None,
     ) -> list[torch.Tensor]:
         """The last hidden states (sampled tokens, width) of each record; those computed last are kept."""
-        key = (tuple(map(id, records)), dtype, id(older), None if older is None else tuple(old_tokens or ()))
+        key = (
+            tuple(map(id, records)),
+            dtype,
+            kv_cache_dtype,
+            id(older),
+            None if older is None else tuple(old_tokens or ()),
+        )
         if key not in self._kept:
-            states = self._computed(records, dtype, older, old_tokens)
+            states = self._computed(records, dtype, kv_cache_dtype, older, old_tokens)
             self._kept[key] = _Kept(states, (tuple(records), older))
             while len(self._kept) > 1 and sum(each.size for each in self._kept.values()) > STATES:
                 self._kept.popitem(last=False)
@@ -101,6 +111,7 @@ class ModelScorer:
         self,
         records: Sequence[SequenceRecord],
         dtype: str,
+        kv_cache_dtype: str,
         older: ModelScorer | None,
         old_tokens: Sequence[int] | None,
     ) -> list[torch.Tensor]:
@@ -111,7 +122,7 @@ class ModelScorer:
             for row, values in enumerate(tokens):
                 ids[row, : len(values)] = torch.from_numpy(values)
             cut = 0 if older is None or old_tokens is None else int(old_tokens[batch[0]])
-            hidden = self._hidden(ids, dtype, older, cut)
+            hidden = self._hidden(ids, dtype, kv_cache_dtype, older, cut)
             for row, index in enumerate(batch):
                 record = records[index]
                 start = len(tokens[row]) - len(record.tokens)
@@ -120,16 +131,19 @@ class ModelScorer:
                 parts[index] = hidden[row, rows]
         return parts
 
-    def _hidden(self, ids: torch.Tensor, dtype: str, older: ModelScorer | None, cut: int) -> torch.Tensor:
+    def _hidden(
+        self, ids: torch.Tensor, dtype: str, kv_cache_dtype: str, older: ModelScorer | None, cut: int
+    ) -> torch.Tensor:
         """Last hidden states from position `cut` on; right padding needs no mask in a causal model."""
         body = self._cast(dtype)
-        if older is None or cut == 0:
-            plain: torch.Tensor = body.base_model(input_ids=ids, use_cache=False).last_hidden_state
-            return plain
-        cache = older._cast(dtype).base_model(input_ids=ids[:, :cut], use_cache=True).past_key_values
-        rest = body.base_model(input_ids=ids[:, cut:], past_key_values=cache, use_cache=True)
-        mixed: torch.Tensor = rest.last_hidden_state
-        return mixed
+        cache = _fp8_cache(body.config) if kv_cache_dtype == "fp8" else None
+        if older is not None and cut > 0:
+            before = older._cast(dtype).base_model(input_ids=ids[:, :cut], past_key_values=cache, use_cache=True)
+            cache, ids = before.past_key_values, ids[:, cut:]
+        states: torch.Tensor = body.base_model(
+            input_ids=ids, past_key_values=cache, use_cache=cache is not None
+        ).last_hidden_state
+        return states
 
     def _head(self, hidden: torch.Tensor, head_dtype: str) -> Floats:
         kind = getattr(torch, head_dtype)
@@ -145,6 +159,17 @@ class ModelScorer:
         if dtype not in self._casts:
             self._casts[dtype] = copy.deepcopy(self.model).to(getattr(torch, dtype))
         return self._casts[dtype]
+
+
+def _fp8_cache(config: Any) -> Any:
+    """transformers' cache of keys and values, rounded when they are stored."""
+    from transformers import DynamicCache
+
+    class Rounded(DynamicCache):
+        def update(self, key_states: Any, value_states: Any, *args: Any, **kwargs: Any) -> Any:
+            return super().update(round_fp8(key_states), round_fp8(value_states), *args, **kwargs)
+
+    return Rounded(config=config)
 
 
 def _whole(record: SequenceRecord) -> Ints:

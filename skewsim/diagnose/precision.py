@@ -5,6 +5,7 @@ trainer that does not repeat itself, a bend; else unknown, with the measurement 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -152,7 +153,8 @@ def _by_chance(findings: Findings, rms: float, share: float, text: str) -> bool:
         "stochastic_trainer",
         share,
         f"{text}; truthful, in no place, too large for rounding, and different for every occurrence of a token, where other weights "
-        "would favour some tokens: as of dropout in the trainer's pass (score one batch twice to see)",
+        "would favour some tokens: as of dropout in the trainer's pass (score one batch twice to see), or of weights or keys and "
+        "values of 8 bits in the engine, of which the log says nothing",
     )
     return True
 
@@ -247,8 +249,22 @@ def _truthful(facts: sign.Truth) -> bool:
     return abs(facts.ratio.z) < 5 or abs(facts.ratio.value) < 0.01
 
 
+WIDE_CACHES = ("auto", "bfloat16", "float16", "half", "float32")
+"""vLLM's names for keys and values of 16 bits and more."""
+
+
 def low_precision(rows: Rows) -> bool:
-    return bool(rows.meta.get("quantization")) or str(rows.meta.get("kv_cache_dtype", "auto")) not in ("auto", "None")
+    """Whether the log says that the engine's weights, or its keys and values, had fewer than 16 bits."""
+    cache = str(_engine_setting(rows, "kv_cache_dtype") or "auto")
+    return bool(_engine_setting(rows, "quantization")) or cache not in WIDE_CACHES
+
+
+def _engine_setting(rows: Rows, name: str) -> Any:
+    """What the log says of the engine: by itself, or as `skewsim measure` writes it, as it ran and as it was asked."""
+    settings = rows.meta.get("settings")
+    nested = [settings.get(part) for part in ("actual", "asked")] if isinstance(settings, dict) else []
+    said = [each[name] for each in (rows.meta, *nested) if isinstance(each, dict) and each.get(name) is not None]
+    return said[0] if said else None
 
 
 def what_next(rows: Rows, *, checkpoints: bool = False) -> str:

@@ -48,6 +48,7 @@ class Scorer(Protocol):
         *,
         dtype: str = "float32",
         head_dtype: str = "float32",
+        kv_cache_dtype: str = "auto",
         older: Scorer | None = None,
         old_tokens: Sequence[int] | None = None,
     ) -> Floats: ...
@@ -67,6 +68,8 @@ class Config:
     """(older model, token at which `weights` take over or `LOGGED`, old keys and values kept)."""
     dtype: str = "float32"
     head_dtype: str = "float32"
+    kv_cache_dtype: str = "auto"
+    """``fp8``: all keys and values are rounded to it."""
     temperature: float | None = None
     """None: the request's."""
     truncation: tuple[float, int, float] | None = None
@@ -174,7 +177,7 @@ class Models:
         return replace(few, sequence=number, index=few.index - self.ends[few.sequence] + models.ends[number])
 
     def _matrix(self, config: Config) -> Floats:
-        key = (config.weights, config.prefix, config.dtype, config.head_dtype, config.boundary)
+        key = (config.weights, config.prefix, config.dtype, config.head_dtype, config.kv_cache_dtype, config.boundary)
         if key not in self._logits:
             self._logits[key] = self._score(config)
             while len(self._logits) > KEPT:
@@ -196,7 +199,12 @@ class Models:
                 for p, at, r in zip(prompts, self._takeover(config), self.records, strict=True)
             ]
         return scorer.logits(
-            self.records, dtype=config.dtype, head_dtype=config.head_dtype, older=older, old_tokens=cut
+            self.records,
+            dtype=config.dtype,
+            head_dtype=config.head_dtype,
+            kv_cache_dtype=config.kv_cache_dtype,
+            older=older,
+            old_tokens=cut,
         )
 
     def _takeover(self, config: Config) -> list[int]:

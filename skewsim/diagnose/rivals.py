@@ -97,8 +97,10 @@ def _explain(findings: Findings, models: Models, step: Step, trainer: Config, en
             share,
             f"rescored with a {config.head_dtype} head: {change}",
         )
+    elif step.kind == "cache":
+        findings.add_to("compute_dtype", share, f"rescored in {config.dtype} with keys and values in fp8: {change}")
     elif step.kind == "body":
-        findings.add("compute_dtype", share, f"rescored in {config.dtype}: {change}")
+        findings.add_to("compute_dtype", share, f"rescored in {config.dtype}: {change}")
 
 
 def _explain_temperature(

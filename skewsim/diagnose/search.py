@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from skewsim.catalogue import truncates
+from skewsim.diagnose import normal
 from skewsim.diagnose import signatures as sign
 from skewsim.diagnose.predict import LOGGED, Config, Models, model_of_version, temperatures
 from skewsim.diagnose.rows import Floats, Ints, Rows, mean, sequence_means
@@ -173,6 +174,15 @@ def _moves(models: Models, rows: Rows, target: Floats, at: Config, *, trainer: b
         if at.dtype == "float32":
             yield "body", replace(at, dtype=dtype, head_dtype=dtype)
             yield "body", replace(at, dtype=dtype)
+    if not trainer and at.kv_cache_dtype == "auto":
+        yield from _cache_moves(models, rows, target, at)
+
+
+def _cache_moves(models: Models, rows: Rows, target: Floats, at: Config) -> Iterator[tuple[str, Config]]:
+    """Keys and values of 8 bits, where the skew is too large for 16: each is another pass of a body."""
+    if np.sqrt(_losses(target, models.predict(at, rows)).mean()) > normal.most("bfloat16", None):
+        for dtype in dict.fromkeys((at.dtype, "bfloat16")):
+            yield "cache", replace(at, kv_cache_dtype="fp8", dtype=dtype)
 
 
 def _temperature_moves(models: Models, rows: Rows, target: Floats, at: Config) -> Iterator[tuple[str, Config]]:

@@ -94,8 +94,13 @@ class KVCache:
         self.extend(weights, tokens)
 
     def _stored(self, x: Tensor) -> Tensor:
-        """x as the cache stores it: unchanged, or rounded to fp8 e4m3 (saturating, scale 1 as in vLLM)."""
-        return x.clamp(-448, 448).to(torch.float8_e4m3fn).to(x.dtype) if self.fp8 else x
+        """x as the cache stores it."""
+        return round_fp8(x) if self.fp8 else x
+
+
+def round_fp8(x: Tensor) -> Tensor:
+    """x rounded to fp8 e4m3, in its own dtype (saturating, scale 1 as in vLLM)."""
+    return x.clamp(-448, 448).to(torch.float8_e4m3fn).to(x.dtype)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, hidden: Tensor) -> Tensor:

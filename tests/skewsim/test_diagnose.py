@@ -22,7 +22,9 @@ from skewsim.diagnose.policies import policy_scorers
 from skewsim.diagnose.rows import Rows
 from skewsim.diagnose.signatures import context_slope, truth
 from skewsim.errors import FileFormatError, UserError
+from skewsim.learn.base_policy import shipped_folder
 from skewsim.model.policy import Policy, PolicyConfig
+from skewsim.settings import TaskSettings
 from skewsim.skew.sequences import SequenceLog, SequenceRecord, write_sequences
 from skewsim.skew.tokens import TokenTable
 
@@ -240,6 +242,28 @@ def test_skew_too_large_for_rounding_and_without_versions_is_unknown_and_says_wh
     assert "weight version" in found.first.evidence
 
 
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"asked": {"kv_cache_dtype": "auto"}, "actual": {"kv_cache_dtype": "fp8"}}, "compute_dtype"),
+        ({"asked": {"quantization": "int8"}, "actual": {}}, "compute_dtype"),
+        (
+            {"asked": {"quantization": None, "kv_cache_dtype": "auto"}, "actual": {"kv_cache_dtype": "bfloat16"}},
+            "unknown",
+        ),
+        ("garbled", "unknown"),
+    ],
+)
+def test_noise_too_large_for_16_bits_is_rounding_where_the_measurement_says_that_the_engine_had_8(
+    settings: dict[str, dict[str, str | None]] | str, named: str
+) -> None:
+    world = World.make(9)
+    trainer, engine = (log_softmax(x) for x in (world.logits, world.moved(0.4)))
+    tokens = world.sample(engine)
+    rows = table(tokens, pick(engine, tokens), pick(trainer, tokens), meta={"settings": settings})
+    assert diagnose(rows).verdict == named
+
+
 def test_a_truthful_engine_has_mean_ratio_one_and_raw_logprobs_mean_inverse_ratio_one() -> None:
     world = World.make(12)
     plain, heated = log_softmax(world.logits), log_softmax(world.logits / 0.7)
@@ -349,6 +373,25 @@ def test_a_wrong_temperature_is_estimated_with_a_model(folders: list[Path], tmp_
     assert "temperature 0.8," in found.first.evidence
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_keys_and_values_in_fp8_are_found_by_rounding_them(tmp_path: Path, dtype: str) -> None:
+    """The engine's numbers are the simulator's, over its own fp8 cache; the models are transformers'."""
+    folder = shipped_folder(TaskSettings())
+    policy = Policy.load(folder)
+    (engine,) = policy_scorers(policy.config, {0: policy.flat})
+    sampled = rollouts(folder)
+    logits = torch.from_numpy(engine.logits(sampled, dtype=dtype, kv_cache_dtype="fp8")).reshape(len(sampled), -1, 64)
+    logprobs = (logits.double() / 0.8).log_softmax(-1).numpy()
+    rounded = pick(logprobs, np.stack([record.tokens for record in sampled]))
+    records = [
+        replace(r, engine_logprobs=e, trainer_logprobs=r.engine_logprobs) for r, e in zip(sampled, rounded, strict=True)
+    ]
+    found = diagnose(SequenceLog(tuple(records)), models=load_models([folder]))
+    assert found.verdict == "compute_dtype"
+    assert "keys and values in fp8" in found.first.evidence
+    assert found.first.explained > 0.7
+
+
 def test_a_pair_of_the_simulators_causes_is_named_both() -> None:
     """One of the cases of benchmarks/diagnosis_confusion.py, which runs hundreds."""
     case = make_case(PAIRS[0], 1)
@@ -379,10 +422,18 @@ def test_too_few_tokens_are_unknown_and_no_rows_no_crash() -> None:
     assert diagnose(TokenTable.empty()).verdict == "unknown"
 
 
-@pytest.mark.parametrize(("dtype", "head"), [("float32", "float32"), ("float32", "bfloat16"), ("bfloat16", "float32")])
+@pytest.mark.parametrize(
+    ("dtype", "head", "cache"),
+    [
+        ("float32", "float32", "auto"),
+        ("float32", "bfloat16", "auto"),
+        ("bfloat16", "float32", "auto"),
+        ("float32", "float32", "fp8"),
+    ],
+)
 @pytest.mark.parametrize("old", [False, True])
 def test_the_simulators_own_weights_score_as_the_same_model_in_a_folder_does(
-    tmp_path: Path, dtype: str, head: str, old: bool
+    tmp_path: Path, dtype: str, head: str, cache: str, old: bool
 ) -> None:
     """transformers as the oracle, also over keys and values of older weights that end at different tokens."""
     config = PolicyConfig()
@@ -401,7 +452,7 @@ def test_the_simulators_own_weights_score_as_the_same_model_in_a_folder_does(
         )
         for length in (5, 9, 9, 12)
     ]
-    more = {"dtype": dtype, "head_dtype": head}
+    more = {"dtype": dtype, "head_dtype": head, "kv_cache_dtype": cache}
     cuts = [5, 5, 8, 11]
     found, expected = (
         models[0].logits(records, **more, **({"older": models[1], "old_tokens": cuts} if old else {}))
@@ -409,7 +460,12 @@ def test_the_simulators_own_weights_score_as_the_same_model_in_a_folder_does(
     )
     kept = np.concatenate([(np.flatnonzero(r.mask) + 6 - 1 >= cut * old) for r, cut in zip(records, cuts, strict=True)])
     assert found.shape == expected.shape
-    np.testing.assert_allclose(found[kept], expected[kept], atol=1e-4 if dtype == "float32" == head else 0.15)
+    exact = dtype == "float32" == head and cache == "auto"
+    np.testing.assert_allclose(found[kept], expected[kept], atol=1e-4 if exact else 0.15)
+    if cache == "fp8":
+        plain = theirs[0].logits(records, **({"older": theirs[1], "old_tokens": cuts} if old else {}))
+        error, effect = (np.abs(found - other)[kept].mean() for other in (expected, plain))
+        assert error < 0.1 * effect
     assert [scorer.name for scorer in ours] == ["version 7", "version 4"]
 
 
