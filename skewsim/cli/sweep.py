@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -61,20 +62,21 @@ def run_sweep(
     chosen = with_policy(load_sweep(file), find_policy)
     count = workers or cores()
     check_start(chosen, count)
-    path = out or fresh_folder(f"sweep-{chosen.settings.name}")
-    compute = _on_ray(count) if ray else local(count)
-    with terminable(), resumable(out), _Shown() as shown:
+    cluster, compute = _on_ray(count) if ray else (nullcontext(), local(count))
+    with cluster, terminable(), resumable(out), _Shown() as shown:
+        path = out or fresh_folder(f"sweep-{chosen.settings.name}")
         for progress in run(chosen, path, compute, resume=resume):
             shown.show(progress.done, progress.total, progress.members)
     say(f"sweep folder: {path}\nto see it: skewsim sweep show {path}")
 
 
-def _on_ray(workers: int) -> Compute:
-    import ray  # noqa: F401 (missing, it is named before anything is written)
+def _on_ray(workers: int) -> tuple[AbstractContextManager[None], Compute]:
+    """Ray for as long as the sweep runs, so that a cluster that is not there is named before anything is written."""
+    import ray  # noqa: F401 (the same holds where it is not installed)
 
-    from skewsim.sweeps.cluster import on_ray
+    from skewsim.sweeps.cluster import connected, on_ray
 
-    return lambda chunks: on_ray(chunks, workers)
+    return connected(workers), lambda chunks: on_ray(chunks, workers)
 
 
 class _Shown:

@@ -9,6 +9,7 @@ sends them, which is by pickle: a cluster has to be one's own.
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -17,6 +18,8 @@ from skewsim.errors import SkewsimError
 from skewsim.sweeps.chunk import Chunk, Columns, train_chunk
 from skewsim.sweeps.processes import TRIES
 
+PATIENCE = 10
+"""Seconds that a cluster has to answer."""
 VARIABLE = "RAY_ADDRESS"
 """The environment variable that names a cluster; Ray's own."""
 
@@ -26,7 +29,7 @@ def on_ray(chunks: Sequence[Chunk], workers: int) -> Iterator[tuple[Chunk, Colum
     import ray
     from ray.exceptions import RayError, RayTaskError
 
-    with _connected(ray, workers):
+    with connected(workers):
         task = ray.remote(num_cpus=1, max_retries=TRIES - 1)(train_chunk)
         waiting = {task.remote(chunk): chunk for chunk in chunks}
         while waiting:
@@ -44,19 +47,32 @@ def on_ray(chunks: Sequence[Chunk], workers: int) -> Iterator[tuple[Chunk, Colum
 
 
 @contextmanager
-def _connected(ray: Any, workers: int) -> Iterator[None]:
-    """Ray, started here or reached at RAY_ADDRESS, and left again at the end. SkewsimError if it cannot be reached."""
+def connected(workers: int) -> Iterator[None]:
+    """Ray, started here or reached at RAY_ADDRESS, and left again at the end; as it is, if it is there already.
+
+    SkewsimError if it cannot be reached.
+    """
+    import ray
+
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported to anybody
     address = os.environ.get(VARIABLE)
     here: dict[str, Any] = {"address": "local", "num_cpus": workers, "include_dashboard": False}
     mine = not ray.is_initialized()
     try:
         if mine:
+            _knock(address)
             ray.init(**({} if address else here), log_to_driver=False, logging_level="ERROR")
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         raise SkewsimError(f"Ray at {address or 'this machine'} cannot be reached: {error}") from None
     try:
         yield
     finally:
         if mine:
             ray.shutdown()
+
+
+def _knock(address: str | None) -> None:
+    """OSError if nothing answers at host:port; Ray itself waits for minutes before it says so."""
+    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
+    if host and port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=PATIENCE).close()

@@ -8,11 +8,13 @@ import math
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -676,6 +678,23 @@ def test_a_sweep_on_ray_of_whose_two_workers_one_is_killed_equals_that_of_a_sing
     assert len(killed) == 1
     assert found.keys() == expected.keys()
     assert all(equal(found[chunk], expected[chunk]) for chunk in chunks)
+
+
+def test_a_cluster_that_does_not_answer_is_one_line_and_nothing_is_written(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ray itself is not asked: it would wait for minutes."""
+    ray = ModuleType("ray")
+    ray.is_initialized = lambda: False  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    with socket.socket() as unheard:
+        unheard.bind(("127.0.0.1", 0))  # and does not listen
+        monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{unheard.getsockname()[1]}")
+        assert main(["sweep", "run", str(file), "--out", str(tmp_path / "new"), "--ray"]) != 0
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert "cannot be reached" in err
+    assert not (tmp_path / "new").exists()
 
 
 def test_ray_that_is_not_installed_is_named_before_anything_is_written(
