@@ -183,6 +183,14 @@ def test_recorded_curves_go_forward_and_backward_and_a_key_finds_its_recorded_to
     assert lab.yours == opening()
 
 
+def test_a_toggle_of_a_recording_that_has_come_to_its_end_is_played(lab: Lab) -> None:
+    lab.driver.play(True)
+    while not lab.over:
+        lab.tick()
+    lab.move(FIXES[0], 1)
+    assert lab.driver.playing
+
+
 def test_what_is_not_recorded_is_said_in_a_line_and_changes_nothing(lab: Lab) -> None:
     for verb in (lab.new_seed, lab.toggle_band, lambda: lab.toggle_twin(FIXES[0])):
         assert not verb()
