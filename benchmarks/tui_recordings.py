@@ -77,9 +77,10 @@ def grow(
 
 
 def holds(run: RecordedRun, steps: int, toggles: Iterable[Toggles]) -> bool:
-    """Whether a run that was recorded before has what is planned, no more and no less: its steps, and its toggles."""
+    """Whether a run that was recorded before has what is planned: each chart's metric, its steps, and its toggles."""
     there = {(each.start, same_run(each.scenario)) for each in run.family() if each.parent is not None}
-    return run.end == steps and {(at, same_run(each)) for row in toggles for at, each in row} == there
+    charts = all(key in run.metrics for key in KEYS if not key.startswith("routing/"))
+    return charts and run.end == steps and {(at, same_run(each)) for row in toggles for at, each in row} == there
 
 
 def rounded(records: Sequence[StepRecord], key: str) -> list[float | None]:

@@ -7,6 +7,9 @@ screen empties when it draws. The thread never touches a widget. To stop is to a
 Training has no end of its own. When the steps of a scenario are done, the driver rests, and playing on goes on for as
 many again; a driver that does not go on (`goes_on`) ends there.
 
+A track may go back to an earlier step (`Back`), from where it is computed anew. The others wait until it has come to
+where they are.
+
 The records of a taped track are kept, so that a reset shows them again without computing them. A recorded run is driven
 by the same thread: its "training" is reading records, from the beginning whenever that is asked for.
 """

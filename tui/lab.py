@@ -272,13 +272,15 @@ class Lab(Playback):
 
     def _follow(self, run: RecordedRun) -> None:
         """Let yours play another recorded run, from where it parts from the one before."""
-        position = run.start + 1 if run.parent is not None else self.position
+        position, over = run.start + 1 if run.parent is not None else self.position, self.over
         self._replayed = [replace(spec, train=run) if spec.name == YOURS else spec for spec in self._replayed]
         self.pause_at = None
         if self.archive is not None:
             self.yours = run.scenario.with_values({"name": YOURS})
         self.driver.restart(self._replayed)
         self.seek(position)
+        if over:  # it stood at its end: show what the toggle does
+            self.driver.play(True)
 
     def _settings(self) -> Scenario:
         """The settings that a key changes: those of yours, or in a replay those of the step that is shown or sought."""
@@ -444,8 +446,8 @@ class Lab(Playback):
         if self.pause_at is not None and self.step >= self.pause_at:
             self.driver.play(False)
             self.pause_at, self.heard = None, "predict, switch, then space"
-        if self.driver.resting and self._rested != self.step and (self.step + 1) % self.yours.steps == 0:
-            self._rested, self.heard = self.step, "steps done: space goes on"
+        if self.driver.resting and self._rested != self.now and (self.now + 1) % self.yours.steps == 0:
+            self._rested, self.heard = self.now, "steps done: space goes on"
             news = True
         return news
 

@@ -139,3 +139,19 @@ def test_a_look_without_a_sampled_token_is_whole() -> None:
     )  # fmt: skip
     assert len(look.table) == 0
     assert json.dumps(look.sequences.records[0].to_json())
+
+
+def test_k3_at_lag_0_is_that_of_the_tokens_which_the_trainers_own_version_sampled() -> None:
+    trainer, records = last_step({**HARD, "engine.lag": 1, "trainer.num_prompts": 2})
+    for member, record in enumerate(records):
+        look = trainer.look(member)
+        fresh = look.mask & (look.weight_versions == look.step)
+        d = (look.trainer_logprobs - look.engine_logprobs)[fresh].astype(np.float64)
+        assert 0 < fresh.sum() < look.mask.sum()
+        assert record.metrics["skew/kl_k3_lag0"] == pytest.approx(float((np.expm1(d) - d).mean()), rel=1e-9)
+
+
+def test_where_every_token_has_a_lag_there_is_no_k3_at_lag_0() -> None:
+    _, records = last_step({"engine.lag": 2, "engine.mode": "wait", "trainer.num_prompts": 2})
+    assert records[0].metrics["lag/mean"] > 0
+    assert records[0].metrics["skew/kl_k3_lag0"] is None

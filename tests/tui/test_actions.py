@@ -45,8 +45,8 @@ def test_every_action_is_carried_out_by_somebody_and_explained() -> None:
 def test_the_keymap_file_moves_an_action_to_other_keys(tmp_path: Path) -> None:
     path = tmp_path / "keymap.toml"
     assert load_keymap(path) == {}
-    path.write_text('[keys]\npause = "j,f5"\n')
-    assert load_keymap(path) == {"pause": "j,f5"}
+    path.write_text('[keys]\npause = "f6,f5"\n')
+    assert load_keymap(path) == {"pause": "f6,f5"}
 
 
 @pytest.mark.parametrize(

@@ -265,7 +265,8 @@ async def test_a_hidden_key_is_neither_in_the_hint_nor_in_the_help(stage: StageM
         assert "1 fix  d diagnose t tokens f formula g ladder a advise p profile l lessons\n" in s.text()
     async with stage(size=(120, 200), steps=2, options=Options(hidden=check_hidden({"fp32_head"}))) as s:
         assert (
-            "1 2 3 fixes  d diagnose t tokens f formula g ladder a advise p profile l lessons  o objective" in s.text()
+            "1 2 3 fixes  d diagnose t tokens f formula g ladder a advise p profile l lessons  , j go back and replay  o objective"
+            in s.text()
         )
         await s.press("f1")
         assert "Switch fix 3" in s.text()

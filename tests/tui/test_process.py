@@ -20,7 +20,7 @@ from skewsim.learn.trainer import train
 from skewsim.records import StepRecord
 from skewsim.settings import Scenario
 from tui.controls import FIXES, explore_controls
-from tui.driver import Driver, TrackSpec
+from tui.driver import Back, Driver, TrackSpec
 from tui.lab import opening, reference_for
 from tui.process import TrainingProcess, environment
 from tui.snapshot import Snapshot
@@ -92,6 +92,13 @@ def test_runs_go_on_side_by_side_and_beyond_the_steps_of_their_scenario(process:
     runs = [process.train(short, (seed,)) for seed in (0, 1)]
     seen = [[(record.step, record.seed) for run in runs for record in next(run)] for _ in range(3)]
     assert seen == [[(step, 0), (step, 1)] for step in range(3)]
+
+
+def test_a_run_goes_back_to_a_checkpoint_and_is_the_same_again(process: TrainingProcess) -> None:
+    run = process.train(SMALL, (0,))
+    first = [numbers(next(run)) for _ in range(7)]
+    assert numbers(run.send(Back(6, SMALL))) == first[5]
+    assert numbers(next(run)) == first[6]
 
 
 def test_the_step_just_done_can_be_looked_at_afterwards_and_is_what_was_recorded(process: TrainingProcess) -> None:

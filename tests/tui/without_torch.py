@@ -51,7 +51,9 @@ async def main() -> int:
         assert not any(track.failed for track in ladder.playback.tracks.values())
         print("ladder")
         await pilot.press("escape", "l", "enter")
-        await wait(lambda: app.player is not None and lab.step > 3)
+        await wait(lambda: app.player is not None and not lab.driver.playing)
+        await pilot.press("enter", "down", "enter")
+        await wait(lambda: lab.step > 3)
         assert lab.yours.trainer.num_prompts == 8, "the lesson's own settings, not the opening's"
         print("lesson")
         await pilot.press("escape", "q")

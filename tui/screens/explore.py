@@ -177,7 +177,7 @@ class Explore(ShellScreen):
         if lab.chosen is not None:
             return f"back at step {lab.chosen}: turn switches, then j replays from there; space goes on"
         if lab.driver.resting:
-            return f"{lab.step + 1} steps are done: space goes on, a switch does too; 0 starts again"
+            return f"{lab.now + 1} steps are done: space goes on, a switch does too; 0 starts again"
         back = next((mark for mark in reversed(lab.marks) if mark.letter == "J"), None)
         if back is not None and lab.now < back.step + _SAID:
             return f"w is yours as it was; y goes on from step {back.step} with the switches as they are"
