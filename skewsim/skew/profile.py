@@ -22,7 +22,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from skewsim import __version__
 from skewsim.border import parse_json, read_small
@@ -84,6 +84,19 @@ class Provenance(BaseModel):
     date: str | None = None
     settings: dict[str, Any] = {}
     skewsim_version: str | None = None
+
+    @field_validator("settings")
+    @classmethod
+    def _of_tables(cls, settings: dict[str, Any]) -> dict[str, Any]:
+        for part in ("asked", "actual", "overruled"):
+            if not isinstance(settings.get(part, {}), Mapping):
+                raise ValueError(f"{part} is {shown(settings[part], 40)}; allowed: a table")
+        return settings
+
+    @property
+    def asked(self) -> Mapping[str, Any]:
+        """The engine settings that were asked for, by name; empty if they are not known."""
+        return self.settings.get("asked", {})  # type: ignore[no-any-return]
 
     @classmethod
     def from_table(cls, table: TokenTable, given: Mapping[str, Any], *, tokens: int, sequences: int) -> Self:
@@ -187,7 +200,7 @@ class SkewProfile(_Part):
     def precision(self) -> str:
         """Which of the engine's precisions dominates its noise; `PublishedRun.yardstick` has the same words."""
         where = self.provenance
-        asked = where.settings.get("asked", {})
+        asked = where.asked
         body, head = where.dtype or "an unknown dtype", where.head_dtype or where.dtype
         if asked.get("quantization"):
             return f"{asked['quantization']} weights"
@@ -204,7 +217,7 @@ class SkewProfile(_Part):
     def _dtype(self) -> str | None:
         """The less precise of engine and trainer, fp8 if keys and values are; None if neither is known."""
         where = self.provenance
-        asked = where.settings.get("asked", {})
+        asked = where.asked
         if asked.get("kv_cache_dtype", "auto") != "auto" or asked.get("quantization") == "fp8":
             return "fp8"
         if asked.get("quantization"):
