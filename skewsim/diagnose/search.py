@@ -48,12 +48,16 @@ def search(models: Models, rows: Rows, target: Floats, start: Config, *, trainer
         loss = _losses(target, predicted)
         if np.sqrt(loss.mean()) < EXACT / 2:
             break
-        best = _best(few, sampled, target[chosen], predicted[chosen], config, held, done, trainer=trainer)
-        if best is None:
-            break
-        kind, rival = best
-        guess = _guess(models, rows, target, predicted, rival, held, kind=kind)
-        if not _better(loss, _losses(target, guess), rows.sequence):
+        for moves in (_moves, _cache_moves):
+            found = moves(few, sampled, target[chosen], config, trainer=trainer)
+            best = _best(few, sampled, target[chosen], predicted[chosen], found, held, done)
+            if best is None:
+                continue
+            kind, rival = best
+            guess = _guess(models, rows, target, predicted, rival, held, kind=kind)
+            if _better(loss, _losses(target, guess), rows.sequence):
+                break
+        else:
             break
         steps += _split(kind, rival, _square(target, predicted), _square(target, guess))
         config, predicted = rival, guess
@@ -67,16 +71,14 @@ def _best(
     rows: Rows,
     target: Floats,
     predicted: Floats,
-    at: Config,
+    moves: Iterator[tuple[str, Config]],
     held: list[Prefix],
     done: set[str],
-    *,
-    trainer: bool,
 ) -> tuple[str, Config] | None:
     """The single change after which least is left, of the kinds that are not `done`."""
     best: tuple[str, Config] | None = None
     least = np.inf
-    for kind, rival in _moves(models, rows, target, at, trainer=trainer):
+    for kind, rival in moves:
         if done & set(kind.split("+")):
             continue
         left = float(_losses(target, _guess(models, rows, target, predicted, rival, held, kind=kind)).mean())
@@ -174,12 +176,15 @@ def _moves(models: Models, rows: Rows, target: Floats, at: Config, *, trainer: b
         if at.dtype == "float32":
             yield "body", replace(at, dtype=dtype, head_dtype=dtype)
             yield "body", replace(at, dtype=dtype)
-    if not trainer and at.kv_cache_dtype == "auto":
-        yield from _cache_moves(models, rows, target, at)
 
 
-def _cache_moves(models: Models, rows: Rows, target: Floats, at: Config) -> Iterator[tuple[str, Config]]:
-    """Keys and values of 8 bits, where the skew is too large for 16: each is another pass of a body."""
+def _cache_moves(
+    models: Models, rows: Rows, target: Floats, at: Config, *, trainer: bool
+) -> Iterator[tuple[str, Config]]:
+    """Keys and values of 8 bits, where nothing else is good enough and the rest is too large for 16: they take passes
+    of their own."""
+    if trainer or at.kv_cache_dtype != "auto":
+        return
     if np.sqrt(_losses(target, models.predict(at, rows)).mean()) > normal.most("bfloat16", None):
         for dtype in dict.fromkeys((at.dtype, "bfloat16")):
             yield "cache", replace(at, kv_cache_dtype="fp8", dtype=dtype)
