@@ -123,3 +123,12 @@ async def test_stepping_back_is_forgotten_when_the_run_goes_on(stage: StageMaker
         await s.until(lambda: s.lab.step == 12)
         assert s.lab.chosen is None
         assert "was" not in s.lab.tracks
+
+
+def test_a_run_whose_members_have_all_diverged_goes_back_too(tmp_path: Path) -> None:
+    run = Run(SMALL, (0,), tmp_path, watched=True)
+    first = numbers(step(run))
+    run._trainer.alive.clear()
+    assert run.step(None, look=False) is None
+    assert numbers(step(run, back=0)) == first
+    run.close()
