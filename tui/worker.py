@@ -44,7 +44,7 @@ may lag, and those of the `_FIRST` steps, under which most prompts were first ca
 
 _EVERY, _MOST_BYTES = 5, 128 * 2**20
 """How often a watched run is kept as a checkpoint to go back to, and the memory for them; when that is full, every
-other one is dropped, and from then on half as many are taken."""
+other one is dropped, and from then on half as many are taken. The start is always kept."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Checkpoints:
         if step % self._every or step in self._kept:
             return
         self._kept[step] = Kept(trainer.scenario, trainer.state())
-        while len(self._kept) > 2 and self._bytes() > _MOST_BYTES:
+        while len(self._kept) > 1 and self._bytes() > _MOST_BYTES:
             self._every *= 2
             self._kept = {at: kept for at, kept in self._kept.items() if at % self._every == 0}
 

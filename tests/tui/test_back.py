@@ -62,6 +62,11 @@ def test_checkpoints_stay_within_their_memory_and_the_first_step_is_always_there
         assert kept._bytes() <= 4 * one
     assert kept.back(100)[0] >= 60
     assert kept.back(0)[0] == 0
+    monkeypatch.setattr(worker, "_MOST_BYTES", one // 2)
+    for at in (5, 10, 15, 20):
+        run._trainer.step_number = at
+        kept.take(run._trainer)
+    assert kept.back(20)[0] == 0, "a policy too large to be kept twice goes back to its start"
 
 
 @on_stage
@@ -119,3 +124,12 @@ async def test_stepping_back_is_forgotten_when_the_run_goes_on(stage: StageMaker
         await s.until(lambda: s.lab.step == 12)
         assert s.lab.chosen is None
         assert "was" not in s.lab.tracks
+
+
+def test_a_run_whose_members_have_all_diverged_goes_back_too(tmp_path: Path) -> None:
+    run = Run(SMALL, (0,), tmp_path, watched=True)
+    first = numbers(step(run))
+    run._trainer.alive.clear()
+    assert run.step(None, look=False) is None
+    assert numbers(step(run, back=0)) == first
+    run.close()

@@ -176,6 +176,23 @@ def test_a_visitors_run_ends_at_the_most_steps_however_often_it_is_played_on(mak
     driver.play(True)
     driver.step()
     assert not driver.drain()
+    driver.go_back("a", 2, SCENARIO)
+    driver.play(True)
+    again = collect(driver, 3)
+    assert [update.records[0].step for update in again] == [0, 1, 2], "from the checkpoint before step 2"
+
+
+def test_a_track_that_goes_back_goes_on_alone_until_it_has_come_to_the_others(make: Make) -> None:
+    driver = make()
+    driver.restart([TrackSpec("a", SCENARIO, (0,)), TrackSpec("b", SCENARIO, (0,))])
+    for _ in range(9):
+        driver.step()
+    collect(driver, 18)
+    driver.go_back("a", 7, SCENARIO)
+    for _ in range(5):
+        driver.step()
+    steps = [(update.track, update.records[0].step) for update in collect(driver, 6)]
+    assert steps == [("a", 5), ("a", 6), ("a", 7), ("a", 8), ("a", 9), ("b", 9)]
 
 
 def test_curves_that_begin_during_the_last_step_of_others_are_not_paused_with_those(make: Make) -> None:

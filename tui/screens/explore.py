@@ -251,10 +251,12 @@ class Explore(ShellScreen):
         self.redraw()
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """A hidden key does nothing and is not listed."""
+        """A key that is hidden, or means nothing in a replay, does nothing and is not listed."""
         if action != "do" or not parameters:
             return True
         entry = by_id(str(parameters[0]))
+        if entry.id == "go_back" and self.lab.replaying:
+            return False
         return not is_hidden(entry, self.hidden_controls)
 
     def action_do(self, id: str) -> None:

@@ -21,6 +21,8 @@ r  reference: all four fixes on      y  yours: what the controls say
 v  initial V1: all four off, as in the well-known move from vLLM's V0 engine to V1 as it comes out of the box
 
 Switch a fix with 1-4 and watch y leave v. Its letter marks the step where it took effect.
+To try a fix on the policy as it was before the damage, step back with , or [, turn switches, and press j: y goes on \
+from there, and w is what it was.
 Skew is the trainer's log-probability of a token minus the engine's. It is computed by the simulated engine's own \
 arithmetic, measured (drawn from a profile of a real engine) or invented; the bottom line says which.
 """
