@@ -38,8 +38,9 @@ def cells(rung: dict[str, Any]) -> list[str]:
 def section(found: dict[str, Any], command: str) -> str:
     prediction = found["prediction"]
     lines = [
-        f"`{command}`: {found['seeds']} seeds, {found['steps']} steps, means over the last tenth of the steps. Real, then the simulator's prediction of it;",
-        "the distance is that of the two reward curves over the band of the seeds (below 1: less than seeds differ).",
+        f"`{command}`: {found['seeds']} seeds, {found['steps']} steps, means over the last tenth of the steps.",
+        "Real, then the simulator's prediction of it; the distance is that of the two reward curves over the band of the seeds",
+        "(below 1: less than seeds differ).",
         "",
         "| rung | engine | reward | entropy | clip rate | k3 | mean abs skew | lag | distance of rewards, in bands |",
         "|---|---|---|---|---|---|---|---|---|",

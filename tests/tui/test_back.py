@@ -64,8 +64,8 @@ def test_checkpoints_stay_within_their_memory_and_the_first_step_is_always_there
     assert kept.back(0)[0] == 0
     monkeypatch.setattr(worker, "_MOST_BYTES", one // 2)
     for at in (5, 10, 15, 20):
-        run._trainer.step_number = at
-        kept.take(run._trainer)
+        trainer.step_number = at
+        kept.take(trainer)
     assert kept.back(20)[0] == 0, "a policy too large to be kept twice goes back to its start"
 
 
