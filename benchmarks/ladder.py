@@ -1,9 +1,10 @@
 """The ladder at a scenario's default settings: both objectives, without and with measured noise, and counter-lessons.
 
     python benchmarks/ladder.py [SEEDS] [STEPS]
+    python benchmarks/ladder.py picture [SEEDS] [STEPS]
 
 Writes docs/images/ladder-OBJECTIVE.png and the second part of docs/ladder.md; the first is ladder_points.py's. About
-five minutes on one quiet core.
+five minutes on one quiet core. With `picture`, the README's figure alone: GRPO at its own point.
 """
 
 from __future__ import annotations
@@ -29,10 +30,11 @@ HEADS = ("heads_fp32", "heads_bf16", "heads_one_sided")
 RAW = ("raw_fixed", "raw_bypass", "raw_tis", "raw_recompute")
 
 
-def climb(title: str, **options: object) -> LadderResult:
-    """Run one ladder to its end, at the default settings."""
+def climb(title: str, *, at_its_point: bool = False, **options: object) -> LadderResult:
+    """Run one ladder to its end, at the default settings or at its objective's point."""
     defaults = {path: reduce(getattr, path.split("."), Scenario()) for point in POINTS.values() for path in point}
-    ladder = Ladder(**options, values={} if "names" in options else defaults)  # type: ignore[arg-type]
+    values = {} if at_its_point or "names" in options else defaults
+    ladder = Ladder(**options, values=values)  # type: ignore[arg-type]
     ensemble, records = ladder.ensemble(), []
     while ensemble.alive:
         records += ensemble.step()
@@ -57,9 +59,13 @@ def table(result: LadderResult) -> str:
 
 
 def main() -> None:
-    seeds = int(sys.argv[1]) if len(sys.argv) > 1 else 5
-    steps = int(sys.argv[2]) if len(sys.argv) > 2 else 100
+    numbers = [each for each in sys.argv[1:] if each != "picture"]
+    seeds, steps = (int(numbers[n]) if len(numbers) > n else default for n, default in enumerate((5, 100)))
     (DOCS / "images").mkdir(exist_ok=True)
+    if "picture" in sys.argv:
+        result = climb("picture", at_its_point=True, objective="grpo", seeds=seeds, steps=steps)
+        result.figure().save(DOCS / "images" / "ladder-grpo-point.png")
+        return print(table(result))
     parts = [
         f"Made by `python benchmarks/ladder.py {seeds} {steps}`: {seeds} seeds, {steps} steps, means over the last tenth of the steps.",
     ]
