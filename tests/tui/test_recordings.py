@@ -35,8 +35,6 @@ from .stagecraft import on_stage
 from .test_lessons import play
 
 HERE = Path(__file__).parent
-_LATER = {"correction/ess", "correction/weight_mean", "correction/kept", "ratio/ess_seq", "skew/kl_k3_lag0"}
-"""Charts that only some recordings have: those of the lessons that show them."""
 SHOWS = shows()
 
 
@@ -61,8 +59,7 @@ def test_every_show_is_recorded_with_the_present_settings_and_toggles(show: Show
         assert run.end >= show.steps
         charts = {REWARD.key, *(view.key for view in VIEWS)}
         routing = {key for key in charts if key.startswith("routing/")}
-        needed = charts - _LATER - (set() if scenario.policy == "base_moe" else routing)
-        assert needed <= set(run.metrics) <= charts
+        assert set(run.metrics) == charts - (set() if scenario.policy == "base_moe" else routing)
     yours = shipped().run(show.scenarios[-1])
     found = [[(at, share(settings)) for at, settings in path_of(run)] for run in yours.family()]
     for toggles in show.toggles:
