@@ -218,6 +218,7 @@ def test_a_members_curve_is_the_same_alone_and_packed_bit_for_bit(together: Colu
     assert equal(ours, theirs)
 
 
+@pytest.mark.slow
 def test_a_members_curve_is_the_same_in_another_process_bit_for_bit(together: Columns) -> None:
     chunks = [Chunk(SMALL, (3,), ()), Chunk(SMALL, (2, 4), ())]
     for chunk, found in in_processes(chunks, 2):
@@ -317,6 +318,7 @@ def test_a_sweep_killed_as_soon_as_so_many_parts_are_there_equals_the_undisturbe
     assert rows_of(tmp_path / "out") == rows_of(undisturbed)
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_is_replaced_and_its_chunk_computed(together: Columns) -> None:
     chunks = [Chunk(SMALL, (n, n + 1), ()) for n in range(0, 4, 2)]
     found = {}

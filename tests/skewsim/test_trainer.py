@@ -166,6 +166,7 @@ def test_every_metric_of_the_table_is_recorded_at_every_step() -> None:
     assert dense - set(_run(_scenario())[-1].metrics) == {"policy/kl_reference"}
 
 
+@pytest.mark.slow
 def test_a_kl_penalty_alone_brings_a_policy_back_to_where_it_started(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a reward the penalty is the whole gradient, and shrinks the distance that the first steps have made."""
     trainer = Trainer(_scenario(steps=60, trainer__learning_rate=1e-3))

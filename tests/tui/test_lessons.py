@@ -166,7 +166,7 @@ async def test_a_lesson_on_the_screen_asks_waits_and_goes_on(stage: StageMaker) 
         assert s.app.player is None
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [NAMES[0], *(pytest.param(name, marks=pytest.mark.slow) for name in NAMES[1:])])
 @pytest.mark.parametrize("size", [(80, 24), pytest.param((120, 40), marks=pytest.mark.slow)])
 @on_stage
 async def test_the_metric_to_watch_is_on_the_screen_on_every_card(

@@ -154,6 +154,7 @@ print(explain(shot, shot.worked, Look()).plain, histogram(shot, Look(), width=80
 """
 
 
+@pytest.mark.slow
 def test_an_objective_that_only_the_table_and_the_trainer_know_is_on_explore_and_on_every_page() -> None:
     done = subprocess.run([sys.executable, "-c", _NEW_OBJECTIVE], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -502,7 +503,7 @@ async def test_a_run_folder_may_have_any_name(
         assert "[bold]/run-001  (finished)" in s.text()
 
 
-@pytest.mark.parametrize("key", ["t", "f", "d"])
+@pytest.mark.parametrize("key", ["t", *(pytest.param(key, marks=pytest.mark.slow) for key in "fd")])
 @on_stage
 async def test_a_snapshot_that_goes_away_while_it_is_drawn_harms_nothing(stage: StageMaker, key: str) -> None:
     """A reset deletes it in the driver's thread: here every second access finds none."""
