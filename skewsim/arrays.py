@@ -87,6 +87,9 @@ def _array_header(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any], in
 def opened_parquet(path: Path | str, *, what: str) -> Iterator[pyarrow.parquet.ParquetFile]:
     """A parquet file to read. Text stays coded, so that one long word in many rows is held once.
 
+    Read with ``use_threads=False``: a thread of pyarrow's own, which reads from a file of Python's, may still be there
+    when the process ends, and then ends it by an abort (seen once in some hundred runs of `gate`).
+
     Whatever goes wrong in the block, too, is a FileFormatError that begins with `what` and the path.
     """
     import pyarrow.parquet

@@ -302,6 +302,7 @@ def _read_parquet(path: Path) -> tuple[Any, dict[str, Column]]:
         raw = (source.schema_arrow.metadata or {}).get(FORMAT.encode())
         if raw is None:
             raise FileFormatError(f"token table {path}: truncated or no token table (it has no header)")
-        arrow = source.read(columns=[name for name in source.schema_arrow.names if name in TYPE_OF_COLUMN])
+        names = [name for name in source.schema_arrow.names if name in TYPE_OF_COLUMN]
+        arrow = source.read(columns=names, use_threads=False)
     columns = {name: numbers(arrow.column(name), f"token table {path}: {name}") for name in arrow.column_names}
     return raw, columns

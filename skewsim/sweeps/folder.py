@@ -130,7 +130,7 @@ def read_part(path: Path, names: Iterable[str] | None = None) -> dict[str, Curve
         if missing := {"member", "step", "diverged"} - set(there):
             raise FileFormatError(f"part {path} has no column {min(missing)}")
         wanted = there if names is None else [n for n in there if n in {"member", "step", "diverged", *names}]
-        table = source.read(columns=wanted)
+        table = source.read(columns=wanted, use_threads=False)
         members = np.array([str(key) for key in table["member"].to_pylist()])
     values = {
         name: numbers(table[name].combine_chunks(), f"part {path}: {name}") for name in wanted if name != "member"

@@ -222,3 +222,15 @@ def test_columns_must_be_numbers_of_one_length():
 def test_importing_the_table_loads_neither_torch_nor_pyarrow():
     code = "import sys, skewsim.skew.tokens; sys.exit('torch' in sys.modules or 'pyarrow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_reading_a_parquet_file_starts_no_thread_that_could_outlive_the_program(tmp_path):
+    make_table().save(tmp_path / "t.parquet")
+    code = (
+        "import os, sys, pyarrow.parquet\n"
+        "from skewsim.skew.tokens import TokenTable\n"
+        "before = os.listdir('/proc/self/task')\n"
+        "TokenTable.load(sys.argv[1])\n"
+        "assert os.listdir('/proc/self/task') == before\n"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "t.parquet")], check=True)
