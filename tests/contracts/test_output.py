@@ -102,6 +102,7 @@ def test_a_ladder_resumed_from_a_checkpoint_gives_the_ladder_of_an_undisturbed_o
     assert strict(resumed) == strict(whole)
 
 
+@pytest.mark.slow
 def test_a_second_ladder_gets_a_folder_of_its_own(capfd: pytest.CaptureFixture[str]) -> None:
     Path("runs/ladder-grpo").mkdir(parents=True)
     _, err = output(capfd, "ladder", *SMALL, "--steps", "1", "--seeds", "1", "--plain")

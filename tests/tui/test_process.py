@@ -34,7 +34,7 @@ SMALL = SCENARIO.with_values({"trainer.num_prompts": 4, "trainer.num_generations
 FIXED = SCENARIO.with_values({"engine.logprobs_mode": "processed_logprobs"})
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def shared_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TrainingProcess]:
     """One process, because each takes seconds to load torch."""
     process = TrainingProcess(tmp_path_factory.mktemp("shared") / "out")
