@@ -8,6 +8,7 @@ given to any process.
 from __future__ import annotations
 
 import functools
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +25,17 @@ for _variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
 # No deadline, because a busy machine is no mistake; the same examples each time, so that a failure can be repeated.
 settings.register_profile("skewsim", deadline=None, derandomize=True, database=None)
 settings.load_profile("skewsim")
+
+
+gc.disable()  # until all tests are collected: what is loaded by then is there to stay
+
+
+def pytest_collection_finish() -> None:
+    """The garbage collector leaves the imported modules and the tests alone: going through them again and again took a
+    third of the time of the tests of the terminal UI."""
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
+    gc.enable()
 
 
 @pytest.hookimpl(optionalhook=True, tryfirst=True)
