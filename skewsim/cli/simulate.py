@@ -197,6 +197,8 @@ def ladder(
     chosen_engine = choose_engine(engine)
     reference = chosen_engine if reference_engine is None else choose_engine(reference_engine)
     first = climb.scenarios[0]
+    if profile is None and first.logit_offset:
+        profile = "none"  # the profiles that ship were measured at smaller logits, which rounding hardly touches
     stand_in = chosen_engine.stand_in(first.engine, profile=profile)
     predicted = rungs(stand_in.profile, values | stand_in.values)
     engines = {scenario.name: chosen_engine for scenario in climb.scenarios} | {first.name: reference}

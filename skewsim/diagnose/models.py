@@ -81,7 +81,7 @@ class ModelScorer:
         ``kv_cache_dtype="fp8"`` all keys and values are rounded as vLLM's cache rounds them (e4m3, scale 1).
         """
         states = self._of(records, dtype, kv_cache_dtype, older, old_tokens)
-        return np.concatenate([self._head(each, head_dtype) for each in states])
+        return np.concatenate([self._head(each, dtype, head_dtype) for each in states])
 
     def _of(
         self,
@@ -145,9 +145,10 @@ class ModelScorer:
         ).last_hidden_state
         return states
 
-    def _head(self, hidden: torch.Tensor, head_dtype: str) -> Floats:
+    def _head(self, hidden: torch.Tensor, dtype: str, head_dtype: str) -> Floats:
+        """Logits of a head that is held in `dtype`, as all of an engine's weights are, and computed in `head_dtype`."""
         kind = getattr(torch, head_dtype)
-        head = self.model.get_output_embeddings()
+        head = self._cast(dtype).get_output_embeddings()
         bias = None if getattr(head, "bias", None) is None else head.bias.to(kind)
         logits = torch.nn.functional.linear(hidden.to(kind), head.weight.to(kind), bias)
         values: Floats = logits.float().numpy()

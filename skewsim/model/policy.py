@@ -314,8 +314,13 @@ class Policy:
         return Policy(self.config, self.flat.expand(members, -1).clone().to(device))
 
     def weights(self, *, dtype: str, head_dtype: str, router_dtype: str | None = None) -> Weights:
-        """A snapshot of the weights at a precision (no gradient)."""
+        """A snapshot of the weights as an engine has them at a precision (no gradient).
+
+        vLLM holds every weight in its dtype, the head's too; `head_dtype` is what the head is computed in
+        (vllm/model_executor/layers/logits_processor.py). A trainer casts its float32 weights: `cast_weights`.
+        """
         views = self.config.views(self.flat.detach())
+        views["lm_head"] = views["lm_head"].to(getattr(torch, dtype))
         return cast_weights(self.config, views, dtype=dtype, head_dtype=head_dtype, router_dtype=router_dtype)
 
 

@@ -62,6 +62,17 @@ def test_bfloat16_differs_from_float32_as_transformers_bfloat16_does(tmp_path: P
     assert 0.5 < our_error / their_error < 2
 
 
+def test_an_engines_float32_head_multiplies_what_it_holds_in_its_own_dtype(tmp_path: Path) -> None:
+    """vLLM: ``F.linear(hidden.to(float32), lm_head.weight.to(float32))``, the weight being one of a bfloat16 model."""
+    policy = random_policy()
+    held = huggingface(policy, tmp_path).to(torch.bfloat16).lm_head.weight.float()
+    exact = policy.config.views(policy.flat)["lm_head"][0]
+    ours = policy.weights(dtype="bfloat16", head_dtype="float32")
+    assert torch.equal(ours.tensors["lm_head"][0], held)
+    assert not torch.equal(held, exact)
+    assert torch.equal(policy.weights(dtype="float32", head_dtype="float32").tensors["lm_head"][0], exact)
+
+
 def test_members_are_independent_bit_for_bit() -> None:
     a, b = random_policy(seed=1), random_policy(seed=2)
     both = Policy(SMALL, torch.cat([a.flat, b.flat, a.flat]))
