@@ -58,6 +58,18 @@ def table(result: LadderResult) -> str:
     return "\n".join(lines)
 
 
+PICTURED = {
+    "grpo": "GRPO at default settings",
+    "gspo": "GSPO at default settings",
+    "measured": "GRPO with a measured profile's noise on every engine",
+}
+
+
+def picture(name: str) -> str:
+    """The figure of a ladder, with what it shows for those who cannot see it."""
+    return f"![{PICTURED[name]}: reward, clip rate, k3, entropy and lag of the six rungs](images/ladder-{name}.png)"
+
+
 def main() -> None:
     numbers = [each for each in sys.argv[1:] if each != "picture"]
     seeds, steps = (int(numbers[n]) if len(numbers) > n else default for n, default in enumerate((5, 100)))
@@ -72,12 +84,13 @@ def main() -> None:
     for objective in ("grpo", "gspo"):
         result = climb(objective, objective=objective, seeds=seeds, steps=steps)
         result.figure().save(DOCS / "images" / f"ladder-{objective}.png")
-        parts += [f"### {objective.upper()}, everything computed", table(result)]
+        parts += [f"### {objective.upper()}, everything computed", picture(objective), table(result)]
     result = climb("measured", objective="grpo", seeds=seeds, steps=steps, profile=PROFILE)
     result.figure().save(DOCS / "images" / "ladder-measured.png")
     parts += [
         "### GRPO, with what remains on a real engine",
         f"Every engine, the reference's too, has the noise of the measured profile `{PROFILE}` on top: the skew that no fix removes.",
+        picture("measured"),
         table(result),
     ]
     for title, names in (("A correction against the fix", RAW), ("An fp32 head on one side only", HEADS)):

@@ -1,4 +1,7 @@
-"""The panel of a lesson: what it says, what it asks, and the answer to choose. Enter goes on, escape leaves."""
+"""The panel of a lesson: what it says, what it asks, and the answer to choose. Enter goes on, escape leaves.
+
+Its frame has the lesson's title and the keys of the moment, so that the charts get two more rows.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +16,8 @@ from tui.views import Look
 
 def card(player: Player, pointed: int, look: Look) -> Text:
     """The current card as text."""
-    step, lesson = player.step, player.lesson
+    step = player.step
     text = Text()
-    text.append(f"{lesson.title}  {player.at + 1}/{len(lesson.step)}\n", style=f"bold {look.strong}")
     if player.phase == "over":
         text.append(f"The lesson is over. {player.score}. Escape closes, l chooses another.")
         return text
@@ -41,11 +43,21 @@ def card(player: Player, pointed: int, look: Look) -> Text:
         )
     if step.type is not None and player.phase in ("say", "revealed", "done"):
         text.append(f"Type: {step.type}\n", style="bold")
-    text.append(_how(player.phase, waits=player.waits), style=look.muted)
+    text.rstrip()
     return text
 
 
+def _title(player: Player) -> str:
+    """The lesson, how far it is, and how many predictions were right."""
+    return "  ".join(
+        filter(None, (player.lesson.title, f"card {player.at + 1}/{len(player.lesson.step)}", player.marks))
+    )
+
+
 def _how(phase: str, *, waits: bool) -> str:
+    """What the keys do."""
+    if phase == "over":
+        return ""
     if phase == "ask":
         return "the curves wait: up and down choose, enter answers, escape leaves"
     if waits:
@@ -88,6 +100,9 @@ class LessonPanel(Widget, can_focus=True):
         if player is not None and player.phase != "ask":
             self._pointed = 0
         self._player, self._look = player, look
+        if player is not None:
+            self.border_title = Text(_title(player), style=f"bold {look.strong}")
+            self.border_subtitle = Text(_how(player.phase, waits=player.waits), style=look.muted)
         self.refresh(layout=True)
 
     def render(self) -> Text:

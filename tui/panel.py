@@ -155,7 +155,7 @@ def _legend_lines(lab: Lab, look: Look, *, dashes: bool, short: bool) -> list[Te
     return lines
 
 
-def top_line(lab: Lab, look: Look, *, score: str = "") -> Text:
+def top_line(lab: Lab, look: Look) -> Text:
     """The top line: what is running, how far, how fast, and the answer to the last key."""
     driver, yours = lab.driver, lab.yours
     if lab.over:
@@ -174,8 +174,6 @@ def top_line(lab: Lab, look: Look, *, score: str = "") -> Text:
     text.append(f" {state} {speed_text(driver.speed)}  {what}  step {max(lab.now, 0)}")
     if lab.heard:
         text.append(f"  {lab.heard}", style=f"bold {look.strong}")
-    if score:
-        text.append(f"  {score}")
     return text
 
 

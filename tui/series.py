@@ -91,6 +91,10 @@ class Series:
     def steps(self) -> NDArray[np.float64]:
         return self._steps[: self._size].astype(np.float64)
 
+    def __contains__(self, key: str) -> bool:
+        """Whether any record had a number of this metric."""
+        return key in self._values
+
     def keys(self) -> list[str]:
         return sorted(self._values)
 

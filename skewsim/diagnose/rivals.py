@@ -20,11 +20,14 @@ from skewsim.diagnose.judge import name_places, name_wrong_entry
 from skewsim.diagnose.precision import dtype_floor, is_rounding, low_precision, what_next
 from skewsim.diagnose.predict import LOGGED, Config, Models, model_of_version, temperatures
 from skewsim.diagnose.routes import name_routing
-from skewsim.diagnose.rows import Rows, mean
-from skewsim.diagnose.search import EXACT, Step, predicted_by, search
+from skewsim.diagnose.rows import Rows
+from skewsim.diagnose.search import EXACT, OwnPrompts, Step, predicted_by, search
 from skewsim.diagnose.staleness import stale_by_contrast
 
 COMPUTED_FLOOR = 0.006  # rms that a float16 engine leaves of float32 predictions (published: 0.0057)
+
+LEAST_BESIDE_STALE = 0.01
+"""A smaller share that is left beside cached prompts is no sign of rounding: not all weights of then are at hand."""
 
 
 def compare(findings: Findings, models: Models) -> None:
@@ -47,8 +50,9 @@ def compare(findings: Findings, models: Models) -> None:
     if found and findings.broken is not None:
         _reinstate(findings, models, found, trainer)
     scale = len(rows) / findings.total if findings.total > 0 else 0.0
+    prompts = OwnPrompts.of(models, rows, rows.engine, found)
     for step in found:
-        _explain(findings, models, step, trainer, engine, share=(step.before - step.after) * scale)
+        _explain(findings, prompts, step, trainer, engine, share=(step.before - step.after) * scale)
     if steps:
         findings.notes.append(f"the trainer's own logprobs fit {_describe(trainer, models)}")
     findings.rest = trainer_rest - engine_rest
@@ -68,11 +72,13 @@ def _reinstate(findings: Findings, models: Models, found: list[Step], trainer: C
         findings.total -= float((rows.skew**2).sum())
 
 
-def _explain(findings: Findings, models: Models, step: Step, trainer: Config, engine: Config, *, share: float) -> None:
-    rows, config = findings.rows, step.config
-    change = f"rms {np.sqrt(step.before):.3g} -> {np.sqrt(step.after):.3g}"
+def _explain(
+    findings: Findings, prompts: OwnPrompts, step: Step, trainer: Config, engine: Config, *, share: float
+) -> None:
+    rows, config, models = findings.rows, step.config, prompts.models
+    change = _change(step)
     if step.kind == "temperature":
-        _explain_temperature(findings, models, config, trainer, change, share)
+        _explain_temperature(findings, prompts, config, trainer, change, share)
     elif step.kind == "truncation" and config.truncation is not None:
         top_p, top_k, min_p = config.truncation
         findings.add(
@@ -103,8 +109,21 @@ def _explain(findings: Findings, models: Models, step: Step, trainer: Config, en
         findings.add_to("compute_dtype", share, f"rescored in {config.dtype}: {change}")
 
 
+_OTHER = {"weights": "the cached prompts", "prefix": "the weights", "temperature": "the truncation"}
+"""What each change may be accepted with; else with the temperature."""
+
+
+def _change(step: Step) -> str:
+    """What a change takes away; of two that were accepted together, what both do."""
+    before, after = np.sqrt(step.joint or (step.before, step.after))
+    change = f"rms {before:.3g} -> {after:.3g}"
+    if step.joint is None:
+        return change
+    return f"{change} together with {_OTHER.get(step.kind, 'the temperature')}, half of it counted for each"
+
+
 def _explain_temperature(
-    findings: Findings, models: Models, config: Config, trainer: Config, change: str, share: float
+    findings: Findings, prompts: OwnPrompts, config: Config, trainer: Config, change: str, share: float
 ) -> None:
     """Raw if the engine reports at temperature 1 and nothing says that the tokens were drawn there, neither the request
     nor the tokens; else another one.
@@ -113,7 +132,7 @@ def _explain_temperature(
     assumed = trainer.temperature if trainer.temperature is not None else float(temperatures(rows).mean())
     reported = config.temperature if config.temperature is not None else float(temperatures(rows).mean())
     requested = replace(config, temperature=None if rows.setting("temperature") is not None else assumed)
-    gain = mean(models.predict(requested, rows) - models.predict(config, rows), rows.sequence)
+    gain = prompts.gain(requested, config)
     if config.temperature == 1.0 != rows.setting("temperature") and gain.z > -2:
         findings.add(
             "raw_logprobs",
@@ -153,6 +172,8 @@ def _leftover(findings: Findings, trainer: Config, engine: Config, trainer_rms: 
         return
     share = float((rest**2).sum()) / findings.total if findings.total > 0 else 0.0
     if not findings.has("head_dtype", "one_sided_fp32_head") and _one_sided(findings, trainer_rms, share):
+        return
+    if share < LEAST_BESIDE_STALE and findings.has("stale_kv"):
         return
     declared = dtype_floor(rows)
     if rms <= (COMPUTED_FLOOR if declared == FLOOR else declared) or findings.has("compute_dtype"):

@@ -16,7 +16,7 @@ from skewsim.catalogue import truncates
 from skewsim.diagnose import normal
 from skewsim.diagnose import signatures as sign
 from skewsim.diagnose.predict import LOGGED, Config, Models, model_of_version, temperatures
-from skewsim.diagnose.rows import Floats, Ints, Rows, mean, sequence_means
+from skewsim.diagnose.rows import Bools, Floats, Ints, Mean, Rows, mean, sequence_means
 
 Prefix = tuple[int, int]
 LEAST_GAIN = 0.25
@@ -34,6 +34,8 @@ class Step:
     config: Config
     before: float
     after: float
+    joint: tuple[float, float] | None = None
+    """Of a change that was accepted together with another: the square before and after both."""
 
 
 def search(models: Models, rows: Rows, target: Floats, start: Config, *, trainer: bool = False) -> list[Step]:
@@ -91,7 +93,8 @@ def _split(kind: str, config: Config, before: float, after: float) -> list[Step]
     """A joint change as its parts, with the gain in equal shares."""
     kinds = kind.split("+")
     levels = np.linspace(before, after, len(kinds) + 1)
-    return [Step(part, config, float(levels[n]), float(levels[n + 1])) for n, part in enumerate(kinds)]
+    joint = (before, after) if len(kinds) > 1 else None
+    return [Step(part, config, float(levels[n]), float(levels[n + 1]), joint) for n, part in enumerate(kinds)]
 
 
 def _polish(models: Models, rows: Rows, target: Floats, steps: list[Step]) -> list[Step]:
@@ -122,6 +125,45 @@ def predicted_by(models: Models, rows: Rows, target: Floats, steps: list[Step], 
         predicted = _guess(models, rows, target, predicted, step.config, held, kind=step.kind)
         held += [step.config.prefix] if step.kind == "prefix" and step.config.prefix else []
     return predicted
+
+
+@dataclass(frozen=True)
+class OwnPrompts:
+    """Predictions in which each sequence's prompt was cached under the weights that fit it best, of those found."""
+
+    models: Models
+    rows: Rows
+    prefixes: tuple[Prefix | None, ...]
+    chosen: Ints
+    """For each row the number of its prefix."""
+    fits: Bools
+    """Rows of sequences that fit about as well as most: the others' prompts may be of weights that nobody kept."""
+
+    @classmethod
+    def of(cls, models: Models, rows: Rows, target: Floats, steps: list[Step]) -> OwnPrompts:
+        found = dict.fromkeys(step.config.prefix for step in steps if step.kind == "prefix")
+        prefixes = (None, *found)
+        if not found:
+            return cls(models, rows, prefixes, np.zeros(len(rows), np.int64), np.ones(len(rows), bool))
+        final = steps[-1].config
+        guesses = [models.predict(replace(final, prefix=prefix), rows) for prefix in prefixes]
+        losses = np.stack([sequence_means(_losses(target, guess), rows.sequence)[1] for guess in guesses])
+        each = np.searchsorted(np.unique(rows.sequence), rows.sequence)
+        least = losses.min(axis=0)
+        fits = least <= 10 * np.median(least)
+        return cls(models, rows, prefixes, losses.argmin(axis=0)[each], fits[each])
+
+    def gain(self, requested: Config, reported: Config) -> Mean:
+        """How much likelier the tokens are under one configuration than under the other, by the sequences that fit."""
+        gained = self.predict(requested) - self.predict(reported)
+        return mean(gained[self.fits], self.rows.sequence[self.fits])
+
+    def predict(self, config: Config) -> Floats:
+        """(N,) logprobs under a configuration, its own prefix aside where others were found."""
+        if len(self.prefixes) == 1:
+            return self.models.predict(config, self.rows)
+        guesses = [self.models.predict(replace(config, prefix=prefix), self.rows) for prefix in self.prefixes]
+        return np.stack(guesses)[self.chosen, np.arange(len(self.rows))]
 
 
 def _guess(

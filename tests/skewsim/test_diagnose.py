@@ -19,6 +19,7 @@ from benchmarks.diagnosis_cases import PAIRS, make_case
 from skewsim.diagnose import LAYER_OF, Diagnosis, diagnose, diagnose_path, load_models
 from skewsim.diagnose.noise import lattice
 from skewsim.diagnose.policies import policy_scorers
+from skewsim.diagnose.predict import Scorer
 from skewsim.diagnose.rows import Rows
 from skewsim.diagnose.signatures import context_slope, truth
 from skewsim.errors import FileFormatError, UserError
@@ -500,6 +501,44 @@ def test_prompts_cached_under_several_weights_are_one_cause_with_all_of_its_shar
     assert shares["stale_kv"].evidence.count("keys and values of version") == 2
     if head == "bfloat16":
         assert float(shares["head_dtype"].evidence.split()[-1]) < 1e-5, "whatever the prompt was cached under"
+
+
+def drawn(scorers: list[Scorer], older: list[Scorer | None], *, temperature: float, length: int = 8) -> SequenceLog:
+    """Sequences whose prompts were cached under older weights; the engine draws at a temperature and reports raw."""
+    rng = np.random.default_rng(0)
+    tokens = np.zeros((len(older), length), np.int64)
+    engine, trainer = np.zeros(tokens.shape), np.zeros(tokens.shape)
+    settings = {"temperature": temperature, "top_p": 1.0, "top_k": 0.0}
+    empty = SequenceRecord(tokens[0], engine[0], weight_versions=np.full(length, 4), settings=settings)
+    records = [replace(empty, prompt_tokens=rng.integers(64, size=10)) for _ in older]
+    for t in range(length):
+        for old in dict.fromkeys(older):
+            rows = [row for row, each in enumerate(older) if each is old]
+            few = [replace(records[row], tokens=tokens[row]) for row in rows]
+            more = {} if old is None else {"older": old, "old_tokens": [9] * len(few)}
+            logits, ours = (
+                scorers[0].logits(few, **kept).reshape(len(few), length, -1)[:, t].astype(float) for kept in (more, {})
+            )
+            for row, z, new in zip(rows, logits, ours, strict=True):
+                drawn = rng.choice(len(z), p=np.exp(log_softmax(z / temperature)))
+                tokens[row, t], engine[row, t] = drawn, log_softmax(z)[drawn]
+                trainer[row, t] = log_softmax(new / temperature)[drawn]
+    rows = zip(records, tokens, engine, trainer, strict=True)
+    return SequenceLog(tuple(replace(r, tokens=t, engine_logprobs=e, trainer_logprobs=n) for r, t, e, n in rows))
+
+
+def test_beside_prompts_cached_under_several_weights_small_causes_are_not_misnamed() -> None:
+    """Raw is told from a wrong temperature by whose tokens they are, each sequence under its own cached prompt. What
+    weights leave that nobody kept, version 3's here, is no rounding."""
+    config = PolicyConfig(hidden_size=32, intermediate_size=32, num_hidden_layers=1, head_dim=16)
+    torch.manual_seed(0)
+    base = Policy.random(config, generator=torch.Generator().manual_seed(1))
+    flats = {version: base.flat + 0.05 * version * torch.randn_like(base.flat) for version in (0, 1, 2, 4)}
+    flats[3] = flats[2] + 0.001 * torch.randn_like(base.flat)
+    scorers = policy_scorers(config, flats)
+    log = drawn(scorers, [scorers[number % 4 + 1] for number in range(48)], temperature=0.7, length=6)
+    known = [scorer for scorer in scorers if scorer.name != "version 3"]
+    assert names(diagnose(log, models=known)) == {"stale_kv", "raw_logprobs"}
 
 
 @dataclass

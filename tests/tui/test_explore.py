@@ -29,9 +29,9 @@ from tui.presets import check_hidden
 from tui.screens.too_small import TooSmall
 from tui.series import Series
 from tui.shell import Options
-from tui.views import VIEWS
+from tui.views import REWARD, VIEWS
 
-from .conftest import StageMaker
+from .conftest import Stage, StageMaker
 from .scripted import scripted
 from .stagecraft import on_stage
 
@@ -103,6 +103,24 @@ async def test_the_twin_shows_the_difference_below(stage: StageMaker) -> None:
         assert "yours minus twin: reward, for processed" in s.text()
 
 
+def last_with_numbers(s: Stage) -> str:
+    """The title of the last metric that yours has."""
+    return next(view.title for view in reversed(VIEWS) if view.key in s.lab.tracks[YOURS].series)
+
+
+@on_stage
+async def test_charts_without_a_number_are_passed_over_and_come_last(stage: StageMaker) -> None:
+    async with stage(size=(200, 50), steps=5) as s:
+        await s.press(*["v"] * len(VIEWS))
+        series = s.lab.tracks[YOURS].series
+        below = [plot.view.key in series for plot in s.app.explore.query(Plot) if plot.view is not REWARD]
+        assert {view.key in series for view in VIEWS} == {True, False}
+        assert below == sorted(below, reverse=True)
+        for _ in VIEWS:
+            await s.press("v")
+            assert next(plot for plot in s.app.explore.query("#plot-0").results(Plot)).view.key in series
+
+
 @on_stage
 async def test_with_a_twin_the_one_chart_below_still_shows_every_metric(stage: StageMaker) -> None:
     async with stage(steps=5) as s:
@@ -111,7 +129,7 @@ async def test_with_a_twin_the_one_chart_below_still_shows_every_metric(stage: S
         await s.press("v")
         assert "KL (k3)" in s.text()
         await s.press("V", "V")
-        assert VIEWS[-1].title in s.text()
+        assert last_with_numbers(s) in s.text()
         await s.press("v", "c", "space")
         assert "KL (k3)" in s.text()
 
@@ -123,7 +141,7 @@ async def test_the_metric_below_is_chosen_by_a_key(stage: StageMaker) -> None:
         await s.press("v")
         assert "lag  r 1" in s.text()
         await s.press("V", "V")
-        assert VIEWS[-1].title in s.text()
+        assert last_with_numbers(s) in s.text()
 
 
 @on_stage

@@ -14,6 +14,7 @@ from tui.controls import explore_controls
 from tui.driver import Driver
 from tui.lab import Lab
 from tui.lesson import CardCheck, Player, lesson_names, load_lesson, parse_lesson
+from tui.lesson_panel import LessonPanel, card
 from tui.plot import Plot
 from tui.views import VIEWS
 
@@ -169,7 +170,7 @@ async def test_a_lesson_on_the_screen_asks_waits_and_goes_on(stage: StageMaker) 
 @pytest.mark.parametrize("name", [NAMES[0], *(pytest.param(name, marks=pytest.mark.slow) for name in NAMES[1:])])
 @pytest.mark.parametrize("size", [(80, 24), pytest.param((120, 40), marks=pytest.mark.slow)])
 @on_stage
-async def test_the_metric_to_watch_is_on_the_screen_on_every_card(
+async def test_the_metric_to_watch_has_eight_rows_on_every_card_and_no_card_is_cut(
     stage: StageMaker, name: str, size: tuple[int, int]
 ) -> None:
     async with stage(size=size, steps=3) as s:
@@ -178,11 +179,15 @@ async def test_the_metric_to_watch_is_on_the_screen_on_every_card(
         player = s.app.player
         assert player is not None
         for at in range(len(player.lesson.step)):
-            player.at, player.phase = at, "ask" if player.step.ask else "say"
+            player.at = at
+            player.phase = "ask" if player.step.ask else "do" if player.step.check else "say"
             s.app.lesson_changed()
             await s.settle()
-            shown = {plot.view.key for plot in s.app.explore.query(Plot) if plot.region.height >= 4 and plot.display}
-            assert {"reward/mean", player.watched or "reward/mean"} <= shown
+            shown = {plot.view.key for plot in s.app.explore.query(Plot) if plot.region.height >= 8 + 2}
+            assert {"reward/mean", player.watched or "reward/mean"} <= shown, s.text()
+            panel = s.app.explore.query_one(LessonPanel)
+            lines = card(player, 0, s.app.look).wrap(s.app.console, panel.content_size.width)
+            assert len(lines) == panel.content_size.height
 
 
 @on_stage

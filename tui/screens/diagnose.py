@@ -47,7 +47,9 @@ def report(found: Diagnosis, look: Look, scenario: Scenario | None = None) -> Te
     if found.placed:
         text.append(f"Published: {found.placed}\n", style=look.muted)
     if len(found.causes) > 1:
-        text.append("in the order in which to mend them, not of their size\n", style=look.muted)
+        text.append(
+            "what explains most first; of about the same size, in the order in which to mend them\n", style=look.muted
+        )
     for cause in found.to_mend:
         text.append(f"\n{cause.name}  {_share(cause, look)}\n", style="bold")
         text.append(f"  Proof: {cause.evidence}\n")

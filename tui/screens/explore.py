@@ -105,10 +105,11 @@ class Explore(ShellScreen):
         """Draw the lab as it is now."""
         lab, look = self.lab, self.shell.look
         wide, full = self.size.width >= 112, self.size.width >= 170
-        self._draw_plots(shown=_EXTRA_PLOTS if full else 2 if wide else 1)
+        two = wide and self.shell.player is None  # a lesson's card takes the room of a chart
+        self._draw_plots(shown=_EXTRA_PLOTS if full else 2 if two else 1)
         self._lines["legend"].show(legend(lab, look, width=None if wide else self.size.width - 1))
         self._lines["legend"].styles.height = len(lab.tracks) if wide else 1
-        self._lines["headline"].show(top_line(lab, look, score=self.shell.player.marks if self.shell.player else ""))
+        self._lines["headline"].show(top_line(lab, look))
         self._lines["status"].show(bottom_line(lab, look))
         for widget in self._widgets.values():
             widget.show(lab.shown, look)
@@ -123,12 +124,23 @@ class Explore(ShellScreen):
             return
         self._drawn = state
         self._reward.show(picture(lab, REWARD), look)
+        views = self._below()
         for i, plot in enumerate(self._plots):
             plot.display = i < shown
             if i >= shown:
                 continue
-            view = self._views()[(self.first_view + i) % len(self._views())]
+            view = views[i]
             plot.show(twin_difference(lab, REWARD) if view is _DIFFERENCE else picture(lab, view), look)
+
+    def _below(self) -> list[View]:
+        """The charts below the reward: the chosen one, then those after it, and last those without any number."""
+        first, *others = [*self._views()[self.first_view :], *self._views()[: self.first_view]]
+        return [first, *sorted(others, key=lambda view: not self._has_numbers(view))]
+
+    def _has_numbers(self, view: View) -> bool:
+        """Whether a curve has a number of this, or none has any yet."""
+        tracks = [track.series for track in self.lab.visible() if len(track.series)]
+        return not tracks or view is _DIFFERENCE or any(view.key in series for series in tracks)
 
     def _views(self) -> tuple[View, ...]:
         """The metrics that the charts below the reward can show, in the order in which the key goes through them."""
@@ -311,8 +323,11 @@ class Explore(ShellScreen):
         self._turn_view(-1)
 
     def _turn_view(self, by: int) -> None:
-        self.first_view = (self.first_view + by) % len(self._views())
-        self.lab.heard = self._views()[self.first_view].title
+        """To the next chart, or the one before, that has anything to show."""
+        views = self._views()
+        around = [(self.first_view + by * turns) % len(views) for turns in range(1, len(views) + 1)]
+        self.first_view = next((at for at in around if self._has_numbers(views[at])), around[0])
+        self.lab.heard = views[self.first_view].title
 
     def do_hide(self) -> None:
         self.lab.hide_next()
