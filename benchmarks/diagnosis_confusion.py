@@ -33,7 +33,7 @@ from skewsim.errors import UserError
 from skewsim.files import atomic_writer
 
 HELD_OUT = 10_000
-FIELD_HELD_OUT = 70_000
+FIELD_HELD_OUT = 80_000
 """The field's seeds from 10,000, 20,000, 30,000, 40,000, 50,000 and 60,000 were counted before rules were changed."""
 BEGIN, END = "<!-- confusion: begin -->", "<!-- confusion: end -->"
 SIMULATED_BEGIN, SIMULATED_END = "<!-- simulated: begin -->", "<!-- simulated: end -->"

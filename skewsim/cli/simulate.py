@@ -97,10 +97,13 @@ def run(
         raise UserError("--resume needs --out: the run folder to go on with")
     style = choose_style(json=json, plain=plain)
     with terminable(), open_engine(engine) as rollouts:
-        folder = RunFolder(out, chosen, seeds=members, engine=engine, resume=resume) if out else None
-        state = folder.load_state() if folder else None
+        from skewsim.learn.memory import StepSize
         from skewsim.learn.trainer import Trainer
 
+        folder = RunFolder(out, chosen, seeds=members, engine=engine, resume=resume) if out else None
+        if folder:  # before the engine, whose start may take minutes
+            folder.check_room(StepSize.before(chosen, members=len(members)).state, chosen.steps)
+        state = folder.load_state() if folder else None
         with folder.fitting(state) if folder else nullcontext():
             trainer = Trainer(chosen, rollouts, seeds=members, state=state)
         history: list[StepRecord] = []
@@ -192,8 +195,9 @@ def ladder(
     if not real:
         if chosen is not None:
             say(f"noise of every engine: {load_profile(chosen).describe()[0]}")
-        result = _climb(climb, path, resume=resume, checkpoint_every=checkpoint_every)
-        return _report(result, path, style)
+        folder = _folder(climb, path, resume=resume)
+        folder.check_room(climb.checkpoint_bytes(), climb.steps)
+        return _report(_climb(climb, folder, checkpoint_every=checkpoint_every), path, style)
     chosen_engine = choose_engine(engine)
     reference = chosen_engine if reference_engine is None else choose_engine(reference_engine)
     first = climb.scenarios[0]
@@ -205,25 +209,31 @@ def ladder(
     for scenario in climb.scenarios:  # a rung that an engine cannot run is refused before the first one is trained
         engines[scenario.name].check(scenario)
     label = engine if reference_engine in (None, engine) else f"{engine}, reference on {reference_engine}"
-    result = _climb(climb, path, engines=engines, label=label, resume=resume, checkpoint_every=checkpoint_every)
+    folder = _folder(climb, path, label=label, resume=resume)
+    beside = _folder(predicted, path / "simulated", resume=resume and (path / "simulated").exists())
+    folder.check_room(climb.checkpoint_bytes() + predicted.checkpoint_bytes(), climb.steps + predicted.steps)
+    result = _climb(climb, folder, engines=engines, checkpoint_every=checkpoint_every)
     say(f"the same, simulated ({stand_in.said})")
-    resume_simulated = resume and (path / "simulated").exists()
-    simulated = _climb(predicted, path / "simulated", resume=resume_simulated, checkpoint_every=checkpoint_every)
+    simulated = _climb(predicted, beside, checkpoint_every=checkpoint_every)
     _report(result, path, style, engines=(engine, reference_engine or engine), label=label, simulated=simulated)
+
+
+def _folder(climb: Ladder, path: Path, *, label: str = "sim", resume: bool = False) -> RunFolder:
+    """The run folder of a ladder that the memory has room for. Raises UserError; nothing is written or started."""
+    rungs = tuple(scenario.name for scenario in climb.scenarios)
+    folder = RunFolder(path, climb.scenarios[0], seeds=climb.seeds, engine=label, rungs=rungs, resume=resume)
+    climb.check_memory()
+    return folder
 
 
 def _climb(
     climb: Ladder,
-    path: Path,
+    folder: RunFolder,
     *,
     engines: Mapping[str, EngineChoice] | None = None,
-    label: str = "sim",
-    resume: bool = False,
     checkpoint_every: int = 10,
 ) -> LadderResult:
     """Train a ladder's rungs into a run folder. `engines`: the real engine of each rung, by the rung's name."""
-    rungs = tuple(scenario.name for scenario in climb.scenarios)
-    folder = RunFolder(path, climb.scenarios[0], seeds=climb.seeds, engine=label, rungs=rungs, resume=resume)
     make = None if engines is None else lambda rung: engines[rung].open(progress=say)
     state = folder.load_state()
     with folder.fitting(state):
@@ -232,11 +242,11 @@ def _climb(
         terminable(),
         closing(made) as ensemble,
         display(climb.steps, style="shown") as shown,
-        resumable(path),
+        resumable(folder.path),
     ):
         for records in record(ensemble, folder, steps=climb.steps, checkpoint_every=checkpoint_every):
             shown.show(records)
-    return climb.result(read_records(path))
+    return climb.result(read_records(folder.path))
 
 
 def _report(

@@ -12,6 +12,7 @@ from skewsim.diagnose.rows import Bools, Ints
 from skewsim.diagnose.view import (
     LARGEST_ROUNDING,
     LEAST_EXPLAINED,
+    LEAST_RATIO,
     LEAST_RMS,
     Named,
     View,
@@ -185,7 +186,7 @@ def _loose_group(view: View, loud: Bools) -> Named | None:
     prompts = _whole_prompts(view, loud)
     if prompts > 1 and not _contiguous(view, loud):
         return _by_prompt(view, inside, prompts, loud)
-    if prompts in (1, 2) or not truthful(view, inside):
+    if prompts in (1, 2) or not truthful(view, inside) or _short_ones(view, early, inside):
         return None
     return view.named(
         "stale_replica",
@@ -194,6 +195,13 @@ def _loose_group(view: View, loud: Bools) -> Named | None:
         f"{int((~loud).sum())}, from the first token to the last; {truth_of(view, inside)}: as of an engine among several that serves "
         "other weights; a column `replica` would show which",
     )
+
+
+def _short_ones(view: View, early: Contrast | None, inside: Bools) -> bool:
+    """Whether the group stands apart only because all beginnings are off, of which short sequences have more."""
+    if early is None or not early.place.value.startswith("below"):
+        return False
+    return view.rms(early.inside & inside) < LEAST_RATIO * view.rms(early.inside & ~inside)
 
 
 def _packed(view: View, which: str, inside: Bools) -> Named:

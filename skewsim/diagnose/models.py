@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from skewsim.diagnose.rows import Floats, Ints
-from skewsim.engine.kv_cache import round_fp8
+from skewsim.engine.kv_cache import STORED
 from skewsim.errors import UserError
 from skewsim.model.huggingface import load_model
 from skewsim.skew.sequences import SequenceRecord
@@ -78,7 +78,7 @@ class ModelScorer:
         """(sampled tokens of all records, V) float32 logits at temperature 1, in record order.
 
         With `older`, the first ``old_tokens[i]`` tokens of prompt and response i keep its keys and values. With
-        ``kv_cache_dtype="fp8"`` all keys and values are rounded as vLLM's cache rounds them (e4m3, scale 1).
+        a `kv_cache_dtype` of `kv_cache.STORED` all keys and values are rounded as vLLM's cache does it (e4m3, scale 1).
         """
         states = self._of(records, dtype, kv_cache_dtype, older, old_tokens)
         return np.concatenate([self._head(each, dtype, head_dtype) for each in states])
@@ -136,7 +136,7 @@ class ModelScorer:
     ) -> torch.Tensor:
         """Last hidden states from position `cut` on; right padding needs no mask in a causal model."""
         body = self._cast(dtype)
-        cache = _fp8_cache(body.config) if kv_cache_dtype == "fp8" else None
+        cache = _rounded_cache(body.config, STORED[kv_cache_dtype]) if kv_cache_dtype in STORED else None
         if older is not None and cut > 0:
             before = older._cast(dtype).base_model(input_ids=ids[:, :cut], past_key_values=cache, use_cache=True)
             cache, ids = before.past_key_values, ids[:, cut:]
@@ -162,13 +162,13 @@ class ModelScorer:
         return self._casts[dtype]
 
 
-def _fp8_cache(config: Any) -> Any:
+def _rounded_cache(config: Any, rounded: Callable[[torch.Tensor], torch.Tensor]) -> Any:
     """transformers' cache of keys and values, rounded when they are stored."""
     from transformers import DynamicCache
 
     class Rounded(DynamicCache):
         def update(self, key_states: Any, value_states: Any, *args: Any, **kwargs: Any) -> Any:
-            return super().update(round_fp8(key_states), round_fp8(value_states), *args, **kwargs)
+            return super().update(rounded(key_states), rounded(value_states), *args, **kwargs)
 
     return Rounded(config=config)
 

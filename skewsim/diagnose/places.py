@@ -12,7 +12,16 @@ from skewsim.diagnose import where
 from skewsim.diagnose.causes import found
 from skewsim.diagnose.groups import in_groups
 from skewsim.diagnose.rows import Bools, Floats, Rows
-from skewsim.diagnose.view import LARGEST_ROUNDING, LEAST_RATIO, LEAST_SHIFT, LEAST_Z, Named, View, other_context
+from skewsim.diagnose.view import (
+    LARGEST_ROUNDING,
+    LEAST_RATIO,
+    LEAST_SHIFT,
+    LEAST_Z,
+    Named,
+    View,
+    other_context,
+    truthful,
+)
 from skewsim.diagnose.where import Contrast
 
 EARLIEST = 8
@@ -154,9 +163,24 @@ def along_the_sequence(view: View) -> Named | None:
             return None
         how = _onset(view, at)
         return view.named("position_dependent", each.inside, f"{evidence}, in all sequences alike: {how}")
-    if not each.place.value.startswith("below") or not _beyond_rounding(each) or not _fades(view, each):
+    if not each.place.value.startswith("below") or not _beyond_rounding(each):
         return None
+    if not _fades(view, each):
+        return _until_an_update(view, each, evidence)
     return other_context(view, np.ones(view.sizes.count, dtype=bool), each.inside)
+
+
+def _until_an_update(view: View, each: Contrast, evidence: str) -> Named | None:
+    """Off up to a token as much as at the first one, and not after it: new weights came in mid-generation."""
+    at = int(view.rows.position[~each.inside].min())
+    if at < EARLIEST or each.place.rms_inside < 3 * each.place.rms_outside or not truthful(view, each.inside):
+        return None
+    return view.named(
+        "stale_weights",
+        each.inside,
+        f"{evidence}, in all sequences alike and as much at token {at - 1} as at the first: older weights up to there, and the "
+        "trainer's from there on, as of an update in mid-generation that made keys and values again; versions would show it",
+    )
 
 
 def _beyond_chance(view: View, each: Contrast) -> bool:

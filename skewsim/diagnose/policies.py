@@ -51,7 +51,7 @@ class PolicyScorer:
         """(sampled tokens of all records, V) float32 logits at temperature 1, in record order.
 
         With `older`, the first ``old_tokens[i]`` tokens of prompt and response i keep its keys and values. With
-        ``kv_cache_dtype="fp8"`` all keys and values are rounded as the simulated engine's cache rounds them.
+        a `kv_cache_dtype` of `kv_cache.STORED` all keys and values are rounded so.
         """
         weights = self.policy.weights(dtype=dtype, head_dtype=head_dtype)
         before = weights if older is None else older.policy.weights(dtype=dtype, head_dtype=head_dtype)
@@ -63,7 +63,7 @@ class PolicyScorer:
         parts: list[Floats] = [np.empty((0, self.vocab_size), np.float32)] * len(records)
         for (length, cut), batch in alike.items():
             ids = torch.from_numpy(np.stack([whole[index] for index in batch])).unsqueeze(0)
-            cache = KVCache.empty(before, 1, len(batch), room=length, fp8=kv_cache_dtype == "fp8")
+            cache = KVCache.empty(before, 1, len(batch), room=length, dtype=kv_cache_dtype)
             if cut:
                 cache.extend(before, ids[:, :, :cut])
             hidden = cache.extend_all(weights, ids[:, :, cut:])

@@ -69,7 +69,7 @@ class Config:
     dtype: str = "float32"
     head_dtype: str = "float32"
     kv_cache_dtype: str = "auto"
-    """``fp8``: all keys and values are rounded to it."""
+    """``fp8``, ``fp8_truncated``: all keys and values are rounded to it, to the nearest or towards zero."""
     temperature: float | None = None
     """None: the request's."""
     truncation: tuple[float, int, float] | None = None

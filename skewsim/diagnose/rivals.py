@@ -104,7 +104,10 @@ def _explain(
             f"rescored with a {config.head_dtype} head: {change}",
         )
     elif step.kind == "cache":
-        findings.add_to("compute_dtype", share, f"rescored in {config.dtype} with keys and values in fp8: {change}")
+        how = ", their digits cut off as vLLM does it on a CPU" if config.kv_cache_dtype == "fp8_truncated" else ""
+        findings.add_to(
+            "compute_dtype", share, f"rescored in {config.dtype} with keys and values in fp8{how}: {change}"
+        )
     elif step.kind == "body":
         findings.add_to("compute_dtype", share, f"rescored in {config.dtype}: {change}")
 

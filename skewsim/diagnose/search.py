@@ -7,6 +7,7 @@ are too many to be kept, a sample of the sequences says which change is best, an
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -24,6 +25,7 @@ EXACT = 2e-3  # rms between float32 implementations of one model, with a margin 
 TRY_TOP_P = (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.92, 0.95, 0.97, 0.98, 0.99)
 BLOCKS = (1, 16)  # whole prompt but its last token; vLLM's blocks
 TRY_TOP_K = (5, 10, 20, 40, 50, 100)
+TRY_CACHES = ("fp8", "fp8_truncated")  # of `kv_cache.STORED`: as a GPU stores keys and values, as a CPU does
 
 
 @dataclass(frozen=True)
@@ -228,8 +230,8 @@ def _cache_moves(
     if trainer or at.kv_cache_dtype != "auto":
         return
     if np.sqrt(_losses(target, models.predict(at, rows)).mean()) > normal.most("bfloat16", None):
-        for dtype in dict.fromkeys((at.dtype, "bfloat16")):
-            yield "cache", replace(at, kv_cache_dtype="fp8", dtype=dtype)
+        for dtype, cache in itertools.product(dict.fromkeys((at.dtype, "bfloat16")), TRY_CACHES):
+            yield "cache", replace(at, kv_cache_dtype=cache, dtype=dtype)
 
 
 def _temperature_moves(models: Models, rows: Rows, target: Floats, at: Config) -> Iterator[tuple[str, Config]]:

@@ -28,22 +28,23 @@ class KVCache:
     """Keys and values of E*N sequences of equal length; layers (E, N, kv_heads, room, d)."""
 
     def __init__(
-        self, config: PolicyConfig, keys: list[Tensor], values: list[Tensor], routes: Tensor | None, *, fp8: bool
+        self, config: PolicyConfig, keys: list[Tensor], values: list[Tensor], routes: Tensor | None, *, dtype: str
     ) -> None:
-        self.config, self.keys, self.values, self.fp8 = config, keys, values, fp8
+        self.config, self.keys, self.values, self.dtype = config, keys, values, dtype
         self.routes = routes
         """(E, N, room, L, k) the experts of each token; None if the policy is no mixture of experts."""
         self.length = 0
 
     @classmethod
-    def empty(cls, weights: Weights, members: int, sequences: int, *, room: int, fp8: bool) -> KVCache:
+    def empty(cls, weights: Weights, members: int, sequences: int, *, room: int, dtype: str = "auto") -> KVCache:
+        """`dtype`: how keys and values are stored, one of `STORED`, or ``auto``: as they are."""
         c = weights.config
         shape = (members, sequences, c.num_key_value_heads, room, c.head_dim)
         like = weights.tensors["norm"]
         keys = [like.new_zeros(shape) for _ in range(c.num_hidden_layers)]
         route = None if c.route is None else torch.zeros(members, sequences, room, *c.route, dtype=torch.int64)
         routes = None if route is None else route.to(like.device)
-        return cls(c, keys, [torch.zeros_like(k) for k in keys], routes, fp8=fp8)
+        return cls(c, keys, [torch.zeros_like(k) for k in keys], routes, dtype=dtype)
 
     def repeated(self, times: int, *, room: int) -> KVCache:
         """A copy with each sequence repeated ``times`` times, repeats adjacent, and room for ``room`` more tokens."""
@@ -55,7 +56,7 @@ class KVCache:
 
         keys, values = ([widen(x) for x in held] for held in (self.keys, self.values))
         routes = None if self.routes is None else widen(self.routes, 2)
-        wide = KVCache(self.config, keys, values, routes, fp8=self.fp8)
+        wide = KVCache(self.config, keys, values, routes, dtype=self.dtype)
         wide.length = self.length
         return wide
 
@@ -95,12 +96,26 @@ class KVCache:
 
     def _stored(self, x: Tensor) -> Tensor:
         """x as the cache stores it."""
-        return round_fp8(x) if self.fp8 else x
+        return STORED[self.dtype](x) if self.dtype in STORED else x
 
 
 def round_fp8(x: Tensor) -> Tensor:
     """x rounded to fp8 e4m3, in its own dtype (saturating, scale 1 as in vLLM)."""
     return x.clamp(-448, 448).to(torch.float8_e4m3fn).to(x.dtype)
+
+
+def truncate_fp8(x: Tensor) -> Tensor:
+    """The same rounded towards zero, as vLLM's CPU kernels do (`float_to_fp8e4m3_scalar` in csrc/cpu/cpu_attn_fp8.hpp).
+
+    Where the nearest number is too large, the next smaller one has the code before it.
+    """
+    nearest = x.clamp(-448, 448).to(torch.float8_e4m3fn)
+    above = nearest.to(x.dtype).abs() > x.abs()
+    return (nearest.view(torch.uint8) - above.to(torch.uint8)).view(torch.float8_e4m3fn).to(x.dtype)
+
+
+STORED = {"fp8": round_fp8, "fp8_truncated": truncate_fp8}
+"""How an engine stores keys and values of 8 bits."""
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, hidden: Tensor) -> Tensor:
@@ -178,13 +193,13 @@ def prefill(
 ) -> tuple[KVCache, Tensor]:
     """Keys and values of prompts (E, B, P) and the logits (E, B, V) after them; uses and fills the prefix cache."""
     members, sequences, length = prompts.shape
-    fp8 = engine.kv_cache_dtype == "fp8"
-    fresh = KVCache.empty(weights, members, sequences, room=length, fp8=fp8)
+    dtype = engine.kv_cache_dtype
+    fresh = KVCache.empty(weights, members, sequences, room=length, dtype=dtype)
     hidden = fresh.extend(weights, prompts)
     if prefixes is not None and prefixes.tokens > 0:
         hits = prefixes.hits(prompt_ids)
         if bool(hits.any()):
-            reused = KVCache.empty(weights, members, sequences, room=length, fp8=fp8)
+            reused = KVCache.empty(weights, members, sequences, room=length, dtype=dtype)
             prefixes.read(prompt_ids, reused)
             reused_hidden = reused.extend(weights, prompts[:, :, prefixes.tokens :])
             hit = hits.view(members, sequences, 1, 1, 1)

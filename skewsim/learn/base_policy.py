@@ -24,7 +24,7 @@ from skewsim.errors import UserError
 from skewsim.learn.offset import offset_logits
 from skewsim.learn.scoring import response_logits
 from skewsim.model.experts import Routes
-from skewsim.model.policy import Policy, PolicyConfig, cast_weights
+from skewsim.model.policy import Policy, PolicyConfig, cast_weights, folder_config
 from skewsim.seeding import Purpose, generator
 from skewsim.settings import Scenario, TaskSettings
 from skewsim.task import ANSWER, EOS, SYNONYMS, VOCAB, Task, answers_of, prompts_of, spelled
@@ -53,12 +53,23 @@ def starting_policy(scenario: Scenario) -> Policy:
     return offset_logits(policy, Task(scenario.task), scenario.logit_offset) if scenario.logit_offset else policy
 
 
+def starting_config(scenario: Scenario) -> PolicyConfig:
+    """The shape of the policy that a scenario starts from; its weights are not read. Raises UserError."""
+    if scenario.policy == "random":
+        return PolicyConfig()
+    return folder_config(_folder(scenario))
+
+
+def _folder(scenario: Scenario) -> Path:
+    shipped = SHIPPED.get(scenario.policy)
+    return Path(scenario.policy) if shipped is None else shipped(scenario.task)
+
+
 def _chosen_policy(scenario: Scenario) -> Policy:
     if scenario.policy == "random":
         stream = generator(0, step=0, purpose=Purpose.POLICY)
         return Policy.random(PolicyConfig(), generator=stream)
-    shipped = SHIPPED.get(scenario.policy)
-    policy = Policy.load(scenario.policy if shipped is None else shipped(scenario.task))
+    policy = Policy.load(_folder(scenario))
     if policy.config.vocab_size < VOCAB:
         raise UserError(f"policy={scenario.policy!r}: vocab_size={policy.config.vocab_size}; the tasks need {VOCAB}")
     return policy

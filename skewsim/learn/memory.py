@@ -11,11 +11,12 @@ of the peak resident memory over steps of eight shapes: it is 0.65 to 1.0 of tho
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from skewsim.errors import UserError
+from skewsim.learn.base_policy import starting_config
 from skewsim.machine import free_memory, size
 from skewsim.model.policy import PolicyConfig
 from skewsim.settings import Scenario
@@ -53,9 +54,20 @@ class StepSize:
             task.max_tokens,
         )
 
+    @classmethod
+    def before(cls, scenario: Scenario, *, members: int) -> StepSize:
+        """The same before anything is loaded. Raises UserError for a policy that is not there."""
+        return cls.of(scenario, starting_config(scenario), Task(scenario.task), members=members)
+
     @property
     def bytes(self) -> int:
         return FLOAT * self.members * (self._weights + self._pass + self._logprobs) + self._mask
+
+    @property
+    def state(self) -> int:
+        """Bytes of what is kept from step to step, and of a checkpoint: weights, two moments, the engine's weights, and
+        a version for each step of lag beside the newest."""
+        return FLOAT * self.members * self.config.num_parameters() * (5 + self.lag)
 
     @property
     def _weights(self) -> int:
@@ -94,18 +106,25 @@ SETTINGS = {
 """Setting -> the field of a step that it decides, and a usual value."""
 
 
-def check_memory(step: StepSize, free: int | None) -> None:
-    """UserError that names the setting which is furthest above its usual value, and what fits, if a step is too large
-    for `free` bytes."""
-    if free is None or step.bytes <= free:
+def together(steps: Sequence[StepSize]) -> int:
+    """Bytes of trainers of which one is at a step at a time, and all keep their states."""
+    return sum(step.state for step in steps) + max(step.bytes - step.state for step in steps)
+
+
+def check_memory(steps: Sequence[StepSize], free: int | None) -> None:
+    """UserError that names the setting which is furthest above its usual value, and what fits, if a step of trainers
+    that are there at once is too large for `free` bytes."""
+    need = together(steps)
+    if free is None or need <= free:
         return
+    step = max(steps, key=lambda each: each.bytes)
     path = max(SETTINGS, key=lambda name: getattr(step, SETTINGS[name][0]) / SETTINGS[name][1])
     field = SETTINGS[path][0]
     value = getattr(step, field)
     change: Any = replace  # its argument has the name of a field
-    fits = most(value, lambda n: bool(change(step, **{field: n}).bytes <= free))
+    fits = most(value, lambda n: together([change(each, **{field: n}) for each in steps]) <= free)
     raise UserError(
-        f"{path}={value}: a step takes about {size(step.bytes)} of memory, and {size(free)} are free; allowed: "
+        f"{path}={value}: a step takes about {size(need)} of memory, and {size(free)} are free; allowed: "
         + (f"with the other settings at most {fits}" if fits else "a smaller policy, or smaller settings")
     )
 

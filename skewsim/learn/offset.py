@@ -45,7 +45,7 @@ def answer_states(policy: Policy, task: Task) -> Tensor:
         answers[:, start:end] = task.environment[:PROMPTS]
     tokens = torch.cat([task.pool[:PROMPTS], answers[:, :-1]], 1).unsqueeze(0)
     weights = policy.weights(dtype="float32", head_dtype="float32")
-    cache = KVCache.empty(weights, 1, tokens.shape[1], room=tokens.shape[2], fp8=False)
+    cache = KVCache.empty(weights, 1, tokens.shape[1], room=tokens.shape[2])
     with torch.no_grad():
         states = cache.extend_all(weights, tokens)[0, :, task.prompt_length - 1 :]
     return states[due >= 0]

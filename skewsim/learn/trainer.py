@@ -94,7 +94,7 @@ class Trainer:
         start = starting_policy(scenario)
         _refuse_replay(scenario, start)
         size = StepSize.of(scenario, start.config, self.task, members=len(self.seeds))
-        check_memory(size, free_on(scenario.device))
+        check_memory([size], free_on(scenario.device))
         self.policy = start.stacked(len(self.seeds), device=scenario.device)
         self.policy.flat.requires_grad_()
         self._reference = start.flat.detach().to(scenario.device)
@@ -299,7 +299,7 @@ class Trainer:
         now, then = (self._size(each) for each in (self.scenario, scenario))
         free = free_on(scenario.device)
         if then.bytes > now.bytes and free is not None:
-            check_memory(then, free + now.bytes)
+            check_memory([then], free + now.bytes)
 
     def _size(self, scenario: Scenario) -> StepSize:
         return StepSize.of(scenario, self.policy.config, self.task, members=len(self.seeds))
@@ -323,7 +323,7 @@ class Trainer:
 
     def checkpoint_bytes(self) -> int:
         """Bytes of a checkpoint's tensors once every version of the weights that the engine may ask for is there."""
-        return checkpoint_bytes(self.scenario, self.policy.flat)
+        return self._size(self.scenario).state
 
     def _restore(self, state: TrainState) -> None:
         device = self.scenario.device
@@ -356,12 +356,6 @@ def _refuse_replay(scenario: Scenario, policy: Policy) -> None:
             f"trainer.router_replay={scenario.trainer.router_replay}: the policy is no mixture of experts; "
             "allowed: disabled, or policy=base_moe"
         )
-
-
-def checkpoint_bytes(scenario: Scenario, weights: Tensor) -> int:
-    """Bytes of a scenario's largest checkpoint: weights, two moments, the engine's weights, and a version for each step
-    of lag beside the newest."""
-    return weights.nbytes * (5 + scenario.engine.lag)
 
 
 @dataclass(frozen=True)

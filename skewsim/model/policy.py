@@ -393,6 +393,13 @@ def _huggingface_config(config: PolicyConfig) -> dict[str, Any]:
     }
 
 
+def folder_config(folder: Path) -> PolicyConfig:
+    """The shape of the policy in a Hugging Face folder, borne out by its files. Raises UserError, FileFormatError."""
+    config = _read_config(folder)
+    check_folder(folder)
+    return config
+
+
 def _read_config(folder: Path) -> PolicyConfig:
     path = folder / "config.json"
     if not folder.is_dir():

@@ -12,7 +12,8 @@ from collections.abc import Callable, Sequence
 import torch
 
 from skewsim.engine.rollouts import RolloutEngine
-from skewsim.learn.trainer import Trainer, TrainState, checkpoint_bytes
+from skewsim.learn.memory import StepSize
+from skewsim.learn.trainer import Trainer, TrainState
 from skewsim.records import StepRecord
 from skewsim.settings import Scenario
 
@@ -109,9 +110,8 @@ class Relay:
         return _whole(self._states | under_way)
 
     def checkpoint_bytes(self) -> int:
-        """With all scenarios in it; 0 when they are finished."""
-        trainer = self._trainer
-        return sum(checkpoint_bytes(each, trainer.policy.flat) for each in self._scenarios) if trainer else 0
+        """With all scenarios in it."""
+        return sum(StepSize.before(each, members=len(self._seeds)).state for each in self._scenarios)
 
     def close(self) -> None:
         """Close the open engine, if there is one."""

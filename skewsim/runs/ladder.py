@@ -19,6 +19,7 @@ from skewsim.scenarios import ALONE, LADDER, Values, ladder_scenarios
 
 if TYPE_CHECKING:
     from skewsim.engine.rollouts import RolloutEngine
+    from skewsim.learn.memory import StepSize
     from skewsim.learn.trainer import TrainState
     from skewsim.runs.ensemble import Ensemble, Relay
     from skewsim.runs.figures import Picture
@@ -125,6 +126,21 @@ class Ladder:
         if engine is not None:
             return Relay(self.scenarios, seeds=self.seeds, engine=engine, state=state)
         return Ensemble(self.scenarios, seeds=self.seeds, state=state)
+
+    def check_memory(self) -> None:
+        """UserError if the rungs together are too large for the memory that is free. Needs torch."""
+        from skewsim.learn.memory import check_memory, free_on
+
+        check_memory(self._sizes(), free_on(self.scenarios[0].device))
+
+    def checkpoint_bytes(self) -> int:
+        """Of the largest checkpoint, with all rungs in it; nothing is loaded for it. Needs torch."""
+        return sum(size.state for size in self._sizes())
+
+    def _sizes(self) -> list[StepSize]:
+        from skewsim.learn.memory import StepSize
+
+        return [StepSize.before(each, members=len(self.seeds)) for each in self.scenarios]
 
     def run(self) -> LadderResult:
         """Train all rungs on the simulated engine, side by side, and judge them. Needs torch."""

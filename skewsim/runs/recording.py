@@ -77,10 +77,11 @@ class RunFolder:
         self._resume_at, self._checksum = 0, 0
 
     def check_room(self, checkpoint: int, steps: int) -> None:
-        """UserError if the disk cannot be written, or has no room for the records of so many steps and three
-        checkpoints of so many bytes: the one that is written, and the two before it."""
+        """UserError if the disk cannot be written, or has no room for the records of so many steps in all and three
+        checkpoints of so many bytes: the one that is written, and the two before it. What is there counts."""
         members = len(self._identity["seeds"]) * max(1, len(self._identity["rungs"]))
-        check_room(self.path, RECORD_BYTES * members * steps + 3 * checkpoint, "run folder")
+        there = sum(file.stat().st_size for file in self.path.rglob("*") if file.is_file())
+        check_room(self.path, RECORD_BYTES * members * steps + 3 * checkpoint - there, "run folder")
 
     def load_state(self) -> TrainState | None:
         """The state to resume from; None at the start of a run, or if it was killed before the first checkpoint."""
@@ -198,7 +199,7 @@ def record(
     None: for as long as somebody asks for steps; the folder's disk must have room up to the first checkpoint.
     """
     if folder is not None:
-        folder.check_room(_checkpoint_bytes(experiment), (steps or checkpoint_every) - experiment.step_number)
+        folder.check_room(_checkpoint_bytes(experiment), steps or experiment.step_number + checkpoint_every)
     with folder or nullcontext():
         while experiment.alive and (steps is None or experiment.step_number < steps):
             records = experiment.step()

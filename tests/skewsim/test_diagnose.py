@@ -374,14 +374,14 @@ def test_a_wrong_temperature_is_estimated_with_a_model(folders: list[Path], tmp_
     assert "temperature 0.8," in found.first.evidence
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_keys_and_values_in_fp8_are_found_by_rounding_them(tmp_path: Path, dtype: str) -> None:
+@pytest.mark.parametrize(("dtype", "cache"), [("float32", "fp8"), ("bfloat16", "fp8"), ("float32", "fp8_truncated")])
+def test_keys_and_values_in_fp8_are_found_by_rounding_them(tmp_path: Path, dtype: str, cache: str) -> None:
     """The engine's numbers are the simulator's, over its own fp8 cache; the models are transformers'."""
     folder = shipped_folder(TaskSettings())
     policy = Policy.load(folder)
     (engine,) = policy_scorers(policy.config, {0: policy.flat})
     sampled = rollouts(folder)
-    logits = torch.from_numpy(engine.logits(sampled, dtype=dtype, kv_cache_dtype="fp8")).reshape(len(sampled), -1, 64)
+    logits = torch.from_numpy(engine.logits(sampled, dtype=dtype, kv_cache_dtype=cache)).reshape(len(sampled), -1, 64)
     logprobs = (logits.double() / 0.8).log_softmax(-1).numpy()
     rounded = pick(logprobs, np.stack([record.tokens for record in sampled]))
     records = [
@@ -390,6 +390,7 @@ def test_keys_and_values_in_fp8_are_found_by_rounding_them(tmp_path: Path, dtype
     found = diagnose(SequenceLog(tuple(records)), models=load_models([folder]))
     assert found.verdict == "compute_dtype"
     assert "keys and values in fp8" in found.first.evidence
+    assert ("cut off" in found.first.evidence) == (cache == "fp8_truncated")
     assert found.first.explained > 0.7
 
 
@@ -430,6 +431,7 @@ def test_too_few_tokens_are_unknown_and_no_rows_no_crash() -> None:
         ("float32", "bfloat16", "auto"),
         ("bfloat16", "float32", "auto"),
         ("float32", "float32", "fp8"),
+        ("float32", "float32", "fp8_truncated"),
     ],
 )
 @pytest.mark.parametrize("old", [False, True])
@@ -463,7 +465,7 @@ def test_the_simulators_own_weights_score_as_the_same_model_in_a_folder_does(
     assert found.shape == expected.shape
     exact = dtype == "float32" == head and cache == "auto"
     np.testing.assert_allclose(found[kept], expected[kept], atol=1e-4 if exact else 0.15)
-    if cache == "fp8":
+    if cache != "auto":
         plain = theirs[0].logits(records, **({"older": theirs[1], "old_tokens": cuts} if old else {}))
         error, effect = (np.abs(found - other)[kept].mean() for other in (expected, plain))
         assert error < 0.1 * effect

@@ -16,6 +16,7 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
+from skewsim.engine.kv_cache import round_fp8, truncate_fp8
 from skewsim.engine.rollouts import FINISH_ABORT, FINISH_LENGTH, FINISH_STOP, RolloutRequest, Rollouts, WeightUpdate
 from skewsim.engine.sampling import draw, process
 from skewsim.engine.simulated import SimEngine
@@ -150,6 +151,20 @@ def test_precisions_are_ordered_as_their_mantissas() -> None:
     assert half < int8
     # float16 has three more mantissa bits than bfloat16: a factor of 8, published 0.0449 / 0.0057 = 7.9
     assert 4 < brain / half < 16
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_fp8_is_the_nearest_number_of_the_format_or_the_next_one_towards_zero(dtype: torch.dtype) -> None:
+    """The format by its definition: 4 bits of exponent with a bias of 7, 3 of mantissa, no infinities."""
+    numbers = [m / 8 * 2.0**-6 for m in range(8)] + [(1 + m / 8) * 2.0**e for e in range(-6, 9) for m in range(8)]
+    known = np.array(numbers[:-1])
+    x = torch.cat([torch.randn(2000) * 4.0**power for power in range(-6, 5)] + [torch.tensor([0.0, 448, -9e9])])
+    x = x.to(dtype)
+    size, sign = x.double().abs().clamp(max=448).numpy(), np.sign(x.double().numpy())
+    below = known[np.searchsorted(known, size, side="right") - 1]
+    np.testing.assert_array_equal(truncate_fp8(x).double().numpy(), sign * below)
+    nearest = np.abs(known - size[:, None]).min(1)
+    np.testing.assert_array_equal(np.abs(round_fp8(x).double().numpy() - sign * size), nearest)
 
 
 def test_an_fp32_head_on_one_side_only_widens_the_gap() -> None:

@@ -338,3 +338,19 @@ def test_a_slope_is_no_temperature_where_the_two_sides_hardly_go_together() -> N
         for n in range(40)
     )
     assert "wrong_temperature" not in {cause.name for cause in diagnose(SequenceLog(records)).causes}
+
+
+def test_an_update_in_mid_generation_that_made_keys_and_values_again_is_told_from_the_log_alone() -> None:
+    """Lengths as on a real engine: short sequences end before the update, and so stand apart."""
+    rng, records = np.random.default_rng(0), []
+    for length in (45, 64, 15, 64, 33, 64, 33, 64):
+        trainer = rng.normal(0, 2, (length, 50))
+        engine = trainer + rng.normal(0, 0.3, (length, 50)) * (np.arange(length) < 32)[:, None]
+        logprobs = [x - np.log(np.exp(x).sum(1, keepdims=True)) for x in (engine, trainer)]
+        tokens = np.array([rng.choice(50, p=np.exp(row)) for row in logprobs[0]])
+        picked = [x[np.arange(length), tokens] for x in logprobs]
+        records.append(SequenceRecord(tokens, picked[0], picked[1], prompt_tokens=rng.integers(50, size=9)))
+    found = diagnose(SequenceLog(tuple(records)))
+    assert found.verdict == "stale_weights"
+    assert found.first.explained > 0.99
+    assert "positions below 32" in found.first.evidence

