@@ -1,10 +1,11 @@
 """The ladder at each objective's own point: every rung, each fault alone, and how soon a fix that comes late is felt.
 
-    python benchmarks/ladder_points.py [OBJECTIVE ...] [--seeds 8] [--steps 50] [--out runs/ladder-points]
+    python benchmarks/ladder_points.py [OBJECTIVE ...] [--seeds 8] [--steps 50] [--wide-clip] [--out runs/ladder-points]
 
 Trains the rungs of `skewsim ladder` at the settings of `skewsim.scenarios.POINTS`, eight seeds at a time, and continues
 initial V1 and each fault alone from the middle of the run with the fixes on. What is done is kept in --out, so that an
-interrupted run goes on and more seeds can be added. Writes the tables into docs/ladder.md.
+interrupted run goes on and more seeds can be added. Writes the tables into docs/ladder.md. With --wide-clip the ratio
+may be anywhere from 1/8 to 8.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from skewsim.share import to_share
 
 PAGE = Path(__file__).parent.parent / "docs" / "ladder.md"
 KEYS = {"reward": "reward/mean", "entropy": "policy/entropy", "clip": "update/clip_rate", "k3": "skew/kl_k3"}
+WIDE_CLIP = {"trainer.epsilon": 0.875, "trainer.epsilon_high": 7.0}
 CHUNK = 8
 """Seeds that are trained together."""
 SMOOTH = 5
@@ -44,25 +46,28 @@ def main() -> None:
     parser.add_argument("objectives", nargs="*", default=list(POINTS))
     parser.add_argument("--seeds", type=int, default=CHUNK)
     parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--wide-clip", action="store_true", help="with " + str(WIDE_CLIP))
     parser.add_argument("--out", type=Path, default=Path("runs/ladder-points"))
     options = parser.parse_args()
-    options.out.mkdir(parents=True, exist_ok=True)
+    values, where = (WIDE_CLIP, " wide clip") if options.wide_clip else ({}, "")
+    out = options.out / where.strip()
+    out.mkdir(parents=True, exist_ok=True)
     for objective in options.objectives:
-        text = section(objective, options.seeds, options.steps, options.out)
+        text = section(objective, values, options.seeds, options.steps, out)
         print(text, flush=True)
-        put(objective, text)
+        put(objective + where, text)
 
 
-def section(objective: str, seeds: int, steps: int, out: Path) -> str:
-    """One objective's table as Markdown."""
-    rungs = ladder_scenarios(objective=objective, steps=steps, names=(*LADDER, *ALONE))
+def section(objective: str, values: dict[str, float], seeds: int, steps: int, out: Path) -> str:
+    """One objective's table as Markdown, at its point with further `values`."""
+    rungs = ladder_scenarios(objective=objective, steps=steps, values=values, names=(*LADDER, *ALONE))
     reference, last = rungs[0], rungs[len(LADDER) - 1]
     assert last == reference.with_values({"name": last.name}), "all four fixes are the reference's settings"
     assert rungs[-1] == rungs[-6].with_values({"name": rungs[-1].name}), "without fix 4 alone is the rung below it"
     del rungs[-1], rungs[len(LADDER) - 1]
     found = {rung.name: collect(rung, reference, seeds, out) for rung in rungs}
     found[ALONE[-1]] = found[LADDER[-2]]
-    point = ", ".join(f"`{path}={value}`" for path, value in POINTS[objective].items())
+    point = ", ".join(f"`{path}={value}`" for path, value in (POINTS[objective] | values).items())
     lines = [
         f"{objective.upper()}, {seeds} seeds, {steps} steps; settings of all rungs: {point}.",
         "",
@@ -167,9 +172,9 @@ def back(mended: Runs, reference: Runs) -> str:
     return f"{near[0] + SMOOTH} steps; {end}" if len(near) else f"not within {len(curves[0])} steps; {end}"
 
 
-def put(objective: str, text: str) -> None:
-    """Put an objective's table between its two marks on the page."""
-    begin, end = (f"<!-- {objective}: {word} -->" for word in ("begin", "end"))
+def put(name: str, text: str) -> None:
+    """Put a table between its two marks on the page."""
+    begin, end = (f"<!-- {name}: {word} -->" for word in ("begin", "end"))
     page = PAGE.read_text()
     before, _, rest = page.partition(begin)
     after = rest.partition(end)[2]
