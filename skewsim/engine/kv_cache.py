@@ -50,9 +50,11 @@ class KVCache:
         """A copy with each sequence repeated ``times`` times, repeats adjacent, and room for ``room`` more tokens."""
 
         def widen(x: Tensor, axis: int = 3) -> Tensor:
-            x = x.narrow(axis, 0, self.length).repeat_interleave(times, dim=1)
-            more = x.new_zeros((*x.shape[:axis], room, *x.shape[axis + 1 :]))
-            return torch.cat([x, more], dim=axis)
+            members, sequences = x.shape[:2]
+            wide = x.new_empty((members, sequences, times, *x.shape[2:axis], self.length + room, *x.shape[axis + 1 :]))
+            wide.narrow(axis + 1, 0, self.length).copy_(x.narrow(axis, 0, self.length).unsqueeze(2))
+            wide.narrow(axis + 1, self.length, room).zero_()
+            return wide.flatten(1, 2)
 
         keys, values = ([widen(x) for x in held] for held in (self.keys, self.values))
         routes = None if self.routes is None else widen(self.routes, 2)
@@ -126,8 +128,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, hidden: Tensor) -> Tensor:
     groups = q.shape[-3] // k.shape[-3]
     if groups > 1:
         k, v = k.repeat_interleave(groups, dim=-3), v.repeat_interleave(groups, dim=-3)
-    scores = q.float() @ k.float().transpose(-1, -2) / math.sqrt(q.shape[-1])
-    return (scores.masked_fill(hidden, -math.inf).softmax(-1) @ v.float()).to(q.dtype)
+    scores = (q.float() @ k.float().transpose(-1, -2)).div_(math.sqrt(q.shape[-1])).masked_fill_(hidden, -math.inf)
+    return (scores.softmax(-1) @ v.float()).to(q.dtype)
 
 
 class PrefixCache:

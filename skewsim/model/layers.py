@@ -18,20 +18,30 @@ from torch.autograd.function import once_differentiable
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """``x / rms(x) * weight``; x (E, R, H), weight (E, H)."""
+    if not torch.is_grad_enabled():
+        return _over_rms(x, eps)[0].mul_(weight.unsqueeze(1))
     return _RMSNorm.apply(x, weight.unsqueeze(1), eps)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def swiglu(gate_up: Tensor) -> Tensor:
     """``silu(gate) * up`` of (E, R, 2 I), gate first."""
+    if not torch.is_grad_enabled():
+        gate, up = gate_up.chunk(2, dim=-1)
+        return torch.nn.functional.silu(gate).mul_(up)
     return _SwiGLU.apply(gate_up)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def _over_rms(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """``x / rms(x)`` in x's dtype, and ``1 / rms(x)`` (E, R, 1)."""
+    wide = x.float()
+    scale = wide.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
+    return (wide * scale).to(x.dtype), scale
 
 
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        wide = x.float()
-        scale = wide.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
-        normed = (wide * scale).to(x.dtype)
+        normed, scale = _over_rms(x, eps)
         ctx.save_for_backward(normed, scale, weight)
         return normed * weight
 
@@ -41,7 +51,7 @@ class _RMSNorm(torch.autograd.Function):
         normed, scale, weight = ctx.saved_tensors
         along = gradient * normed
         inner = along @ weight.transpose(1, 2) / -weight.shape[-1]
-        to_x = torch.addcmul(gradient * weight, normed, inner).mul_(scale)
+        to_x = (gradient * weight).addcmul_(normed, inner).mul_(scale)
         return to_x, along.sum(1, keepdim=True), None
 
 
@@ -60,6 +70,7 @@ class _SwiGLU(torch.autograd.Function):
         gate, up = gate_up.chunk(2, dim=-1)
         both = torch.empty_like(gate_up)
         to_gate, to_up = both.chunk(2, dim=-1)
+        torch.mul(gradient, up, out=to_gate)
+        torch.ops.aten.silu_backward.grad_input(to_gate, gate, grad_input=to_gate)
         torch.mul(gradient, activated, out=to_up)
-        torch.ops.aten.silu_backward.grad_input(gradient * up, gate, grad_input=to_gate)
         return both

@@ -219,8 +219,8 @@ class Weights:
         heads, kv_heads = c.num_attention_heads, c.num_key_value_heads
         for n in range(c.num_hidden_layers):
             h = rms_norm(x, w[f"{n}.attn_norm"], c.rms_norm_eps)
-            turn, v = _linear(h, w[f"{n}.qkv"]).view(*rows, -1, c.head_dim).split([heads + kv_heads, kv_heads], dim=2)
-            q, k = _rotate(self._normed(n, turn), turns).split([heads, kv_heads], dim=2)
+            q, k, v = _linear(h, w[f"{n}.qkv"]).view(*rows, -1, c.head_dim).split([heads, kv_heads, kv_heads], dim=2)
+            q, k = (_rotate(self._normed(f"{n}.{name}_norm", x), turns) for name, x in (("q", q), ("k", k)))
             attended = _linear(attend(n, q, k, v).reshape(*rows, -1), w[f"{n}.o"])
             x = x + (attended if drop is None else drop(attended))
             h = rms_norm(x, w[f"{n}.mlp_norm"], c.rms_norm_eps)
@@ -228,16 +228,11 @@ class Weights:
             x = x + (mapped if drop is None else drop(mapped))
         return rms_norm(x, w["norm"], c.rms_norm_eps)
 
-    def _normed(self, n: int, heads: Tensor) -> Tensor:
-        """The heads (E, R, heads, d) of q and k, each normed in a mixture of experts and otherwise as they are."""
+    def _normed(self, name: str, heads: Tensor) -> Tensor:
+        """The heads (E, R, heads, d) of q or k, each normed in a mixture of experts and otherwise as they are."""
         if not isinstance(self.config, MoEConfig):
             return heads
-        parts = heads.split([self.config.num_attention_heads, self.config.num_key_value_heads], dim=2)
-        weights = (self.tensors[f"{n}.q_norm"], self.tensors[f"{n}.k_norm"])
-        eps = self.config.rms_norm_eps
-        return torch.cat(
-            [rms_norm(x.flatten(1, 2), w, eps).view(x.shape) for x, w in zip(parts, weights, strict=True)], 2
-        )
+        return rms_norm(heads.flatten(1, 2), self.tensors[name], self.config.rms_norm_eps).view(heads.shape)
 
     def _mapped(self, n: int, h: Tensor, routes: Routes | None) -> Tensor:
         """What the MLP of the n-th layer, or its mixture of experts, makes of rows (E, R, H)."""
@@ -352,17 +347,18 @@ def _pairs(config: PolicyConfig, device: torch.device) -> Tensor:
 @lru_cache
 @torch.inference_mode(False)
 def _turns(config: PolicyConfig, device: torch.device) -> Tensor:
-    """Rotary position embedding (arXiv 2104.09864) of each position: complex numbers of length 1, (LONGEST, 1, d/2)."""
+    """Rotary position embedding (arXiv 2104.09864) of each position: complex numbers of length 1 for all heads of q, one
+    head after the other, (LONGEST, heads * d/2). Long rows, as torch's loop over a row has a cost of its own."""
     half = torch.arange(0, config.head_dim, 2, device=device, dtype=torch.float32) / config.head_dim
     positions = torch.arange(LONGEST, device=device, dtype=torch.float32)
-    angles = (positions.unsqueeze(-1) * config.rope_theta**-half).unsqueeze(1)
-    return torch.polar(torch.ones_like(angles), angles)
+    angles = positions.unsqueeze(-1) * config.rope_theta**-half
+    return torch.polar(torch.ones_like(angles), angles).repeat(1, config.num_attention_heads)
 
 
 def _rotate(x: Tensor, turns: Tensor) -> Tensor:
-    """Multiply x (E, R, heads, d), as complex numbers and in float32, by turns (R, 1, d/2)."""
-    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
-    return torch.view_as_real(pairs * turns).flatten(-2).to(x.dtype)
+    """Multiply x (E, R, heads, d), as complex numbers and in float32, by turns (R, at least heads * d/2)."""
+    pairs = torch.view_as_complex(x.float().flatten(2).unflatten(-1, (-1, 2)))
+    return torch.view_as_real(pairs * turns[:, : pairs.shape[-1]]).view(x.shape).to(x.dtype)
 
 
 def _embed(table: Tensor, tokens: Tensor) -> Tensor:
