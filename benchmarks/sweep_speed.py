@@ -16,8 +16,8 @@ processes  members times steps a second in one process and in two, once each of 
            320 members of 100 steps take
 overhead   a sweep's time in one process (chunks, early stopping, columns, Parquet, the folder) against the time of its
            ensembles' own steps within it
-ray        Ray with two workers against two processes of ours: the rates once all of them have begun, the seconds before,
-           and from both how long a sweep has to be for Ray to take 10 % more
+ray        Ray with two workers against two processes of ours: the rates once all of them have begun, the seconds before
+           that, and from both how long a sweep has to be for Ray to take 10 % more
 """
 
 from __future__ import annotations
