@@ -12,11 +12,12 @@ step       a whole step (rollout, rewards, scoring, learning, records) of a stac
            on the same policy, prompts and sizes, from its callback `on_step_begin` to `on_step_end`
 members    the cost of a member and step in a stack of 1 to 32, and in sweeps of 16, 64 and 256 members, which are
            chunks of at most 16: a member's cost there is that of a stack of 16, however many chunks there are
-processes  members times steps a second in one process and in two, once each of them has done its first chunk; and from
-           that how long 320 members of 100 steps take
+processes  members times steps a second in one process and in two, once each of them has begun; and from that how long
+           320 members of 100 steps take
 overhead   a sweep's time in one process (chunks, early stopping, columns, Parquet, the folder) against the time of its
            ensembles' own steps within it
-ray        the rate of Ray with two workers against two processes of ours
+ray        Ray with two workers against two processes of ours: the rates once all of them have begun, the seconds before
+           that, and from both how long a sweep has to be for Ray to take 10 % more
 """
 
 from __future__ import annotations
@@ -244,25 +245,35 @@ def members_part(repeats: int) -> list[Row]:
 # -------------------------------------------------------------------------------------------------------- processes
 
 
-def rate(compute: Compute, workers: int, *, seconds: float) -> float:
-    """Members times steps a second, once every worker has done its first chunk.
+@dataclass(frozen=True)
+class Pace:
+    """How fast chunks are computed: seconds before the first begins, and members times steps a second from then on."""
 
-    Every chunk is alike, and there are as many as take about `seconds` where a member's step takes 30 ms.
-    """
-    scenario = setting(steps=4)
-    rounds = max(2, round(seconds / (LARGEST * scenario.steps * 0.03)))
-    chunks = [Chunk(scenario, tuple(range(n, n + LARGEST)), ()) for n in range(0, LARGEST * workers * rounds, LARGEST)]
-    began = 0.0
-    for n, _ in enumerate(compute(chunks), 1):
-        if n == workers:
-            began = time.perf_counter()
-    return sum(chunk.work for chunk in chunks[workers:]) / (time.perf_counter() - began)
+    start: float
+    rate: float
+
+    @classmethod
+    def of(cls, compute: Compute, workers: int, *, seconds: float) -> Pace:
+        """Of about `seconds` of chunks that are all alike, where a member's step takes 25 ms.
+
+        The first two chunks of each worker are not counted, for they may wait for another one that is still starting.
+        """
+        scenario = setting(steps=4)
+        rounds = max(4, round(seconds / (LARGEST * scenario.steps * 0.025)))
+        firsts = range(0, LARGEST * workers * rounds, LARGEST)
+        chunks = [Chunk(scenario, tuple(range(n, n + LARGEST)), ()) for n in firsts]
+        began = time.perf_counter()
+        done = [time.perf_counter() - began for _ in compute(chunks)]
+        early = 2 * workers
+        work = chunks[0].work
+        rate = work * (len(done) - early) / (done[-1] - done[early - 1])
+        return cls(done[early - 1] - early * work / rate, rate)
 
 
 def processes_part(repeats: int) -> list[Row]:
     """Two processes against one."""
     found = [
-        tuple(rate(lambda chunks, n=n: in_processes(chunks, n), n, seconds=12) for n in (1, 2))
+        tuple(Pace.of(lambda chunks, n=n: in_processes(chunks, n), n, seconds=12).rate for n in (1, 2))
         for _ in range(max(1, repeats // 5))
     ]
     ratios = [two / one for one, two in found]
@@ -317,16 +328,27 @@ def ray_part(repeats: int) -> list[Row]:
     from skewsim.sweeps.cluster import on_ray
 
     found = [
-        rate(lambda chunks: in_processes(chunks, 2), 2, seconds=12)
-        / rate(lambda chunks: on_ray(chunks, 2), 2, seconds=12)
+        (
+            Pace.of(lambda chunks: in_processes(chunks, 2), 2, seconds=24),
+            Pace.of(lambda chunks: on_ray(chunks, 2), 2, seconds=24),
+        )
         for _ in range(max(1, repeats // 5))
     ]
+    slower = [ours.rate / ray.rate for ours, ray in found]
+    ours, ray = (statistics.median(pair[n].start for pair in found) for n in (0, 1))
+    slope = statistics.median(slower)
+    within = max(0.0, (ray - 1.1 * ours) / (1.1 - slope)) if slope < 1.1 else float("inf")
     return [
         (
-            "Ray with two workers: its time above that of two processes",
-            f"{statistics.median(found) - 1:.0%} ({min(found) - 1:.0%} to {max(found) - 1:.0%})",
+            "Ray with two workers: its time above that of two processes, once both have begun",
+            f"{slope - 1:.0%} ({min(slower) - 1:.0%} to {max(slower) - 1:.0%})",
             "at most 10 %",
-        )
+        ),
+        (
+            "seconds before two processes begin, and Ray",
+            f"{ours:.1f} and {ray:.1f}: with them Ray takes at most 10 % more from {within / 60:.1f} min on",
+            "",
+        ),
     ]
 
 

@@ -347,8 +347,8 @@ def _pairs(config: PolicyConfig, device: torch.device) -> Tensor:
 @lru_cache
 @torch.inference_mode(False)
 def _turns(config: PolicyConfig, device: torch.device) -> Tensor:
-    """Rotary position embedding (arXiv 2104.09864) of each position: complex numbers of length 1 for all heads of q, one
-    head after the other, (LONGEST, heads * d/2). Long rows, as torch's loop over a row has a cost of its own."""
+    """Rotary position embedding (arXiv 2104.09864) of each position: complex numbers of length 1 for all heads of q,
+    one head after the other, (LONGEST, heads * d/2): one long row costs torch less than a short one for each head."""
     half = torch.arange(0, config.head_dim, 2, device=device, dtype=torch.float32) / config.head_dim
     positions = torch.arange(LONGEST, device=device, dtype=torch.float32)
     angles = positions.unsqueeze(-1) * config.rope_theta**-half

@@ -23,6 +23,10 @@ PATIENCE = 10
 VARIABLE = "RAY_ADDRESS"
 """The environment variable that names a cluster; Ray's own."""
 
+HERE = {"worker_niceness": 0}
+"""How a cluster of this machine differs from Ray's defaults: its workers have the priority that our own processes have,
+where Ray's come after everything else on the machine (niceness 15), and so are slower beside any other load."""
+
 
 def on_ray(chunks: Sequence[Chunk], workers: int) -> Iterator[tuple[Chunk, Columns]]:
     """Every chunk with its curves, in the order in which they are done; ``workers``: of a cluster of this machine."""
@@ -56,7 +60,7 @@ def connected(workers: int) -> Iterator[None]:
 
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported to anybody
     address = os.environ.get(VARIABLE)
-    here: dict[str, Any] = {"address": "local", "num_cpus": workers, "include_dashboard": False}
+    here: dict[str, Any] = {"address": "local", "num_cpus": workers, "include_dashboard": False, "_system_config": HERE}
     mine = not ray.is_initialized()
     try:
         if mine:
