@@ -3,10 +3,10 @@
     python benchmarks/fp8_cache.py MODEL LOG... [--tokens 300] [--write docs/diagnosis.md]
 
 LOG is sequences.jsonl of `skewsim measure MODEL --set engine.kv_cache_dtype=fp8 --set engine.temperature=1`; the
-profile beside it says the engine's dtype. The model is scored over keys and values as they are, rounded to the nearest number
-of e4m3, and cut off. The last column also does what a tile of AMX does to what it multiplies: vLLM's CPU kernel keeps
-cached numbers 2^120 times too small in bfloat16, where AMX takes numbers below 2^-126 for 0, and so those below 1/64
-(csrc/cpu/cpu_attn_amx.hpp; TDPBF16PS in Intel's instruction set reference).
+profile beside it says the engine's dtype. The model is scored over keys and values as they are, rounded to the nearest
+number of e4m3, and cut off. The last column also does what a tile of AMX does to what it multiplies: vLLM's CPU kernel
+keeps cached numbers 2^120 times too small in bfloat16, where AMX takes numbers below 2^-126 for 0, and so those below
+1/64 (csrc/cpu/cpu_attn_amx.hpp; TDPBF16PS in Intel's instruction set reference).
 """
 
 from __future__ import annotations
