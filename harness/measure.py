@@ -130,7 +130,8 @@ def measure(
                 raise EngineError(f"{error}; {journal.kept}" if journal.done else str(error)) from None
             seconds |= work.seconds
         say(num_tokens, num_tokens, "fitting")
-        table, profile = _conclude(journal, name=name or f"{engine.profile_stem}-{settings.dtype}")
+        dtype = journal.meta.get("dtype", "unknown-dtype")
+        table, profile = _conclude(journal, name=name or f"{engine.profile_stem}-{dtype}")
     seconds["total"] = time.monotonic() - began
     dropped = int(getattr(profile.provenance, "dropped", 0))
     return Measurement(table, profile, Path(out), info, dropped, seconds)
@@ -216,6 +217,8 @@ class _Work:
         size = Size(plan.prompt_tokens, plan.max_tokens, min(SEQUENCES_AT_ONCE, plan.count))
         with engine.session(plan.folder, self._settings, size=size) as session:
             self.seconds["start"] = time.monotonic() - began
+            if not_known := session.info.get("not_known"):
+                self._say(self._done, plan.num_tokens, f"{engine.name} does not tell its {', '.join(not_known)}")
             self._journal.begin(provenance(plan, self._settings, self._scorer, engine.package, session))
             for start in range(0, len(self._requests), REQUESTS_AT_ONCE):
                 asked = self._requests[start : start + REQUESTS_AT_ONCE]
@@ -263,11 +266,12 @@ def provenance(
     """Where a table comes from: engine, model, both precisions, what was asked and what the engine chose by itself."""
     import transformers
 
+    precision = {"dtype": settings.dtype, "head_dtype": settings.head_dtype}
+    told = {key: value for key, value in precision.items() if key not in session.info.get("not_known", ())}
     return {
         "engine": package,
         "engine_version": str(session.info.get("vllm", "not known")),
-        "dtype": settings.dtype,
-        "head_dtype": settings.head_dtype,
+        **told,
         "trainer": f"transformers {transformers.__version__}",
         "trainer_dtype": scorer.dtype,
         "trainer_head_dtype": scorer.head_dtype,

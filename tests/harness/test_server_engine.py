@@ -147,6 +147,18 @@ def test_what_a_server_sent_while_this_process_was_stopped_counts_before_any_jud
         assert len(list(session.generate(ASKED, SETTINGS, max_tokens=6))) == len(ASKED)
 
 
+@pytest.mark.parametrize("info", [None, CONFIG])
+def test_a_server_that_compiles_for_its_first_answer_is_waited_for_while_it_answers_anything(
+    serve: Callable[..., Server], info: dict[str, object] | None
+) -> None:
+    limits = ServerLimits(silence_s=0.2, first_s=5.0, waits_s=QUICK.waits_s)
+    with ServerSession(split_address(serve(first_s=0.6, info=info).url), SETTINGS, limits=limits) as session:
+        assert len(list(session.generate(ASKED, SETTINGS, max_tokens=6))) == len(ASKED)
+    limits = ServerLimits(silence_s=0.2, first_s=0.3, waits_s=QUICK.waits_s)
+    with pytest.raises(EngineError, match=r"sent nothing for 0\.2 s"):
+        ServerSession(split_address(serve(first_s=60.0, info=info).url), SETTINGS, limits=limits)
+
+
 def test_the_limits_that_nobody_set_give_up_within_ten_seconds() -> None:
     limits = ServerLimits()
     assert limits.silence_s < 9

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from benchmarks.diagnosis_cases import PAIRS, make_case
+from skewsim.cli.main import main
 from skewsim.diagnose import LAYER_OF, Diagnosis, diagnose, diagnose_path, load_models
 from skewsim.diagnose.noise import lattice
 from skewsim.diagnose.policies import policy_scorers
@@ -398,6 +399,13 @@ def test_a_pair_of_the_simulators_causes_is_named_both() -> None:
     """One of the cases of benchmarks/diagnosis_confusion.py, which runs hundreds."""
     case = make_case(PAIRS[0], 1)
     assert set(PAIRS[0]) <= names(diagnose(case.log, models=case.models))
+
+
+def test_a_shipped_policy_scores_by_its_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    few = SequenceRecord(np.arange(5), np.full(5, -2.0), prompt_tokens=np.arange(4))
+    write_sequences([few], tmp_path / "log.jsonl")
+    assert main(["diagnose", str(tmp_path / "log.jsonl"), "--model", "base", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["verdict"] == "unknown", "five tokens are too few"
 
 
 def test_users_mistakes_are_one_line(folders: list[Path], tmp_path: Path) -> None:
