@@ -105,7 +105,7 @@ class Explore(ShellScreen):
         """Draw the lab as it is now."""
         lab, look = self.lab, self.shell.look
         wide, full = self.size.width >= 112, self.size.width >= 170
-        two = wide and self.shell.player is None  # a lesson's card takes the room of a chart
+        two = wide and self.size.height >= 36 and self.shell.player is None  # a lesson's card takes the room of a chart
         self._draw_plots(shown=_EXTRA_PLOTS if full else 2 if two else 1)
         self._lines["legend"].show(legend(lab, look, width=None if wide else self.size.width - 1))
         self._lines["legend"].styles.height = len(lab.tracks) if wide else 1
