@@ -203,6 +203,8 @@ async def test_export_and_picture_write_whole_files(stage: StageMaker, tmp_path:
         assert lines[0] == f"# {to_share(s.lab.yours)}"
         assert len(lines) == 2 + 3 * 5
         assert picture.read_text().startswith("<svg")
+        assert 'local("FiraCode-Regular")' in picture.read_text()
+        assert "url(" not in picture.read_text().replace("url(#", ""), "a picture asks no server for a font"
 
 
 @on_stage
