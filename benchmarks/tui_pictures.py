@@ -14,6 +14,7 @@ from pathlib import Path
 from skewsim.files import atomic_writer
 from tui.app import SkewsimApp
 from tui.driver import Driver
+from tui.files import without_web_fonts
 from tui.lab import Lab
 from tui.process import TrainingProcess
 
@@ -34,7 +35,7 @@ async def play(out: Path) -> None:
         app.redraw()
         await pilot.pause(1)
         with atomic_writer(out / f"tui-{name}.svg") as file:
-            file.write(app.export_screenshot(title="skewsim").encode())
+            file.write(without_web_fonts(app.export_screenshot(title="skewsim")).encode())
 
     async with app.run_test(size=(120, 40)) as pilot:
         await until(20)

@@ -23,9 +23,7 @@ def paragraph(text: str) -> str:
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """A table; cells are escaped unless they are `Markup`."""
     head = "".join(f"<th style='text-align:left'>{escape(column)}</th>" for column in columns)
-    body = "".join(
-        f"<tr>{''.join(f'<td style=text-align:left>{_cell(cell)}</td>' for cell in row)}</tr>" for row in rows
-    )
+    body = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows)
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
@@ -43,10 +41,14 @@ def bar(share: float, *, width: int = 120) -> Markup:
     )
 
 
+_SHORT = 12
+
+
 def _cell(value: object) -> str:
-    if isinstance(value, Markup):
-        return value
-    return escape(_words(value))
+    """A cell; a number or a word is not broken, however narrow the page is."""
+    text = value if isinstance(value, Markup) else _words(value)
+    style = "text-align:left;white-space:nowrap" if len(text) <= _SHORT else "text-align:left"
+    return f"<td style={style}>{text if isinstance(text, Markup) else escape(text)}</td>"
 
 
 def _words(value: object) -> str:

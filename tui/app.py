@@ -22,7 +22,7 @@ from textual.widgets import Footer
 from skewsim.errors import UserError, shown
 from skewsim.share import to_share
 from tui.actions import ACTIONS, REVERSING, Action, bindings, by_id, key_text, valid_on
-from tui.files import any_scenario, curves_csv, last_state, shared_scenario, stamp, write
+from tui.files import any_scenario, curves_csv, last_state, shared_scenario, stamp, without_web_fonts, write
 from tui.lab import Lab, next_speed, speed_text
 from tui.lesson import Player, load_lesson
 from tui.measuring import Measuring
@@ -419,7 +419,7 @@ class SkewsimApp(App[None]):
 
     def do_screenshot(self) -> None:
         path = self._output(f"skewsim-{stamp()}.svg")
-        write(path, self.export_screenshot(title="skewsim"))
+        write(path, without_web_fonts(self.export_screenshot(title="skewsim")))
         self._saved(path)
 
     def do_export(self) -> None:

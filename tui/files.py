@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+import re
 import tempfile
 from datetime import datetime
 from pathlib import Path
@@ -63,6 +64,14 @@ def last_state() -> Scenario:
     except (UserError, UnicodeDecodeError) as error:
         reason = "not UTF-8 text" if isinstance(error, UnicodeDecodeError) else error
         raise FileFormatError(f"the last state ({path}) cannot be taken up: {reason}") from None
+
+
+_WEB_FONT = re.compile(r',\s*url\("https?:[^)]*\)\s*format\("\w+"\)')
+
+
+def without_web_fonts(svg: str) -> str:
+    """A picture of the screen that asks no server for its font: the machine's own, or any of fixed width, is used."""
+    return _WEB_FONT.sub("", svg)
 
 
 def stamp() -> str:

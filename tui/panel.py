@@ -187,7 +187,8 @@ def bottom_line(lab: Lab, look: Look) -> Text:
     groups: dict[str, list[str]] = {"computed": [], "measured": [], "invented": []}
     for name, source in record.sources.items():
         groups.setdefault(source, []).append(name)
-    parts = [f"{kind}: {', '.join(names) or 'nothing'}" for kind, names in groups.items()]
+    known = groups.items() if record.sources else ()  # a cell of a sweep does not say
+    parts = [f"{kind}: {', '.join(names) or 'nothing'}" for kind, names in known]
     pace = f"recorded   {LIVE}" if lab.archive is not None else f"{lab.driver.rate:.1f} steps/s"
     text = Text(f" {pace}", style="bold", no_wrap=True)
     text.append("   " + "   ".join(parts), style=look.muted)

@@ -28,7 +28,7 @@ th, td:first-child { overflow-wrap: normal; }
 pre { background: #f5f5f5; padding: .7rem; white-space: pre-wrap; overflow-wrap: anywhere; font-size: .82rem; }
 figure { margin: .5rem 0; } figure svg { width: 100%; height: auto; }
 * { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
-@media print { body { margin: 0; max-width: none; font-size: 11px; } figure, tr { break-inside: avoid; } h2 { break-after: avoid; } }
+@media print { :root { font-size: 12px; } body { margin: 0; max-width: none; font-size: 11px; } figure, tr { break-inside: avoid; } h2 { break-after: avoid; } }
 """
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 

@@ -104,7 +104,7 @@ def _figure(found: SweepMap, name: str, views: Sequence[Shown]) -> Picture:
             image = _heat(axis, found, shown, panel, span, COLOURS.get(name, COLOURS_OF_A_METRIC))
             _label(axis, found, first=column == 0, last=row == len(views) - 1)
             axis.set_title(_title(shown, panel, of_many=len(views) > 1), fontsize=9, loc="left")
-            if name == "collapse":
+            if name == "collapse" and _has_border(found):
                 _border(axis, found, panel)
         figure.colorbar(image, ax=list(grid[row]), shrink=0.9, label=_unit(shown))
     _words(figure, found, name)

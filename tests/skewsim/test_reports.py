@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from skewsim.cli.main import main
+from skewsim.html import table
 from skewsim.records import StepRecord
 from skewsim.runs.figures import PANELS
 from skewsim.runs.recording import RunFolder
@@ -82,6 +83,14 @@ def test_a_ladders_report_has_its_rungs_and_the_command_with_its_settings(tmp_pa
     page = page_of(tmp_path / "ladder", tmp_path / "ladder.html")
     assert all(rung in page.words for rung in LADDER)
     assert "skewsim ladder --objective grpo --seeds 2 --steps 4 --set engine.temperature=0.5" in page.words
+
+
+def test_a_number_in_a_table_is_not_broken_however_narrow_the_page_and_a_sentence_is() -> None:
+    cells = re.findall(r"<td style=([^>]*)>([^<]*)", table(("a", "b"), [(0.00617, "what an engine reports")]))
+    assert [(text, "nowrap" in style) for style, text in cells] == [
+        ("0.00617", True),
+        ("what an engine reports", False),
+    ]
 
 
 def test_a_profiles_report(tmp_path: Path) -> None:

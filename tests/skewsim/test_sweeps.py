@@ -29,7 +29,7 @@ from skewsim.runs.outcome import judge
 from skewsim.settings import Scenario
 from skewsim.sweeps.adaptive import members_of, refined
 from skewsim.sweeps.chunk import Chunk, Columns, train_chunk
-from skewsim.sweeps.figures import map_figures, message
+from skewsim.sweeps.figures import BORDER, map_figures, message
 from skewsim.sweeps.folder import open_sweep, read_curves
 from skewsim.sweeps.layout import PROBABILITY, means_of, panels, spread, text_map
 from skewsim.sweeps.map import SweepMap, crossing, interval, load_map, make_map
@@ -652,6 +652,17 @@ def test_figures_are_drawn_with_a_border_with_gaps_and_with_labels_from_outside(
     curves.popitem()
     picture = map_figures(make_map(sweep, curves))["collapse"]
     assert "<script>" not in picture.save(tmp_path / "figure.svg").read_text()
+
+
+@pytest.mark.parametrize("collapsed", [0, 1])
+def test_a_border_is_drawn_where_there_is_one_and_nothing_of_it_where_nothing_collapses(
+    collapsed: int, tmp_path: Path
+) -> None:
+    axes = [{"path": path, "values": [0.1, 0.2, 0.3]} for path in ("skew.drift", "engine.temperature")]
+    sweep = make_sweep(SweepSettings.model_validate({"axis": axes, "steps": 40, "seeds": 2}))
+    curves = made_up(sweep, {cell.place: 2 * collapsed * (cell.place[0] == 2) for cell in sweep.cells}, 2)
+    drawn = map_figures(make_map(sweep, curves))["collapse"].save(tmp_path / "figure.svg").read_text()
+    assert (BORDER.lower() in drawn.lower()) == bool(collapsed)
 
 
 # --------------------------------------------------------------------------------------------------------------- Ray

@@ -103,6 +103,14 @@ async def test_the_twin_shows_the_difference_below(stage: StageMaker) -> None:
         assert "yours minus twin: reward, for processed" in s.text()
 
 
+@pytest.mark.parametrize("size", [(120, 30), (144, 31), (120, 40)])
+@on_stage
+async def test_every_chart_has_rows_enough_to_read(stage: StageMaker, size: tuple[int, int]) -> None:
+    async with stage(size=size, steps=3) as s:
+        heights = {plot.region.height - 2 for plot in s.app.explore.query(Plot) if plot.display}
+        assert min(heights) >= (8 if size[1] < 36 else 6)
+
+
 def last_with_numbers(s: Stage) -> str:
     """The title of the last metric that yours has."""
     return next(view.title for view in reversed(VIEWS) if view.key in s.lab.tracks[YOURS].series)
@@ -195,6 +203,8 @@ async def test_export_and_picture_write_whole_files(stage: StageMaker, tmp_path:
         assert lines[0] == f"# {to_share(s.lab.yours)}"
         assert len(lines) == 2 + 3 * 5
         assert picture.read_text().startswith("<svg")
+        assert 'local("FiraCode-Regular")' in picture.read_text()
+        assert "url(" not in picture.read_text().replace("url(#", ""), "a picture asks no server for a font"
 
 
 @on_stage

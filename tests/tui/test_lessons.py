@@ -204,6 +204,22 @@ async def test_look_here_and_focused_have_marks_of_their_own(stage: StageMaker) 
         assert "▶temperature" in s.text()
 
 
+@on_stage
+async def test_after_a_change_of_size_one_chart_is_marked(stage: StageMaker) -> None:
+    async with stage(size=(200, 50), steps=3) as s:
+        s.app.start_lesson("in-flight")
+        assert s.app.player is not None
+        s.app.player.at = 2
+        s.app.lesson_changed()
+        await s.settle()
+        for size in ((80, 24), (200, 50), (120, 40)):
+            s.app.explore.first_view = 1 if size == (80, 24) else 0
+            await s.pilot.resize_terminal(*size)
+            await s.settle()
+            marked = [plot.view.key for plot in s.app.explore.query(Plot) if plot.display and plot._highlighted]
+            assert marked in (["lag/mean"], []), "none where the chart is not on the screen"
+
+
 def test_a_lesson_whose_key_is_hidden_is_refused() -> None:
     lesson = load_lesson("in-flight")
     lesson.check_visible(frozenset({"noise"}))

@@ -572,6 +572,8 @@ async def test_a_sweeps_map_moves_its_cursor_and_opens_a_cells_curves(stage: Sta
         assert s.lab.main is not None
         assert s.lab.main.series.values("reward/mean").shape == (4, 40)
         assert s.lab.main.scenario.trainer.learning_rate == 0.003
+        await s.settle()
+        assert "computed: nothing" not in s.text(), "a cell does not say what of it was computed"
 
 
 def test_a_folder_that_is_no_sweep_is_refused_in_the_list_of_runs(tmp_path: Path) -> None:

@@ -105,7 +105,7 @@ class Explore(ShellScreen):
         """Draw the lab as it is now."""
         lab, look = self.lab, self.shell.look
         wide, full = self.size.width >= 112, self.size.width >= 170
-        two = wide and self.shell.player is None  # a lesson's card takes the room of a chart
+        two = wide and self.size.height >= 36 and self.shell.player is None  # a lesson's card takes the room of a chart
         self._draw_plots(shown=_EXTRA_PLOTS if full else 2 if two else 1)
         self._lines["legend"].show(legend(lab, look, width=None if wide else self.size.width - 1))
         self._lines["legend"].styles.height = len(lab.tracks) if wide else 1
@@ -131,6 +131,7 @@ class Explore(ShellScreen):
                 continue
             view = views[i]
             plot.show(twin_difference(lab, REWARD) if view is _DIFFERENCE else picture(lab, view), look)
+        self._point()
 
     def _below(self) -> list[View]:
         """The charts below the reward: the chosen one, then those after it, and last those without any number."""
@@ -217,13 +218,18 @@ class Explore(ShellScreen):
         if watched in keys and watched not in {plot.view.key for plot in self._plots if plot.display}:
             self.first_view = keys.index(watched)
             self.redraw()
-        for plot in (self._reward, *self._plots):
-            plot.highlight(player is not None and plot.view.key == player.step.watch)
+        self._point()
         turned = self._widgets.get(player.step.highlight or "") if player is not None else None
         if player is not None and player.phase != "do":
             panel.focus()
         elif turned is not None and turned.control.kind != "switch":
             turned.focus()  # the card says which way to turn it
+
+    def _point(self) -> None:
+        """Mark the chart that a lesson's card is about."""
+        player = self.shell.player
+        for plot in (self._reward, *self._plots):
+            plot.highlight(player is not None and plot.view.key == player.step.watch)
 
     def on_key(self, event: events.Key) -> None:
         if event.key == "escape" and self.shell.player is not None:
