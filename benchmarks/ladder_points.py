@@ -31,7 +31,9 @@ from skewsim.share import to_share
 
 PAGE = Path(__file__).parent.parent / "docs" / "ladder.md"
 KEYS = {"reward": "reward/mean", "entropy": "policy/entropy", "clip": "update/clip_rate", "k3": "skew/kl_k3"}
-WIDE_CLIP = {"trainer.epsilon": 0.875, "trainer.epsilon_high": 7.0}
+_WIDE = {"trainer.epsilon": 0.875, "trainer.epsilon_high": 7.0}
+WIDE_CLIP = {"grpo": {"engine.temperature": 0.6, **_WIDE}}
+"""Objective -> what --wide-clip sets; the others have the clip alone."""
 CHUNK = 8
 """Seeds that are trained together."""
 SMOOTH = 5
@@ -46,13 +48,14 @@ def main() -> None:
     parser.add_argument("objectives", nargs="*", default=list(POINTS))
     parser.add_argument("--seeds", type=int, default=CHUNK)
     parser.add_argument("--steps", type=int, default=50)
-    parser.add_argument("--wide-clip", action="store_true", help="with " + str(WIDE_CLIP))
+    parser.add_argument("--wide-clip", action="store_true", help="let the ratio be anywhere from 1/8 to 8")
     parser.add_argument("--out", type=Path, default=Path("runs/ladder-points"))
     options = parser.parse_args()
-    values, where = (WIDE_CLIP, " wide clip") if options.wide_clip else ({}, "")
+    where = " wide clip" if options.wide_clip else ""
     out = options.out / where.strip()
     out.mkdir(parents=True, exist_ok=True)
     for objective in options.objectives:
+        values = WIDE_CLIP.get(objective, _WIDE) if options.wide_clip else {}
         text = section(objective, values, options.seeds, options.steps, out)
         print(text, flush=True)
         put(objective + where, text)

@@ -93,8 +93,9 @@ def measure(
     resume: bool = False,
     progress: Progress | None = None,
 ) -> Measurement:
-    """Measure at least `num_tokens` tokens and write table, sequences and profile into the folder `out`.
+    """Measure `num_tokens` tokens and write table, sequences and profile into the folder `out`.
 
+    They are fewer where responses end before they are as long as they may be.
     `engine` is what `harness.engines.choose` makes of a name; a server must have the same model. `model_folder` is a
     Hugging Face folder, or ``base`` or ``base_moe`` (what ships for the first task, on its own prompts).
     `chat_template`: whether prompts that are texts go through the model's; None: where it has one. `batch_tokens`

