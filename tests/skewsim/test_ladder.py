@@ -257,3 +257,25 @@ def test_a_run_of_fifteen_steps_ends_alike_in_its_summary_and_on_its_ladder() ->
     for rung, member in zip(ladder.result(rows).rungs, summarise(rows)["members"], strict=True):
         assert rung.reward_final == member["last_tenth"]["reward/mean"] == 14**2
         assert rung.kl_k3 == member["last_tenth"]["skew/kl_k3"]
+
+
+@pytest.mark.slow
+def test_with_a_wide_clip_initial_v1_learns_nothing_and_stale_weights_alone_end_below_where_they_began() -> None:
+    values = {"engine.temperature": 0.6, "trainer.epsilon": 0.875, "trainer.epsilon_high": 7.0}
+    ladder = Ladder(
+        objective="grpo", seeds=2, steps=56, names=("v0_reference", "initial_v1", "plus_defaults"), values=values
+    )
+    ensemble, records = ladder.ensemble(), []
+    while ensemble.alive:
+        records += ensemble.step()
+    result = ladder.result(records)
+    first, last = (
+        {
+            name: np.mean([r.metrics["reward/mean"] for r in records if r.step in steps])
+            for name, records in result.records.items()
+        }
+        for steps in (range(7), range(46, 56))
+    )
+    assert last["v0_reference"] > first["v0_reference"] + 0.2
+    assert last["initial_v1"] < first["initial_v1"] + 0.1
+    assert last["plus_defaults"] < first["plus_defaults"] - 0.1
