@@ -19,6 +19,7 @@ import json
 import sys
 from copy import deepcopy
 from pathlib import Path
+from textwrap import fill
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,7 +73,7 @@ def section(objective: str, values: dict[str, float], seeds: int, steps: int, ou
     found[ALONE[-1]] = found[LADDER[-2]]
     point = ", ".join(f"`{path}={value}`" for path, value in (POINTS[objective] | values).items())
     lines = [
-        f"{objective.upper()}, {seeds} seeds, {steps} steps; settings of all rungs: {point}.",
+        fill(f"{objective.upper()}, {seeds} seeds, {steps} steps; settings of all rungs: {point}.", 120),
         "",
         "| rung | reward, first eighth | last eighth, mean (lowest to highest seed) | cost against the reference | entropy "
         "| clip rate | k3 | mended half way: back after |",

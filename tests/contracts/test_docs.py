@@ -158,3 +158,18 @@ def _has_code(path: Path) -> bool:
 def test_every_link_to_a_file_of_the_project_leads_somewhere(page: Path) -> None:
     targets = re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text())
     assert [target for target in targets if not (page.parent / target).exists()] == []
+
+
+def prose(page: Path) -> list[str]:
+    """The lines of a page that are neither code, nor tables, nor pictures; addresses of links are left out."""
+    found, code = [], False
+    for line in page.read_text().splitlines():
+        code ^= line.startswith("```")
+        if not code and not line.lstrip().startswith(("|", "![", "```")):
+            found.append(re.sub(r"\]\(\S+\)", "]", line))
+    return found
+
+
+@pytest.mark.parametrize("page", [*sorted(ROOT.glob("*.md")), *sorted(DOCS.glob("*.md"))], ids=lambda page: page.name)
+def test_prose_is_wrapped_at_120_columns(page: Path) -> None:
+    assert not [line for line in prose(page) if len(line) > 120]
