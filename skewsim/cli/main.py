@@ -82,14 +82,18 @@ FIND_MODEL = "harness.models:find_model"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code. Without `arguments`, the command line of this process."""
-    if arguments is None:
+    if arguments is not None:
+        return _guarded(list(arguments))
+    try:
         open_streams()
         heed_interrupts()
-    try:
-        return _guarded(list(sys.argv[1:] if arguments is None else arguments))
-    finally:
-        if arguments is None:
+        try:
+            return _guarded(sys.argv[1:])
+        finally:
             ignore_interrupts()
+    except KeyboardInterrupt:  # one more, after the command has said how it ended and before the line above
+        ignore_interrupts()
+        return 130
 
 
 def _guarded(words: list[str]) -> int:
