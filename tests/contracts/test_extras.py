@@ -132,7 +132,9 @@ def test_a_mistake_of_ours_is_not_hidden_by_the_command_line() -> None:
     assert "skewsim.nowhere" in done.stderr
 
 
-@pytest.mark.parametrize("package", ["torch", "textual", "textual_serve", "httpx2"])
+@pytest.mark.parametrize(
+    "package", ["torch", *(pytest.param(p, marks=pytest.mark.slow) for p in ("textual", "textual_serve", "httpx2"))]
+)
 def test_every_command_has_help_and_completion_without_the_extras(package: str) -> None:
     code = """
 from skewsim.cli.main import COMMANDS, main

@@ -73,7 +73,7 @@ def test_one_after_another_is_side_by_side_and_only_one_engine_is_open() -> None
     assert apart.to_json() == together.to_json()
 
 
-@pytest.mark.parametrize("fail_at", [(0, 0), (1, 1), (2, 2)])
+@pytest.mark.parametrize("fail_at", [(1, 1), *(pytest.param(at, marks=pytest.mark.slow) for at in ((0, 0), (2, 2)))])
 def test_a_ladder_whose_engine_dies_closes_it_keeps_its_rows_and_goes_on_where_it_was(
     tmp_path: Path, fail_at: tuple[int, int]
 ) -> None:

@@ -245,10 +245,15 @@ async def test_without_colour_a_screen_says_the_same_and_has_none(
 
 PICTURES = [
     ("explore", (120, 40), "textual-dark"),
-    ("explore", (120, 40), "textual-light"),
-    ("tokens", (120, 40), "textual-dark"),
-    ("ladder", (120, 40), "textual-light"),
-    ("lesson-reveal", (80, 24), "textual-dark"),
+    *(
+        pytest.param(*each, marks=pytest.mark.slow)
+        for each in (
+            ("explore", (120, 40), "textual-light"),
+            ("tokens", (120, 40), "textual-dark"),
+            ("ladder", (120, 40), "textual-light"),
+            ("lesson-reveal", (80, 24), "textual-dark"),
+        )
+    ),
 ]
 
 

@@ -152,7 +152,13 @@ MENDED = reference_for(SCENARIO).with_values({"name": "yours"})
 
 @pytest.mark.parametrize(
     ("off", "cause"),
-    [(0, "raw_logprobs"), (1, "stale_kv"), (2, "stale_weights"), (3, "head_dtype")],
+    [
+        (1, "stale_kv"),
+        *(
+            pytest.param(*each, marks=pytest.mark.slow)
+            for each in ((0, "raw_logprobs"), (2, "stale_weights"), (3, "head_dtype"))
+        ),
+    ],
 )
 def test_each_fix_that_is_off_is_named_by_the_weights_that_the_process_holds(
     process: TrainingProcess, off: int, cause: str
@@ -177,6 +183,7 @@ def test_a_step_that_nobody_has_looked_at_cannot_be_diagnosed(process: TrainingP
         process.watch.diagnose()
 
 
+@pytest.mark.slow
 def test_a_step_is_diagnosed_by_the_weights_of_then_however_long_ago(process: TrainingProcess) -> None:
     """The engine still has its weights from before the lag was raised, more steps ago than weights are kept."""
     run = process.train(MENDED, (0,))
@@ -301,7 +308,7 @@ def test_nothing_is_imported_from_the_folder_that_somebody_is_in(
 
 
 def test_a_step_under_way_does_not_keep_it_alive_when_the_app_is_gone() -> None:
-    long = SCENARIO.with_values({"trainer.num_prompts": 1024, "trainer.num_generations": 32})
+    long = SCENARIO.with_values({"trainer.num_prompts": 512, "trainer.num_generations": 32})
     child = TrainingProcess().start()
     stdin = child._process.stdin
     assert stdin is not None

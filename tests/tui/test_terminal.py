@@ -77,12 +77,17 @@ def test_a_kill_in_the_middle_leaves_every_step_but_the_one_under_way(tmp_path: 
     ("arguments", "what"),
     [
         (("no-such-scenario",), "no-such-scenario"),
-        (("--lesson", "flying"), "lesson 'flying'"),
-        (("--lesson", "a"), "lesson 'a' may be any of: 1-what-skew-is"),
-        (("--lesson", "in-flight", "--preset", "corrections"), "needs what is hidden: defaults, inflight"),
         (("--out", "file"), "out=file: is a file; allowed: a folder"),
-        (("--hide", "everything"), "hide=everything"),
-        (("--preset", "none"), "preset 'none'"),
+        *(
+            pytest.param(*each, marks=pytest.mark.slow)
+            for each in (
+                (("--lesson", "flying"), "lesson 'flying'"),
+                (("--lesson", "a"), "lesson 'a' may be any of: 1-what-skew-is"),
+                (("--lesson", "in-flight", "--preset", "corrections"), "needs what is hidden: defaults, inflight"),
+                (("--hide", "everything"), "hide=everything"),
+                (("--preset", "none"), "preset 'none'"),
+            )
+        ),
     ],
 )
 def test_a_mistake_on_the_command_line_is_one_line_and_exit_code_two(
