@@ -58,8 +58,8 @@ def _shares_a_fixture(path: Path) -> bool:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """A half more than there are cores: many tests of processes and screens wait for something."""
-    return len(os.sched_getaffinity(0)) * 3 // 2
+    """Twice as many as there are cores: many tests of processes and screens wait for something."""
+    return len(os.sched_getaffinity(0)) * 2
 
 
 class Faults:

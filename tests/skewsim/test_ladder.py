@@ -135,7 +135,7 @@ def test_gspos_clip_is_hit_harder_than_grpos(grpo: LadderResult, gspo: LadderRes
 
 @pytest.fixture(
     scope="module",
-    params=[pytest.param((1, 14), id="daily"), pytest.param((3, 40), id="whole", marks=pytest.mark.slow)],
+    params=[pytest.param(size, id=f"{size[1]}", marks=pytest.mark.slow) for size in ((1, 14), (3, 40))],
 )
 def counter_lesson(request: pytest.FixtureRequest) -> LadderResult:
     seeds, steps = request.param

@@ -103,7 +103,9 @@ async def test_the_twin_shows_the_difference_below(stage: StageMaker) -> None:
         assert "yours minus twin: reward, for processed" in s.text()
 
 
-@pytest.mark.parametrize("size", [(120, 30), (144, 31), (120, 40)])
+@pytest.mark.parametrize(
+    "size", [(120, 30), *(pytest.param(size, marks=pytest.mark.slow) for size in ((144, 31), (120, 40)))]
+)
 @on_stage
 async def test_every_chart_has_rows_enough_to_read(stage: StageMaker, size: tuple[int, int]) -> None:
     async with stage(size=size, steps=3) as s:

@@ -6,6 +6,8 @@ import gc
 import weakref
 from typing import Any
 
+import pytest
+
 from skewsim.learn.trainer import Trainer
 from tui.app import KeyLine
 from tui.lab import opening
@@ -15,6 +17,7 @@ from .conftest import StageMaker
 from .stagecraft import on_stage
 
 
+@pytest.mark.slow
 @on_stage
 async def test_the_footer_lets_go_of_the_keys_it_no_longer_shows(stage: StageMaker) -> None:
     async with stage(steps=5) as s:

@@ -332,7 +332,7 @@ async def test_a_lesson_that_is_chosen_twice_is_started_once(stage: StageMaker) 
         assert s.app.player is player
 
 
-@pytest.mark.parametrize("key", ["", "a", "g", "l"])
+@pytest.mark.parametrize("key", ["a", *(pytest.param(key, marks=pytest.mark.slow) for key in ("", "g", "l"))])
 @on_stage
 async def test_two_sizes_under_way_at_once_do_not_chase_each_other(stage: StageMaker, key: str) -> None:
     async with stage(steps=1) as s:
@@ -480,7 +480,7 @@ def test_a_value_that_is_no_number_has_no_share_and_takes_none_from_the_rest() -
     assert "10% of the mean square skew is explained by none of this" in text
 
 
-@pytest.mark.parametrize("keys", ["i", "r tab", "x enter"])
+@pytest.mark.parametrize("keys", ["i", *(pytest.param(keys, marks=pytest.mark.slow) for keys in ("r tab", "x enter"))])
 @on_stage
 async def test_what_is_typed_is_no_markup(stage: StageMaker, keys: str) -> None:
     """Brackets in a wrong answer were once read as a markup tag in the error that quotes it."""

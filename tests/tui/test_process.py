@@ -132,6 +132,7 @@ def test_a_step_that_is_looked_at_says_the_same_and_shows_its_tokens(process: Tr
     assert seen.rewards.mean() == pytest.approx(records[0].metrics["reward/mean"], rel=1e-6)
 
 
+@pytest.mark.slow
 def test_only_yours_is_looked_at_and_kept_are_it_and_what_it_is_compared_with(
     own_process: TrainingProcess, tmp_path: Path
 ) -> None:
@@ -249,6 +250,7 @@ def test_a_killed_process_is_the_reason_of_every_run_and_the_next_run_starts_ano
     assert next(own_process.train(SCENARIO, (0,)))[0].step == 0
 
 
+@pytest.mark.slow
 def test_after_a_kill_a_reset_computes_every_curve_anew(own_process: TrainingProcess) -> None:
     driver = Driver(own_process.train, speed=float("inf"))
     driver.playing = False

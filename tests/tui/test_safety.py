@@ -111,6 +111,7 @@ def test_a_keymap_that_is_none_is_one_line(
     assert "keymap.toml" in err
 
 
+@pytest.mark.slow
 def test_bytes_that_are_no_text_are_left_out_and_the_app_goes_on(tmp_path: Path) -> None:
     with Terminal((*TUI, SMALL_RUN), home=tmp_path) as terminal:
         terminal.wait_for("computed: engine", seconds=90)

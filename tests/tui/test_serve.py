@@ -539,6 +539,7 @@ def test_a_server_that_ends_takes_its_visitors_processes_along(state: Path, numb
     assert not list(state.glob("skewsim-visitor-*"))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
 @on_stage
 async def test_in_a_real_browser_it_opens_a_key_toggles_a_fix_and_the_curve_moves(

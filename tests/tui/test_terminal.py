@@ -113,6 +113,7 @@ def test_a_signal_ends_it_in_good_order_at_any_moment(
         assert b"Traceback" not in t.output
 
 
+@pytest.mark.slow
 def test_quitting_while_a_step_is_examined_waits_for_nothing(tmp_path: Path) -> None:
     with Terminal((*TUI, SMALL_RUN), home=tmp_path) as t:
         t.wait_for("computed: engine")
