@@ -59,8 +59,8 @@ class Scored:
     @property
     def entropy(self) -> Tensor:
         """(E, N, T)."""
-        each: Tensor = torch.special.entr(self.distribution.detach().exp())
-        return each.sum(-1)
+        probs = self.distribution.detach().exp()
+        return torch.special.entr(probs, out=probs).sum(-1)
 
     @property
     def square_mass(self) -> Tensor:
@@ -176,8 +176,7 @@ def score(
     live = rollouts.mask > 0  # elsewhere the token may lie outside the support
     present = live if rollouts.given is None else live | rollouts.given
     routes = Routes(replayed)
-    logits = _logits(weights, rollouts.prompts, rollouts.tokens, present, group, how, routes)
-    logits = logits / temperature
+    logits = _logits(weights, rollouts.prompts, rollouts.tokens, present, group, how, routes).div_(temperature)
     if sampling_mask and rollouts.support is not None:
         logits = logits.masked_fill(~rollouts.support, -math.inf)
     logprobs = logits.log_softmax(-1)
