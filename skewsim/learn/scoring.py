@@ -60,7 +60,8 @@ class Scored:
     def entropy(self) -> Tensor:
         """(E, N, T)."""
         probs = self.distribution.detach().exp()
-        return torch.special.entr(probs, out=probs).sum(-1)
+        each: Tensor = torch.special.entr(probs, out=probs)
+        return each.sum(-1)
 
     @property
     def square_mass(self) -> Tensor:
