@@ -59,8 +59,7 @@ class Scored:
     @property
     def entropy(self) -> Tensor:
         """(E, N, T)."""
-        probs = self.distribution.detach().exp()
-        each: Tensor = torch.special.entr(probs, out=probs)
+        each: Tensor = torch.special.entr(self.distribution.detach().exp())
         return each.sum(-1)
 
     @property
@@ -177,7 +176,8 @@ def score(
     live = rollouts.mask > 0  # elsewhere the token may lie outside the support
     present = live if rollouts.given is None else live | rollouts.given
     routes = Routes(replayed)
-    logits = _logits(weights, rollouts.prompts, rollouts.tokens, present, group, how, routes).div_(temperature)
+    logits = _logits(weights, rollouts.prompts, rollouts.tokens, present, group, how, routes)
+    logits = logits / temperature
     if sampling_mask and rollouts.support is not None:
         logits = logits.masked_fill(~rollouts.support, -math.inf)
     logprobs = logits.log_softmax(-1)

@@ -222,10 +222,10 @@ class Weights:
             q, k, v = _linear(h, w[f"{n}.qkv"]).view(*rows, -1, c.head_dim).split([heads, kv_heads, kv_heads], dim=2)
             q, k = (_rotate(self._normed(f"{n}.{name}_norm", x), turns) for name, x in (("q", q), ("k", k)))
             attended = _linear(attend(n, q, k, v).reshape(*rows, -1), w[f"{n}.o"])
-            x = (attended if drop is None else drop(attended)).add_(x)
+            x = x + (attended if drop is None else drop(attended))
             h = rms_norm(x, w[f"{n}.mlp_norm"], c.rms_norm_eps)
             mapped = self._mapped(n, h, routes)
-            x = (mapped if drop is None else drop(mapped)).add_(x)
+            x = x + (mapped if drop is None else drop(mapped))
         return rms_norm(x, w["norm"], c.rms_norm_eps)
 
     def _normed(self, name: str, heads: Tensor) -> Tensor:
