@@ -256,7 +256,8 @@ class Pace:
     def of(cls, compute: Compute, workers: int, *, seconds: float) -> Pace:
         """Of about `seconds` of chunks that are all alike, where a member's step takes 25 ms.
 
-        The first two chunks of each worker are not counted, for they may wait for another one that is still starting.
+        The first two chunks of each worker are not counted, for they may wait for another one that is still starting;
+        nor are the last ones, beside which a worker has nothing left to do.
         """
         scenario = setting(steps=4)
         rounds = max(4, round(seconds / (LARGEST * scenario.steps * 0.025)))
@@ -266,7 +267,8 @@ class Pace:
         done = [time.perf_counter() - began for _ in compute(chunks)]
         early = 2 * workers
         work = chunks[0].work
-        rate = work * (len(done) - early) / (done[-1] - done[early - 1])
+        counted = done[early - 1 : -workers]
+        rate = work * (len(counted) - 1) / (counted[-1] - counted[0])
         return cls(done[early - 1] - early * work / rate, rate)
 
 

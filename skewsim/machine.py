@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import shutil
 import tempfile
 from contextlib import suppress
@@ -18,6 +19,10 @@ CPU_FEATURES = (
     *("asimd", "bf16"),
 )
 """Flags in /proc/cpuinfo that decide which kernels run, and so how sums are rounded; the last two are Arm's."""
+
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+"""M_TRIM_THRESHOLD and M_MMAP_THRESHOLD in glibc's malloc.h (mallopt(3))."""
 
 
 def cpu_features(root: Path = Path("/")) -> list[str]:
@@ -61,6 +66,17 @@ def size(count: int) -> str:
         if count >= 2**power:
             return f"{count / 2**power:.1f} {unit}"
     return f"{count} bytes"
+
+
+def keep_freed(count: int) -> None:
+    """Let this process keep up to `count` bytes that it has freed, so that its next step finds them where they were.
+
+    Otherwise glibc gives the memory of a large step back to the system after each step, and the system has to clear
+    every page of it again for the next one. An allocator without these two settings stays as it is.
+    """
+    with suppress(OSError, TypeError, AttributeError):
+        for threshold in (_TRIM_THRESHOLD, _MMAP_THRESHOLD):
+            ctypes.CDLL(None).mallopt(threshold, min(count, 2**31 - 1))
 
 
 def _available(root: Path) -> int | None:

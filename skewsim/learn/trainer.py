@@ -35,6 +35,7 @@ from skewsim.learn.memory import StepSize, check_memory, free_on
 from skewsim.learn.objectives import compute_loss
 from skewsim.learn.routing import decisions_differ, routing_metrics
 from skewsim.learn.scoring import Graded, Pass, Scored, grade, old_routes, score_rollouts
+from skewsim.machine import keep_freed
 from skewsim.model.dropout import Dropout
 from skewsim.model.policy import Policy
 from skewsim.records import StepRecord
@@ -95,6 +96,7 @@ class Trainer:
         _refuse_replay(scenario, start)
         size = StepSize.of(scenario, start.config, self.task, members=len(self.seeds))
         check_memory([size], free_on(scenario.device))
+        keep_freed(size.bytes)
         self.policy = start.stacked(len(self.seeds), device=scenario.device)
         self.policy.flat.requires_grad_()
         self._reference = start.flat.detach().to(scenario.device)

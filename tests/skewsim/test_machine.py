@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import platform
 import shutil
 import signal
 import subprocess
@@ -356,3 +357,22 @@ def test_the_processors_features_are_those_that_the_system_names_as_flags(
 ) -> None:
     assert cpu_features(machine(tmp_path, {"proc/cpuinfo": text})) == features
     assert cpu_features(tmp_path / "elsewhere") == []
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other allocators have no such settings")
+def test_what_a_process_has_freed_is_there_again_without_a_page_of_it_cleared() -> None:
+    words = """
+import resource
+from skewsim.machine import keep_freed
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    b"x" * (40 << 20)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+keep_freed(80 << 20)
+faults()
+print(faults())
+"""
+    done = subprocess.run([sys.executable, "-c", words], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 100  # of 10240 pages
