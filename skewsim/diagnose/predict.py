@@ -17,6 +17,7 @@ from typing import Protocol
 import numpy as np
 
 from skewsim.diagnose.rows import Bools, Floats, Ints, Rows
+from skewsim.diagnose.ties import Ties
 from skewsim.errors import UserError
 from skewsim.skew.sequences import SequenceLog, SequenceRecord
 
@@ -85,6 +86,7 @@ class Models:
     progress: Progress | None = None
     _logits: OrderedDict[tuple[object, ...], Floats] = field(default_factory=OrderedDict)
     _logprobs: OrderedDict[Config, Floats] = field(default_factory=OrderedDict)
+    _ties: dict[tuple[int, str], Ties | None] = field(default_factory=dict)
 
     @property
     def records(self) -> tuple[SequenceRecord, ...]:
@@ -175,6 +177,14 @@ class Models:
         few = rows.select(mask)
         number = np.searchsorted(chosen, few.sequence)
         return replace(few, sequence=number, index=few.index - self.ends[few.sequence] + models.ends[number])
+
+    def ties(self, weights: int, dtype: str, rows: Rows) -> Ties | None:
+        """What rounding to `dtype` does to the choices of a model's routers; None if it has none, or does not tell."""
+        key, scorer = (weights, dtype), self.scorers[weights]
+        if key not in self._ties:
+            self._ties[key] = scorer.ties(self.records, dtype) if hasattr(scorer, "ties") else None
+        found = self._ties[key]
+        return None if found is None else found.select(rows.index)
 
     def _matrix(self, config: Config) -> Floats:
         key = (config.weights, config.prefix, config.dtype, config.head_dtype, config.kv_cache_dtype, config.boundary)

@@ -2,13 +2,22 @@
 
 Rounding moves every token a little; another expert moves one token a lot. Without routes the two are told apart by the
 tail (`precision`); with them no tail is needed, and where the routes are the same, a tail is no routing.
+
+Without routes, but with the model, the model's own near ties take their place (`ties`). Whether there is routing in the
+skew is asked of the tokens that the model itself sends to other experts when it is rounded: they stand out if the
+engine did so too. How much there is, is counted over all near ties, as an engine rounds otherwise than the model does
+here: what these have above the level of the tokens that no rounding can send elsewhere.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import numpy as np
 
 from skewsim.diagnose.findings import Findings
+from skewsim.diagnose.predict import Models
 from skewsim.diagnose.rows import Bools, Floats, Rows
 from skewsim.diagnose.where import Sizes
 
@@ -17,6 +26,11 @@ FEWEST = 5
 LEAST_RATIO = 1.5
 """Level of tokens routed otherwise over that of the others, both divided by what rounding makes of the probability."""
 LEAST_Z = 3.0
+LEAST_RATIO_OF_TIES = 1.25
+"""The same for tokens that the model itself routes otherwise: up to half of them the engine did not."""
+LEAST_SETTLED = 0.1
+"""Share of the tokens that no rounding can send elsewhere, without which nothing is said."""
+ROUNDED = ("bfloat16", "float16")
 NO_ROUTES = 0.9
 """Share of tokens routed otherwise above which the engine's routes are taken for something else."""
 
@@ -52,6 +66,63 @@ def name_routing(findings: Findings) -> None:
     )
     findings.placed.append(rest[other])
     findings.rows, findings.rest = rows.select(~other), rest[~other]
+
+
+@dataclass(frozen=True)
+class NearTies:
+    """Routing by the model's own near ties in one rounded dtype."""
+
+    dtype: str
+    flipped: Bools
+    near: Bools
+    ratio: float
+    z: float
+
+    @property
+    def told(self) -> bool:
+        return self.ratio >= LEAST_RATIO_OF_TIES and self.z >= LEAST_Z
+
+
+def name_near_ties(findings: Findings, models: Models, weights: int, dtypes: Sequence[str], skew: Floats) -> float:
+    """`moe_routing` for what near ties have of the skew above the others' level; they are taken out.
+
+    `skew` is that of `findings.rows` with all explained but what rounding the body makes. Returns the share of the
+    rows that are left.
+    """
+    rows, rest = findings.rows, findings.rest
+    tried = [_near_ties(models, weights, dtype, rows, skew) for dtype in dtypes or ROUNDED]
+    best = max((each for each in tried if each is not None), key=lambda each: each.z, default=None)
+    if best is None or not best.told:
+        return 1.0
+    near = best.near
+    inside, outside = (float(np.sqrt((skew[part] ** 2).mean())) for part in (near, ~near))
+    share = float((skew[near] ** 2 - outside**2).sum()) / max(findings.total, 1e-30)
+    if share <= 0:
+        return 1.0
+    findings.add(
+        "moe_routing",
+        share,
+        f"by the model's own near ties: {int(best.flipped.sum())} of {len(rows)} tokens go to other experts when "
+        f"{models.scorers[weights].name} is scored in {best.dtype} instead of float32, and are {best.ratio:.1f} times "
+        f"as far off as the others at equal probability (z {best.z:.1f}); {int(near.sum())} tokens ({near.mean():.0%}) "
+        f"are so near a tie that {best.dtype} may turn it round: rms {inside:.3g} in them, {outside:.3g} in the others. "
+        "Routes in the log would prove it",
+    )
+    findings.cap("compute_dtype", len(rows) * outside**2 / max(findings.total, 1e-30))
+    findings.placed.append(rest[near])
+    findings.rows, findings.rest = rows.select(~near), rest[~near]
+    return float((~near).mean())
+
+
+def _near_ties(models: Models, weights: int, dtype: str, rows: Rows, skew: Floats) -> NearTies | None:
+    """None where there are no ties, or too few tokens on a side to compare."""
+    ties = models.ties(weights, dtype, rows)
+    if ties is None or min(ties.flipped.sum(), (~ties.flipped).sum()) < FEWEST:
+        return None
+    near = ties.near | ties.flipped
+    if (~near).mean() < LEAST_SETTLED:
+        return None
+    return NearTies(dtype, ties.flipped, near, *_apart(rows, skew, ties.flipped))
 
 
 def _no_routes(findings: Findings, other: Bools) -> None:
