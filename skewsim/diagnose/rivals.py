@@ -19,12 +19,14 @@ from skewsim.diagnose.findings import FLOOR, Findings, take_out_outliers
 from skewsim.diagnose.judge import name_places, name_wrong_entry
 from skewsim.diagnose.precision import dtype_floor, is_rounding, low_precision, what_next
 from skewsim.diagnose.predict import LOGGED, Config, Models, model_of_version, temperatures
-from skewsim.diagnose.routes import ROUNDED, known, name_near_ties, name_routing
+from skewsim.diagnose.routes import known, name_near_ties, name_routing
 from skewsim.diagnose.rows import Rows
 from skewsim.diagnose.search import EXACT, OwnPrompts, Step, predicted_by, search
 from skewsim.diagnose.staleness import stale_by_contrast
 
 COMPUTED_FLOOR = 0.006  # rms that a float16 engine leaves of float32 predictions (published: 0.0057)
+
+ROUNDED = ("bfloat16", "float16")
 
 LEAST_BESIDE_STALE = 0.01
 """A smaller share that is left beside cached prompts is no sign of rounding: not all weights of then are at hand."""
@@ -75,7 +77,8 @@ def _near_ties(findings: Findings, models: Models, steps: list[Step], found: lis
         return 1.0
     ends = [each[-1].config for each in (found, steps) if each]
     weights = ends[0].weights if ends else 0
-    dtypes = [each.dtype for each in ends if each.dtype != "float32"][:1] or _declared(rows)
+    rounded = [each.dtype for each in ends] + [str(rows.meta.get(key)) for key in ("dtype", "trainer_dtype")]
+    dtypes = [each for each in rounded if each in ROUNDED][:1] or ROUNDED
     return name_near_ties(findings, models, weights, dtypes, skew)
 
 
@@ -86,12 +89,6 @@ def _without_body(steps: list[Step]) -> list[Step]:
 
 def _exact(config: Config) -> Config:
     return replace(config, dtype="float32", kv_cache_dtype="auto")
-
-
-def _declared(rows: Rows) -> list[str]:
-    """The 16-bit types that the log says a side computed in, the engine's first."""
-    named = [str(rows.meta.get(key)) for key in ("dtype", "trainer_dtype")]
-    return [each for each in named if each in ROUNDED][:1]
 
 
 def _reinstate(findings: Findings, models: Models, found: list[Step], trainer: Config) -> None:

@@ -26,11 +26,11 @@ FEWEST = 5
 LEAST_RATIO = 1.5
 """Level of tokens routed otherwise over that of the others, both divided by what rounding makes of the probability."""
 LEAST_Z = 3.0
-LEAST_RATIO_OF_TIES = 1.25
-"""The same for tokens that the model itself routes otherwise: up to half of them the engine did not."""
+LEAST_Z_OF_TIES = 5.0
+"""Of how skew goes with the model's own flips. Logs without routing have 2.4 at most (44 simulated ones, a real one),
+those of bfloat16 and float16 6.7 to 19 (docs/mixture.md)."""
 LEAST_SETTLED = 0.1
 """Share of the tokens that no rounding can send elsewhere, without which nothing is said."""
-ROUNDED = ("bfloat16", "float16")
 NO_ROUTES = 0.9
 """Share of tokens routed otherwise above which the engine's routes are taken for something else."""
 
@@ -70,17 +70,15 @@ def name_routing(findings: Findings) -> None:
 
 @dataclass(frozen=True)
 class NearTies:
-    """Routing by the model's own near ties in one rounded dtype."""
+    """The skew beside the model's own near ties in one rounded dtype."""
 
     dtype: str
     flipped: Bools
     near: Bools
     ratio: float
+    """Mean size of the skew of flipped tokens over that of the others, at equal probability."""
     z: float
-
-    @property
-    def told(self) -> bool:
-        return self.ratio >= LEAST_RATIO_OF_TIES and self.z >= LEAST_Z
+    """How surely the skew's size goes with the number of layers that flip: their correlation in standard errors."""
 
 
 def name_near_ties(findings: Findings, models: Models, weights: int, dtypes: Sequence[str], skew: Floats) -> float:
@@ -90,9 +88,9 @@ def name_near_ties(findings: Findings, models: Models, weights: int, dtypes: Seq
     rows that are left.
     """
     rows, rest = findings.rows, findings.rest
-    tried = [_near_ties(models, weights, dtype, rows, skew) for dtype in dtypes or ROUNDED]
+    tried = [_near_ties(models, weights, dtype, rows, skew) for dtype in dtypes]
     best = max((each for each in tried if each is not None), key=lambda each: each.z, default=None)
-    if best is None or not best.told:
+    if best is None or best.z < LEAST_Z_OF_TIES:
         return 1.0
     near = best.near
     inside, outside = (float(np.sqrt((skew[part] ** 2).mean())) for part in (near, ~near))
@@ -105,8 +103,8 @@ def name_near_ties(findings: Findings, models: Models, weights: int, dtypes: Seq
         f"by the model's own near ties: {int(best.flipped.sum())} of {len(rows)} tokens go to other experts when "
         f"{models.scorers[weights].name} is scored in {best.dtype} instead of float32, and are {best.ratio:.1f} times "
         f"as far off as the others at equal probability (z {best.z:.1f}); {int(near.sum())} tokens ({near.mean():.0%}) "
-        f"are so near a tie that {best.dtype} may turn it round: rms {inside:.3g} in them, {outside:.3g} in the others. "
-        "Routes in the log would prove it",
+        f"are so near a tie that {best.dtype} may turn it round: rms {inside:.3g} in them, {outside:.3g} in the others; "
+        "routes in the log would prove it",
     )
     findings.cap("compute_dtype", len(rows) * outside**2 / max(findings.total, 1e-30))
     findings.placed.append(rest[near])
@@ -117,12 +115,15 @@ def name_near_ties(findings: Findings, models: Models, weights: int, dtypes: Seq
 def _near_ties(models: Models, weights: int, dtype: str, rows: Rows, skew: Floats) -> NearTies | None:
     """None where there are no ties, or too few tokens on a side to compare."""
     ties = models.ties(weights, dtype, rows)
-    if ties is None or min(ties.flipped.sum(), (~ties.flipped).sum()) < FEWEST:
+    if ties is None:
         return None
-    near = ties.near | ties.flipped
-    if (~near).mean() < LEAST_SETTLED:
+    flipped, near = ties.flips > 0, ties.near
+    if flipped.sum() < FEWEST or (~near).mean() < LEAST_SETTLED:
         return None
-    return NearTies(dtype, ties.flipped, near, *_apart(rows, skew, ties.flipped))
+    size = np.abs(Sizes.of(rows, skew).scaled)
+    ratio = float(size[flipped].mean() / max(float(size[~flipped].mean()), 1e-30))
+    z = float(np.corrcoef(ties.flips, size)[0, 1]) * np.sqrt(len(size))
+    return NearTies(dtype, flipped, near, ratio, float(z))
 
 
 def _no_routes(findings: Findings, other: Bools) -> None:

@@ -44,8 +44,8 @@ class Ties:
     """(N, L) router logit of the last expert chosen above that of the first one not chosen, in float32."""
     changes: Floats
     """(N, L) the same two experts' gap in the rounded dtype minus that in float32."""
-    flipped: Bools
-    """(N,) whether any layer chooses other experts in the rounded dtype."""
+    flips: Ints
+    """(N,) in how many layers other experts are chosen in the rounded dtype."""
 
     @classmethod
     def of(cls, exact: Choices, rounded: Choices) -> Self | None:
@@ -59,8 +59,8 @@ class Ties:
         gaps, after = (_at(each.logits, last) - _at(each.logits, first) for each in (exact, rounded))
         if (gaps < 0).any():
             return None
-        differ = (np.sort(exact.chosen, -1) != np.sort(rounded.chosen, -1)).any((-2, -1))
-        return cls(gaps, after - gaps, differ)
+        differ = (np.sort(exact.chosen, -1) != np.sort(rounded.chosen, -1)).any(-1)
+        return cls(gaps, after - gaps, differ.sum(-1))
 
     @classmethod
     def joined(cls, parts: Sequence[Self | None], order: Ints) -> Self | None:
@@ -76,10 +76,10 @@ class Ties:
         """(N,) whether any layer has a near tie; what rounding does to a layer's gaps is told by their median."""
         spread = np.median(np.abs(self.changes), axis=0) / MEDIAN
         close: Bools = self.gaps < NEAR * spread
-        return np.asarray(close.any(-1))
+        return np.asarray(close.any(-1) | (self.flips > 0))
 
     def select(self, index: Ints) -> Ties:
-        return Ties(self.gaps[index], self.changes[index], self.flipped[index])
+        return Ties(self.gaps[index], self.changes[index], self.flips[index])
 
 
 def tokens_of(records: Sequence[SequenceRecord], batches: Sequence[Sequence[int]]) -> Ints:
