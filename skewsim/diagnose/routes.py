@@ -29,8 +29,12 @@ LEAST_Z = 3.0
 LEAST_Z_OF_TIES = 5.0
 """Of how skew goes with the model's own flips. Logs without routing have 2.4 at most (44 simulated ones, a real one),
 those of bfloat16 and float16 6.7 to 19 (docs/mixture.md)."""
-LEAST_SETTLED = 0.1
-"""Share of the tokens that no rounding can send elsewhere, without which nothing is said."""
+NEAR = 4.0
+"""Gaps up to this many times what rounding does to them are near ties. Of the tokens that a bfloat16 or a float16
+engine routed otherwise 92 to 100 % are among them (docs/mixture.md)."""
+SETTLED = 0.05
+"""Share of the tokens that are taken for no near ties at least, those furthest from one: in a mixture of many layers
+all tokens are near a tie in some layer."""
 NO_ROUTES = 0.9
 """Share of tokens routed otherwise above which the engine's routes are taken for something else."""
 
@@ -75,10 +79,16 @@ class NearTies:
     dtype: str
     flipped: Bools
     near: Bools
+    limit: float
+    """Distance to a tie up to which a token is near one, as in `ties.Ties.distance`."""
     ratio: float
     """Mean size of the skew of flipped tokens over that of the others, at equal probability."""
     z: float
     """How surely the skew's size goes with the number of layers that flip: their correlation in standard errors."""
+
+    @property
+    def bound(self) -> str:
+        return "" if self.limit == NEAR else ", of which some are near one too, so that the share is a lower bound"
 
 
 def name_near_ties(findings: Findings, models: Models, weights: int, dtypes: Sequence[str], skew: Floats) -> float:
@@ -103,8 +113,8 @@ def name_near_ties(findings: Findings, models: Models, weights: int, dtypes: Seq
         f"by the model's own near ties: {int(best.flipped.sum())} of {len(rows)} tokens go to other experts when "
         f"{models.scorers[weights].name} is scored in {best.dtype} instead of float32, and are {best.ratio:.1f} times "
         f"as far off as the others at equal probability (z {best.z:.1f}); {int(near.sum())} tokens ({near.mean():.0%}) "
-        f"are so near a tie that {best.dtype} may turn it round: rms {inside:.3g} in them, {outside:.3g} in the others; "
-        "routes in the log would prove it",
+        f"are within {best.limit:.2g} times what {best.dtype} does to a router's gaps: rms {inside:.3g} in them, {outside:.3g} "
+        f"in the others{best.bound}; routes in the log would prove it",
     )
     findings.cap("compute_dtype", len(rows) * outside**2 / max(findings.total, 1e-30))
     findings.placed.append(rest[near])
@@ -117,13 +127,15 @@ def _near_ties(models: Models, weights: int, dtype: str, rows: Rows, skew: Float
     ties = models.ties(weights, dtype, rows)
     if ties is None:
         return None
-    flipped, near = ties.flips > 0, ties.near
-    if flipped.sum() < FEWEST or (~near).mean() < LEAST_SETTLED:
+    distance = ties.distance
+    limit = float(min(NEAR, np.quantile(distance, 1 - SETTLED)))
+    flipped, near = ties.flips > 0, distance < limit
+    if min(flipped.sum(), near.sum(), (~near).sum()) < FEWEST or flipped.all():
         return None
     size = np.abs(Sizes.of(rows, skew).scaled)
     ratio = float(size[flipped].mean() / max(float(size[~flipped].mean()), 1e-30))
     z = float(np.corrcoef(ties.flips, size)[0, 1]) * np.sqrt(len(size))
-    return NearTies(dtype, flipped, near, ratio, float(z))
+    return NearTies(dtype, flipped, near, limit, ratio, float(z))
 
 
 def _no_routes(findings: Findings, other: Bools) -> None:

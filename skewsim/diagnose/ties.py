@@ -2,8 +2,8 @@
 
 The model scores the tokens twice, in float32 and in a rounded dtype. Tokens that it sends to other experts in the
 second pass are those that an engine of that dtype is likely to send elsewhere too, though not exactly these: no two
-programs round alike. A wider set holds all tokens that can be sent elsewhere: those where some layer's gap between the
-last expert that is chosen and the first that is not is within a few times what rounding does to such a gap.
+programs round alike. Which tokens can be sent elsewhere at all is told by each layer's gap between the last expert that
+is chosen and the first that is not, beside what rounding does to such gaps.
 
 Axes: N sampled tokens, L layers, X experts, k experts of a token.
 """
@@ -16,12 +16,9 @@ from typing import Self
 
 import numpy as np
 
-from skewsim.diagnose.rows import Bools, Floats, Ints
+from skewsim.diagnose.rows import Floats, Ints
 from skewsim.skew.sequences import SequenceRecord
 
-NEAR = 4.0
-"""Gaps up to this many times what rounding does to them are near ties. Of the tokens that a bfloat16 or a float16
-engine routed otherwise 99 to 100 % are among them (docs/mixture.md)."""
 MEDIAN = 0.6745
 """Median size of a normal variable of standard deviation 1."""
 
@@ -72,11 +69,12 @@ class Ties:
         return cls(*(column[np.argsort(order)] for column in columns))
 
     @property
-    def near(self) -> Bools:
-        """(N,) whether any layer has a near tie; what rounding does to a layer's gaps is told by their median."""
+    def distance(self) -> Floats:
+        """(N,) how far a token is from its nearest tie: its smallest gap in units of what rounding does to the gaps of
+        that layer, as their median over tokens tells; 0 where other experts are chosen."""
         spread = np.median(np.abs(self.changes), axis=0) / MEDIAN
-        close: Bools = self.gaps < NEAR * spread
-        return np.asarray(close.any(-1) | (self.flips > 0))
+        nearest: Floats = (self.gaps / np.maximum(spread, 1e-30)).min(-1)
+        return np.where(self.flips > 0, 0.0, nearest)
 
     def select(self, index: Ints) -> Ties:
         return Ties(self.gaps[index], self.changes[index], self.flips[index])
