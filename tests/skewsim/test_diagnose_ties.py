@@ -1,4 +1,4 @@
-"""Without routes in a log, the model's own near ties tell routing from rounding, and with the share that routes prove."""
+"""Without routes in a log the model's own near ties tell routing from rounding, with the share that routes prove."""
 
 from __future__ import annotations
 
