@@ -27,11 +27,11 @@ LEAST_RATIO = 1.5
 """Level of tokens routed otherwise over that of the others, both divided by what rounding makes of the probability."""
 LEAST_Z = 3.0
 LEAST_Z_OF_TIES = 5.0
-"""Of how skew goes with the model's own flips. Logs without routing have 2.4 at most (44 simulated ones, a real one),
-those of bfloat16 and float16 6.7 to 19 (docs/mixture.md)."""
+"""Of how skew goes with the model's own flips. Logs without routing have 2.4 at most (20 simulated ones, a real one),
+those of bfloat16 and float16 engines 9 and more (docs/mixture.md)."""
 NEAR = 4.0
 """Gaps up to this many times what rounding does to them are near ties. Of the tokens that a bfloat16 or a float16
-engine routed otherwise 92 to 100 % are among them (docs/mixture.md)."""
+engine routed otherwise 91 to 100 % are among them (docs/mixture.md)."""
 SETTLED = 0.05
 """Share of the tokens that are taken for no near ties at least, those furthest from one: in a mixture of many layers
 all tokens are near a tie in some layer."""
@@ -100,7 +100,7 @@ def name_near_ties(findings: Findings, models: Models, weights: int, dtypes: Seq
     rows, rest = findings.rows, findings.rest
     tried = [_near_ties(models, weights, dtype, rows, skew) for dtype in dtypes]
     best = max((each for each in tried if each is not None), key=lambda each: each.z, default=None)
-    if best is None or best.z < LEAST_Z_OF_TIES:
+    if best is None or not best.z >= LEAST_Z_OF_TIES:  # NaN where all tokens are off alike
         return 1.0
     near = best.near
     inside, outside = (float(np.sqrt((skew[part] ** 2).mean())) for part in (near, ~near))
@@ -113,8 +113,8 @@ def name_near_ties(findings: Findings, models: Models, weights: int, dtypes: Seq
         f"by the model's own near ties: {int(best.flipped.sum())} of {len(rows)} tokens go to other experts when "
         f"{models.scorers[weights].name} is scored in {best.dtype} instead of float32, and are {best.ratio:.1f} times "
         f"as far off as the others at equal probability (z {best.z:.1f}); {int(near.sum())} tokens ({near.mean():.0%}) "
-        f"are within {best.limit:.2g} times what {best.dtype} does to a router's gaps: rms {inside:.3g} in them, {outside:.3g} "
-        f"in the others{best.bound}; routes in the log would prove it",
+        f"are near a tie (a router's gap below {best.limit:.2g} times what {best.dtype} does to it): rms {inside:.3g} in them, "
+        f"{outside:.3g} in the others{best.bound}; routes in the log would prove it",
     )
     findings.cap("compute_dtype", len(rows) * outside**2 / max(findings.total, 1e-30))
     findings.placed.append(rest[near])

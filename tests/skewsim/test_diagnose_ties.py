@@ -13,9 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.simulated_cases import simulated_log
-from skewsim.diagnose import Diagnosis, diagnose, load_models
+from skewsim.diagnose import Diagnosis, diagnose, load_models, predict
 from skewsim.diagnose.models import ModelScorer
 from skewsim.diagnose.policies import PolicyScorer
+from skewsim.diagnose.rows import Rows
 from skewsim.diagnose.ties import Choices, Ties
 from skewsim.learn.base_policy import model_folder, starting_policy
 from skewsim.settings import Scenario
@@ -223,6 +224,18 @@ def test_the_simulators_policy_tells_the_same_ties_as_transformers() -> None:
     assert np.abs(ours.gaps - theirs.gaps).max() < 1e-4
     spread = [np.median(np.abs(each.changes)) for each in (ours, theirs)]
     assert spread[0] == pytest.approx(spread[1], rel=0.5)
+
+
+def test_a_long_log_is_gone_through_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    records, scorer = records_of(60), PolicyScorer(0, starting_policy(Scenario().with_values(QUIET)))
+    log, whole = SequenceLog(tuple(records)), scorer.ties(records, "bfloat16")
+    monkeypatch.setattr(predict, "PIECE", 60 * 10)
+    monkeypatch.setattr(predict, "BUDGET", 1)
+    said: list[str] = []
+    models = predict.Models([scorer], log, lambda done, among, what: said.append(f"{done} of {among}: {what}"))
+    found = models.ties(0, "bfloat16", Rows.from_log(log))
+    assert np.abs(found.gaps - whole.gaps).max() < 1e-5
+    assert said[-1] == "3 of 4: scoring with version 0, routers bfloat16"
 
 
 def test_dense_models_have_no_ties() -> None:
