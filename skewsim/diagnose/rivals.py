@@ -20,7 +20,7 @@ from skewsim.diagnose.judge import name_places, name_wrong_entry
 from skewsim.diagnose.precision import dtype_floor, is_rounding, low_precision, what_next
 from skewsim.diagnose.predict import LOGGED, Config, Models, model_of_version, temperatures
 from skewsim.diagnose.routes import known, name_near_ties, name_routing
-from skewsim.diagnose.rows import Rows
+from skewsim.diagnose.rows import Floats, Rows
 from skewsim.diagnose.search import EXACT, OwnPrompts, Step, predicted_by, search
 from skewsim.diagnose.staleness import stale_by_contrast
 
@@ -68,18 +68,22 @@ def compare(findings: Findings, models: Models) -> None:
 def _near_ties(findings: Findings, models: Models, steps: list[Step], found: list[Step]) -> float:
     """Routing by the model's near ties, where no routes are logged; the share of the rows that are left."""
     rows = findings.rows
-    if known(rows):
-        return 1.0
-    sides = ((rows.trainer, steps, Config()), (rows.engine, found, _exact(steps[-1].config) if steps else Config()))
-    trainer, engine = (target - predicted_by(models, rows, target, _without_body(s), at) for target, s, at in sides)
-    skew = trainer - engine
-    if not len(rows) or float(np.sqrt((skew**2).mean())) <= EXACT:
-        return 1.0
     ends = [each[-1].config for each in (found, steps) if each]
     weights = ends[0].weights if ends else 0
     rounded = [each.dtype for each in ends] + [str(rows.meta.get(key)) for key in ("dtype", "trainer_dtype")]
     dtypes = [each for each in rounded if each in ROUNDED][:1] or ROUNDED
-    return name_near_ties(findings, models, weights, dtypes, skew)
+    if known(rows) or _as_float32(rows.skew) or models.ties(weights, dtypes[0], rows) is None:
+        return 1.0
+    sides = ((rows.trainer, steps, Config()), (rows.engine, found, _exact(steps[-1].config) if steps else Config()))
+    trainer, engine = (target - predicted_by(models, rows, target, _without_body(s), at) for target, s, at in sides)
+    if _as_float32(trainer - engine):
+        return 1.0
+    return name_near_ties(findings, models, weights, dtypes, trainer - engine)
+
+
+def _as_float32(skew: Floats) -> bool:
+    """Whether there is no more of it than between two float32 implementations."""
+    return not len(skew) or float(np.sqrt((skew**2).mean())) <= EXACT
 
 
 def _without_body(steps: list[Step]) -> list[Step]:
