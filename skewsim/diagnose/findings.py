@@ -58,6 +58,13 @@ class Findings:
             explained, evidence = before.explained + explained, f"{before.evidence}; {evidence}"
         self.add(name, explained, evidence)
 
+    def cap(self, name: str, most: float) -> None:
+        """A cause explains no more than that: the rest of it has another name."""
+        self.causes = [
+            replace(cause, explained=min(cause.explained, most)) if cause.name == name else cause
+            for cause in self.causes
+        ]
+
     def contrasts(self) -> list[Contrast]:
         """Where the rest lives."""
         if self.scanned is None or self.scanned[0] is not self.rows or self.rest is not self.scanned_rest:

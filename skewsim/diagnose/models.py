@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from skewsim.diagnose.rows import Floats, Ints
+from skewsim.diagnose.ties import Choices, Ties, tokens_of
 from skewsim.engine.kv_cache import STORED
 from skewsim.errors import UserError
 from skewsim.model.huggingface import load_model
@@ -117,19 +118,40 @@ class ModelScorer:
     ) -> list[torch.Tensor]:
         parts: list[torch.Tensor] = [torch.empty(0)] * len(records)
         for batch in _batches(records, old_tokens, self.batch_tokens):
-            tokens = [_whole(records[index]) for index in batch]
-            ids = torch.zeros(len(batch), max(len(row) for row in tokens), dtype=torch.long)
-            for row, values in enumerate(tokens):
-                ids[row, : len(values)] = torch.from_numpy(values)
+            ids = _padded([records[index] for index in batch])
             cut = 0 if older is None or old_tokens is None else int(old_tokens[batch[0]])
             hidden = self._hidden(ids, dtype, kv_cache_dtype, older, cut)
             for row, index in enumerate(batch):
-                record = records[index]
-                start = len(tokens[row]) - len(record.tokens)
-                rows = torch.from_numpy(np.flatnonzero(record.sampled)) + start - 1 - cut
+                rows = _predicting(records[index]) - cut
                 rows = rows.clamp(min=0)  # logits before the cut are not this configuration's: nobody reads them
                 parts[index] = hidden[row, rows]
         return parts
+
+    @torch.inference_mode()
+    def ties(self, records: Sequence[SequenceRecord], dtype: str) -> Ties | None:
+        """What rounding to `dtype` does to the routers' choices, for the sampled tokens of all records in their order.
+
+        None if the model is no mixture of experts, or one that chooses otherwise than by the largest logits.
+        """
+        if not _routers(self.model):
+            return None
+        batches = _batches(records, None, self.batch_tokens)
+        chosen = [[records[index] for index in batch] for batch in batches]
+        parts = [Ties.of(self._choices(each, "float32"), self._choices(each, dtype)) for each in chosen]
+        return Ties.joined(parts, tokens_of(records, batches))
+
+    def _choices(self, records: Sequence[SequenceRecord], dtype: str) -> Choices:
+        """What the routers make of the rows that predict the sampled tokens of one batch."""
+        ids, body, told = _padded(records), self._cast(dtype), list[tuple[torch.Tensor, ...]]()
+        hooks = [router.register_forward_hook(lambda _, __, found: told.append(found)) for router in _routers(body)]
+        try:
+            body.base_model(input_ids=ids, use_cache=False)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        rows = torch.cat([_predicting(record) + number * ids.shape[1] for number, record in enumerate(records)])
+        logits, experts = (torch.stack([each[n][rows] for each in told], 1) for n in (0, -1))
+        return Choices(logits.float().numpy(), experts.numpy())
 
     def _hidden(
         self, ids: torch.Tensor, dtype: str, kv_cache_dtype: str, older: ModelScorer | None, cut: int
@@ -171,6 +193,27 @@ def _rounded_cache(config: Any, rounded: Callable[[torch.Tensor], torch.Tensor])
             return super().update(rounded(key_states), rounded(value_states), *args, **kwargs)
 
     return Rounded(config=config)
+
+
+def _routers(model: Any) -> list[Any]:
+    """The routers of a mixture of experts, as transformers calls them; each gives (logits (rows, X), weights, experts
+    (rows, k))."""
+    return [module for module in model.modules() if type(module).__name__.endswith("TopKRouter")]
+
+
+def _padded(records: Sequence[SequenceRecord]) -> torch.Tensor:
+    """(records, longest) the tokens of prompts and responses."""
+    tokens = [_whole(record) for record in records]
+    ids = torch.zeros(len(tokens), max(len(row) for row in tokens), dtype=torch.long)
+    for row, values in enumerate(tokens):
+        ids[row, : len(values)] = torch.from_numpy(values)
+    return ids
+
+
+def _predicting(record: SequenceRecord) -> torch.Tensor:
+    """The row before each sampled token, counted from the prompt's first token."""
+    start = len(_whole(record)) - len(record.tokens)
+    return torch.from_numpy(np.flatnonzero(record.sampled)) + start - 1
 
 
 def _whole(record: SequenceRecord) -> Ints:

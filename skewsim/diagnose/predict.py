@@ -17,6 +17,7 @@ from typing import Protocol
 import numpy as np
 
 from skewsim.diagnose.rows import Bools, Floats, Ints, Rows
+from skewsim.diagnose.ties import Ties
 from skewsim.errors import UserError
 from skewsim.skew.sequences import SequenceLog, SequenceRecord
 
@@ -85,6 +86,7 @@ class Models:
     progress: Progress | None = None
     _logits: OrderedDict[tuple[object, ...], Floats] = field(default_factory=OrderedDict)
     _logprobs: OrderedDict[Config, Floats] = field(default_factory=OrderedDict)
+    _ties: dict[tuple[int, str], Ties | None] = field(default_factory=dict)
 
     @property
     def records(self) -> tuple[SequenceRecord, ...]:
@@ -175,6 +177,26 @@ class Models:
         few = rows.select(mask)
         number = np.searchsorted(chosen, few.sequence)
         return replace(few, sequence=number, index=few.index - self.ends[few.sequence] + models.ends[number])
+
+    def ties(self, weights: int, dtype: str, rows: Rows) -> Ties | None:
+        """What rounding to `dtype` does to the choices of a model's routers; None if it has none, or does not tell."""
+        if (weights, dtype) not in self._ties:
+            self._ties[weights, dtype] = self._all_ties(self.scorers[weights], dtype)
+        found = self._ties[weights, dtype]
+        return None if found is None else found.select(rows.index)
+
+    def _all_ties(self, scorer: Scorer, dtype: str) -> Ties | None:
+        """Those of every row, a few sequences at a time."""
+        if not hasattr(scorer, "ties"):
+            return None
+        parts: list[Ties | None] = []
+        for chosen in self._pieces:
+            if self.progress is not None and not self.whole:
+                self.progress(int(chosen[0]), len(self.records), f"scoring with {scorer.name}, routers {dtype}")
+            parts.append(scorer.ties([self.records[number] for number in chosen], dtype))
+            if parts[-1] is None:
+                break
+        return Ties.joined(parts, np.arange(self.ends[-1]))
 
     def _matrix(self, config: Config) -> Floats:
         key = (config.weights, config.prefix, config.dtype, config.head_dtype, config.kv_cache_dtype, config.boundary)

@@ -19,12 +19,14 @@ from skewsim.diagnose.findings import FLOOR, Findings, take_out_outliers
 from skewsim.diagnose.judge import name_places, name_wrong_entry
 from skewsim.diagnose.precision import dtype_floor, is_rounding, low_precision, what_next
 from skewsim.diagnose.predict import LOGGED, Config, Models, model_of_version, temperatures
-from skewsim.diagnose.routes import name_routing
-from skewsim.diagnose.rows import Rows
+from skewsim.diagnose.routes import known, name_near_ties, name_routing
+from skewsim.diagnose.rows import Floats, Rows
 from skewsim.diagnose.search import EXACT, OwnPrompts, Step, predicted_by, search
 from skewsim.diagnose.staleness import stale_by_contrast
 
 COMPUTED_FLOOR = 0.006  # rms that a float16 engine leaves of float32 predictions (published: 0.0057)
+
+ROUNDED = ("bfloat16", "float16")
 
 LEAST_BESIDE_STALE = 0.01
 """A smaller share that is left beside cached prompts is no sign of rounding: not all weights of then are at hand."""
@@ -59,7 +61,38 @@ def compare(findings: Findings, models: Models) -> None:
     if not findings.has("stale_weights", "stale_kv"):
         stale_by_contrast(findings)
     trainer_rms = float(np.sqrt((trainer_rest**2).mean()))
-    _leftover(findings, trainer, engine, trainer_rms, checkpoints=len(models.scorers) > 1)
+    kept = _near_ties(findings, models, steps, found)
+    _leftover(findings, trainer, engine, trainer_rms, kept=kept, checkpoints=len(models.scorers) > 1)
+
+
+def _near_ties(findings: Findings, models: Models, steps: list[Step], found: list[Step]) -> float:
+    """Routing by the model's near ties, where no routes are logged; the share of the rows that are left."""
+    rows = findings.rows
+    ends = [each[-1].config for each in (found, steps) if each]
+    weights = ends[0].weights if ends else 0
+    rounded = [each.dtype for each in ends] + [str(rows.meta.get(key)) for key in ("dtype", "trainer_dtype")]
+    dtypes = [each for each in rounded if each in ROUNDED][:1] or ROUNDED
+    if known(rows) or _as_float32(rows.skew) or models.ties(weights, dtypes[0], rows) is None:
+        return 1.0
+    sides = ((rows.trainer, steps, Config()), (rows.engine, found, _exact(steps[-1].config) if steps else Config()))
+    trainer, engine = (target - predicted_by(models, rows, target, _without_body(s), at) for target, s, at in sides)
+    if _as_float32(trainer - engine):
+        return 1.0
+    return name_near_ties(findings, models, weights, dtypes, trainer - engine)
+
+
+def _as_float32(skew: Floats) -> bool:
+    """Whether there is no more of it than between two float32 implementations."""
+    return not len(skew) or float(np.sqrt((skew**2).mean())) <= EXACT
+
+
+def _without_body(steps: list[Step]) -> list[Step]:
+    """The same changes over a body in float32."""
+    return [replace(step, config=_exact(step.config)) for step in steps if step.kind not in ("body", "cache")]
+
+
+def _exact(config: Config) -> Config:
+    return replace(config, dtype="float32", kv_cache_dtype="auto")
 
 
 def _reinstate(findings: Findings, models: Models, found: list[Step], trainer: Config) -> None:
@@ -165,15 +198,17 @@ def _which_weights(config: Config, models: Models, rows: Rows) -> str:
     return f"scored under {names[config.weights]} ({config.weights} checkpoint(s) back), from the first token on"
 
 
-def _leftover(findings: Findings, trainer: Config, engine: Config, trainer_rms: float, *, checkpoints: bool) -> None:
-    """Precision, from what no configuration explains."""
+def _leftover(
+    findings: Findings, trainer: Config, engine: Config, trainer_rms: float, *, kept: float, checkpoints: bool
+) -> None:
+    """Precision, from what no configuration explains; `kept`: the share of the rows that are left to tell by."""
     rows, rest = findings.rows, findings.rest
     rms = float(np.sqrt((rest**2).mean())) if len(rest) else 0.0
     if trainer.head_dtype != "float32" and engine.head_dtype == trainer.head_dtype and trainer.dtype == "float32":
         findings.notes.append("trainer and engine both round the head")
     if rms <= EXACT or len(rows) < 50:
         return
-    share = float((rest**2).sum()) / findings.total if findings.total > 0 else 0.0
+    share = float((rest**2).sum()) / findings.total / kept if findings.total > 0 else 0.0
     if not findings.has("head_dtype", "one_sided_fp32_head") and _one_sided(findings, trainer_rms, share):
         return
     if share < LEAST_BESIDE_STALE and findings.has("stale_kv"):

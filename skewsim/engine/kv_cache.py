@@ -66,8 +66,9 @@ class KVCache:
         """Append tokens (E, N, Q); returns the last token's hidden state (E, N, H)."""
         return self.extend_all(weights, tokens)[:, :, -1]
 
-    def extend_all(self, weights: Weights, tokens: Tensor) -> Tensor:
-        """Append tokens (E, N, Q); returns each one's hidden state (E, N, Q, H)."""
+    def extend_all(self, weights: Weights, tokens: Tensor, routes: Routes | None = None) -> Tensor:
+        """Append tokens (E, N, Q); returns each one's hidden state (E, N, Q, H). `routes` takes down what a mixture's
+        routers choose."""
         members, sequences, new = tokens.shape
         start, end = self.length, self.length + new
         c = self.config
@@ -84,7 +85,7 @@ class KVCache:
             return attention(by_head(q), self.keys[layer], self.values[layer], future).transpose(2, 3)
 
         positions = torch.arange(start, end, device=tokens.device).repeat(sequences)
-        taken = Routes()
+        taken = Routes() if routes is None else routes
         hidden = weights.hidden(tokens.reshape(members, -1), positions, attend, routes=taken)
         if self.routes is not None:
             self.routes[:, :, start:end] = taken.chosen.view(members, sequences, new, *self.routes.shape[3:])

@@ -1,12 +1,18 @@
-"""A real engine's routes: taken down by our plugin, they are the trainer's own in float32, and R3 replays them."""
+"""A real engine's routes: taken down by our plugin, they are the trainer's own in float32, and R3 replays them; where
+they are not in the log, the model's near ties tell how much of the skew they make."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from benchmarks.moe_engine import looks
 from harness.engines import resolve_engine
+from skewsim.diagnose import diagnose, load_models
+from skewsim.learn.base_policy import model_folder
+from skewsim.skew.sequences import SequenceLog
 
 pytestmark = pytest.mark.engine
 
@@ -35,3 +41,32 @@ def test_replaying_the_routes_of_bfloat16_takes_away_what_flipped_tokens_have(en
     assert 0.002 < other.mean() < 0.2
     part = (before**2).sum() - other.size * (before[~other] ** 2).mean()
     assert (before**2).sum() - (after**2).sum() > 0.5 * part
+
+
+def shares(log: SequenceLog, *, model: bool) -> dict[str, float]:
+    """What `diagnose` says by the routes in the log, or without them by the model."""
+    kept = [
+        replace(r, places={k: v for k, v in r.places.items() if k != "routes_differ" or not model}) for r in log.records
+    ]
+    models = load_models([model_folder("base_moe")]) if model else []
+    return {cause.name: cause.explained for cause in diagnose(SequenceLog(tuple(kept)), models=models).causes}
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_the_models_near_ties_find_the_share_that_the_routes_prove(engine_name: str, dtype: str) -> None:
+    engine = resolve_engine(engine_name)
+    try:
+        own, _ = looks(engine, dtype, prompts=64)
+    finally:
+        engine.close()
+    proven, found = (shares(own.sequences, model=model) for model in (False, True))
+    assert found["moe_routing"] == pytest.approx(proven["moe_routing"], abs=0.12)
+
+
+def test_the_models_near_ties_find_no_routing_in_float32(engine_name: str) -> None:
+    engine = resolve_engine(engine_name)
+    try:
+        own, _ = looks(engine, "float32", prompts=16)
+    finally:
+        engine.close()
+    assert set(shares(own.sequences, model=True)) == {"healthy"}
