@@ -17,6 +17,7 @@ Single causes count as right if exactly the label is named; pairs if both labels
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
@@ -24,6 +25,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.diagnosis_cases import PAIRS, REAL_LABELS, SINGLE, make_case
 from benchmarks.field_cases import MAKERS, FieldCase, make_field_case
@@ -35,6 +38,8 @@ from skewsim.files import atomic_writer
 HELD_OUT = 10_000
 FIELD_HELD_OUT = 80_000
 """The field's seeds from 10,000, 20,000, 30,000, 40,000, 50,000 and 60,000 were counted before rules were changed."""
+SIMULATED_HELD_OUT = 20_000
+"""The simulator's from 10,000 were counted before rules were changed."""
 BEGIN, END = "<!-- confusion: begin -->", "<!-- confusion: end -->"
 SIMULATED_BEGIN, SIMULATED_END = "<!-- simulated: begin -->", "<!-- simulated: end -->"
 FIELD_BEGIN, FIELD_END = "<!-- field: begin -->", "<!-- field: end -->"
@@ -85,7 +90,8 @@ def main() -> None:
         return
     if arguments.simulated:
         title = f"--split {arguments.split} --simulated {arguments.simulated}"
-        text = field_report(title, start, dict.fromkeys(DICE, arguments.simulated), began, make_simulated_case)
+        first = SIMULATED_HELD_OUT if arguments.split == "held-out" else 0
+        text = field_report(title, first, dict.fromkeys(DICE, arguments.simulated), began, make_simulated_case)
         print(text)
         if arguments.write:
             replace_section(arguments.write, text, SIMULATED_BEGIN, SIMULATED_END)

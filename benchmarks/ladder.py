@@ -19,6 +19,8 @@ import sys
 from functools import reduce
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 from benchmarks.ladder_points import put
 from skewsim.runs.ladder import Ladder, LadderResult
 from skewsim.scenarios import COUNTER_LESSONS, POINTS

@@ -9,11 +9,15 @@ diagnosed by its routes, and with these left out by the model.
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.moe_engine import looks
 from benchmarks.simulated_cases import simulated_log

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from skewsim.diagnose import normal, values, where
+from skewsim.diagnose import normal, routes, values, where
 from skewsim.diagnose.causes import LAYER_OF, LAYERS, Cause, Diagnosis, Place, fix_for, found, ranked
 from skewsim.diagnose.findings import Findings, clean
 from skewsim.diagnose.fixes import FIX
@@ -145,30 +145,30 @@ def _causes_of(rows: Rows, scored: Models | None, odd: values.Values, whole: Row
     quiet = float(np.sqrt(own / len(rows)))
     result = Diagnosis(ordered, len(whole), whole.sequences, rms, tuple(notes + findings.notes), values=said)
     kind, kind_text = kind_of(result.verdict, rows)
-    usual = normal.usual(quiet, _dtype(rows), rows.meta.get("model_kind"))
+    model_kind = _model_kind(rows, scored)
+    usual = normal.usual(quiet, _dtype(rows), model_kind)
+    rounding = ("compute_dtype", "moe_routing") if model_kind == "moe" else ("compute_dtype",)
     return replace(
         result,
         where=where.places(contrasts),
         kind=kind,
         kind_text=kind_text,
-        normal=healthy
-        or (result.verdict in _USUAL and "above what is usual" not in usual and _may_be(result.verdict, rows)),
+        normal=healthy or (result.verdict in rounding and "above what is usual" not in usual),
         usual=usual,
-        like=_like(quiet, rows),
+        like=_like(quiet, rows, model_kind),
         error=_error(rows),
     )
 
 
-_USUAL = ("compute_dtype", "moe_routing")
+def _model_kind(rows: Rows, scored: Models | None) -> str | None:
+    """What is declared; else a mixture where the log has routes or a model that scores has routers."""
+    declared: str | None = rows.meta.get("model_kind")
+    return declared or ("moe" if routes.known(rows) or (scored is not None and scored.routed) else None)
 
 
-def _may_be(verdict: str, rows: Rows) -> bool:
-    return verdict != "moe_routing" or rows.meta.get("model_kind") == "moe"
-
-
-def _like(rms: float, rows: Rows) -> dict[str, Any] | None:
+def _like(rms: float, rows: Rows, model_kind: str | None) -> dict[str, Any] | None:
     """Where the rms stands among published runs; None where both sides say the same to the bit."""
-    return place("rms", rms, dtype=_dtype(rows), model_kind=rows.meta.get("model_kind")).to_json() if rms else None
+    return place("rms", rms, dtype=_dtype(rows), model_kind=model_kind).to_json() if rms else None
 
 
 def _dtype(rows: Rows) -> str | None:

@@ -19,6 +19,8 @@ LEAST_CURVE = 0.97
 """Least share of the skew in equal contexts that line and square term explain; other weights leave more."""
 LEAST_SQUARE = 0.5
 """Least share of what the line leaves that the square term explains; noise leaves it a few hundredths."""
+LEAST_CONTEXTS = 2.5
+"""Contexts that carry the skew, as 1 / sum(share^2): a slope and a bend fit what one or two contexts have by chance."""
 LEAST_LINE = 0.95
 """Least share of the line alone where only tokens of other contexts show the bend."""
 LEAST_ALIKE = 0.4
@@ -46,11 +48,14 @@ class Curve:
 
 
 def context_curve(rows: Rows) -> Curve | None:
-    """Least squares within repeated contexts; None with too few pairs of different tokens."""
-    _, y = within(rows.trainer, rows.context)
+    """Least squares within repeated contexts; None with too few pairs of different tokens, or contexts with skew."""
+    shared, y = within(rows.trainer, rows.context)
     _, x = within(rows.engine, rows.context)
     _, bent = within(rows.trainer**2, rows.context)
     if (np.abs(y) > 1e-3).sum() < 40:
+        return None
+    square = np.bincount(np.unique(rows.context[shared], return_inverse=True)[1], weights=(y - x) ** 2)
+    if square.sum() ** 2 < LEAST_CONTEXTS * (square**2).sum():
         return None
     k = float((x * y).sum() / (y * y).sum())
     rest = x - k * y

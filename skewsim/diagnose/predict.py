@@ -185,6 +185,11 @@ class Models:
         found = self._ties[weights, dtype]
         return None if found is None else found.select(rows.index)
 
+    @property
+    def routed(self) -> bool:
+        """Whether a model was found to have routers."""
+        return any(found is not None for found in self._ties.values())
+
     def _all_ties(self, scorer: Scorer, dtype: str) -> Ties | None:
         """Those of every row, a few sequences at a time."""
         if not hasattr(scorer, "ties"):

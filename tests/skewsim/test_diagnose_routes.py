@@ -69,6 +69,13 @@ def test_routes_that_differ_everywhere_are_no_routes() -> None:
     found = diagnose(made)
     assert found.verdict == "moe_routing"
     assert "zeros, those of padding, or shifted" in found.causes[0].evidence
+    assert not found.normal
+
+
+def test_routes_in_a_log_show_a_mixture_whose_usual_size_is_normal_without_being_told() -> None:
+    found = diagnose(table(0, flipped=0.02, flip=0.3))
+    assert (found.verdict, found.normal) == ("moe_routing", True)
+    assert not diagnose(table(0, flipped=0.02, flip=0.3), model_kind="dense").normal
 
 
 @pytest.mark.slow

@@ -396,6 +396,12 @@ def test_a_softcap_is_a_bend_in_equal_contexts_and_no_temperature(cap: float, te
     assert diagnose(log).verdict == "one_sided_processor"
 
 
+@pytest.mark.parametrize("seed", [10_007, 10_009])
+def test_what_one_or_two_contexts_have_by_chance_is_no_bend(seed: int) -> None:
+    """A slope and a bend explain more than 98 % of the skew in equal contexts there; nearly all of it is in two."""
+    assert diagnose(make_simulated_case("stochastic_trainer", seed).log).verdict == "stochastic_trainer"
+
+
 @pytest.mark.parametrize("penalty", [1.2, 1.5])
 def test_a_repetition_penalty_is_named_in_longer_responses_too(penalty: float) -> None:
     values = {"engine.repetition_penalty": penalty, "task.response_length": 32}
