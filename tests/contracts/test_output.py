@@ -118,6 +118,7 @@ def test_the_counter_lessons_are_a_ladder_of_their_own(objective: str, capfd: py
     assert len(names) >= 3
 
 
+@pytest.mark.slow
 def test_a_ladder_folder_holds_the_rungs_side_by_side(capfd: pytest.CaptureFixture[str]) -> None:
     output(capfd, "ladder", *SMALL, "--steps", "2", "--seeds", "1", "--out", "climb", "--json")
     rows = [json.loads(line) for line in Path("climb/steps.jsonl").read_text().splitlines()]

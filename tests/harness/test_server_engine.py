@@ -113,7 +113,7 @@ def test_requests_are_under_way_together(serve: Callable[..., Server]) -> None:
         ("nan", r"sent nan as a log-probability"),
         ("huge", r"sent -10+\.\.\.0+ as a log-probability"),
         ("empty events", r"sent nothing for 1\.5 s|MiB without a token"),
-        ("blank lines", r"sent nothing for 1\.5 s|MiB without a token"),
+        pytest.param("blank lines", r"sent nothing for 1\.5 s|MiB without a token", marks=pytest.mark.slow),
         ("long line", r"sent a line of more than 32 MiB"),
         ("large", r"sent an answer of more than 32 MiB"),
         ("bomb", r"sent an answer of more than 32 MiB"),

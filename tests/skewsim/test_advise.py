@@ -96,7 +96,10 @@ def test_verls_sequence_mis_keeps_what_was_measured_within_its_two_bounds() -> N
 # Simulation
 
 
-@pytest.mark.parametrize(("sigma", "length"), [(0.0449, 1506), (0.02, 64), (0.25, 100), (0.8, 3), (0.1, 1)])
+@pytest.mark.parametrize(
+    ("sigma", "length"),
+    [pytest.param(0.0449, 1506, marks=pytest.mark.slow), (0.02, 64), (0.25, 100), (0.8, 3), (0.1, 1)],
+)
 def test_simulation_confirms_the_closed_forms(sigma: float, length: int) -> None:
     count = 4000
     closed, drawn = advise(sigma, length), simulate(sigma, length, sequences=count, seed=3)
@@ -372,6 +375,7 @@ def test_a_value_out_of_range_is_one_line(sigma: float, length: int, tolerance: 
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_profile_of_the_mixture_gives_the_closed_forms() -> None:
     """Monte Carlo from a profile's quantiles against the formula of the same sigma; token rules within a factor of
     two.

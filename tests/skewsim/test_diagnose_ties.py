@@ -202,7 +202,7 @@ def shipped() -> ModelScorer:
     return ModelScorer.from_folder(model_folder("base_moe"))
 
 
-@pytest.mark.parametrize("make", [mixtral, shipped])
+@pytest.mark.parametrize("make", [shipped, pytest.param(mixtral, marks=pytest.mark.slow)])
 def test_the_models_gaps_are_those_of_the_router_logits_that_transformers_returns(make) -> None:
     scorer = make()
     records = records_of(scorer.vocab_size)

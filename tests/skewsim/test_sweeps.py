@@ -489,6 +489,7 @@ def slanting(scenario: Scenario) -> float:
     return 0.1 + 0.09 * scenario.engine.lag * scenario.engine.temperature
 
 
+@pytest.mark.slow
 def test_each_line_of_a_plane_is_refined_where_its_own_border_is_and_the_map_says_so(tmp_path: Path) -> None:
     sweep = make_sweep(SweepSettings.model_validate(PLANE))
     found = finish(sweep, tmp_path, known_outcomes(slanting))

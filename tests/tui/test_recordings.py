@@ -325,6 +325,7 @@ def test_the_app_opens_plays_and_quits_where_torch_cannot_be_imported(tmp_path: 
     assert done.stdout.split() == ["opened", "forward", "back", "toggled", "ladder", "lesson", "quit", "0"]
 
 
+@pytest.mark.slow
 def test_what_is_recorded_of_a_toggle_is_what_a_trainer_toggled_at_that_step_computes() -> None:
     """However many runs go on from the same step."""
     path = HERE.parents[1] / "benchmarks" / "tui_recordings.py"
