@@ -26,6 +26,7 @@ from skewsim.diagnose import Diagnosis, diagnose
 from skewsim.diagnose.models import ModelScorer
 from skewsim.diagnose.routes import NEAR
 from skewsim.diagnose.rows import Rows
+from skewsim.errors import SkewsimError
 from skewsim.learn.base_policy import model_folder
 from skewsim.settings import Scenario
 from skewsim.skew.sequences import SequenceLog
@@ -112,6 +113,11 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=4)
     parser.add_argument("--prompts", type=int, default=48)
     given = parser.parse_args()
+    if given.engine:
+        try:
+            resolve_engine(given.engine).close()  # a name that is not known is told before minutes of simulation
+        except SkewsimError as error:
+            sys.exit(f"near_ties: {error}")
     for line in table(given.engine, given.seeds, given.prompts):
         print(line, flush=True)
 

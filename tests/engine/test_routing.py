@@ -3,37 +3,38 @@ they are not in the log, the model's near ties tell how much of the skew they ma
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 
 from benchmarks.moe_engine import looks
+from benchmarks.near_ties import without_routes
 from harness.engines import resolve_engine
 from skewsim.diagnose import diagnose, load_models
 from skewsim.learn.base_policy import model_folder
+from skewsim.learn.look import Look
 from skewsim.skew.sequences import SequenceLog
 
 pytestmark = pytest.mark.engine
 
 
-def test_in_float32_the_engine_routes_as_the_trainer_does(engine_name: str) -> None:
+def looked(engine_name: str, dtype: str, *, prompts: int) -> tuple[Look, Look]:
+    """The same rollout of a real engine, scored with the trainer's own routes and with the engine's."""
     engine = resolve_engine(engine_name)
     try:
-        own, _ = looks(engine, "float32", prompts=16)
+        return looks(engine, dtype, prompts=prompts)
     finally:
         engine.close()
+
+
+def test_in_float32_the_engine_routes_as_the_trainer_does(engine_name: str) -> None:
+    own, _ = looked(engine_name, "float32", prompts=16)
     assert own.routes_differ is not None
     assert (own.routes_differ[own.mask] > 0).mean() < 0.002
     assert np.sqrt((own.skew[own.mask] ** 2).mean()) < 1e-4
 
 
 def test_replaying_the_routes_of_bfloat16_takes_away_what_flipped_tokens_have(engine_name: str) -> None:
-    engine = resolve_engine(engine_name)
-    try:
-        own, replayed = looks(engine, "bfloat16", prompts=48)
-    finally:
-        engine.close()
+    own, replayed = looked(engine_name, "bfloat16", prompts=48)
     assert own.routes_differ is not None
     live = own.mask
     other = own.routes_differ[live] > 0
@@ -45,28 +46,19 @@ def test_replaying_the_routes_of_bfloat16_takes_away_what_flipped_tokens_have(en
 
 def shares(log: SequenceLog, *, model: bool) -> dict[str, float]:
     """What `diagnose` says by the routes in the log, or without them by the model."""
-    kept = [
-        replace(r, places={k: v for k, v in r.places.items() if k != "routes_differ" or not model}) for r in log.records
-    ]
     models = load_models([model_folder("base_moe")]) if model else []
-    return {cause.name: cause.explained for cause in diagnose(SequenceLog(tuple(kept)), models=models).causes}
+    return {
+        cause.name: cause.explained for cause in diagnose(without_routes(log) if model else log, models=models).causes
+    }
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_the_models_near_ties_find_the_share_that_the_routes_prove(engine_name: str, dtype: str) -> None:
-    engine = resolve_engine(engine_name)
-    try:
-        own, _ = looks(engine, dtype, prompts=64)
-    finally:
-        engine.close()
+    own, _ = looked(engine_name, dtype, prompts=64)
     proven, found = (shares(own.sequences, model=model) for model in (False, True))
     assert found["moe_routing"] == pytest.approx(proven["moe_routing"], abs=0.12)
 
 
 def test_the_models_near_ties_find_no_routing_in_float32(engine_name: str) -> None:
-    engine = resolve_engine(engine_name)
-    try:
-        own, _ = looks(engine, "float32", prompts=16)
-    finally:
-        engine.close()
+    own, _ = looked(engine_name, "float32", prompts=16)
     assert set(shares(own.sequences, model=True)) == {"healthy"}
