@@ -9,8 +9,8 @@ The model is SmolLM2-135M-Instruct (skewsim models install smollm2-135m), its we
 packed; engine and trainer load the same numbers. The prompts are the built-in ones, in its chat template. The trainer
 is transformers in float32 and does to the logits what the engine was asked to do. Intervals resample whole sequences.
 
-A profile that OUT has is not measured again, and one that was interrupted goes on. What an engine cannot do is a row
-with its reason. Each profile takes a minute and a half to start and, on two CPU cores, a minute for 2,000 tokens or so.
+A profile that was interrupted, or that has fewer tokens than asked for now, goes on to them. What an engine cannot do
+is a row with its reason.
 """
 
 from __future__ import annotations
@@ -171,7 +171,7 @@ def main() -> None:
     for engine in engines:
         for label in filter(None, arguments.only.split(",")):
             folder, began = arguments.out / profile_name(engine, label), time.monotonic()
-            if outcome(folder) is None:
+            if _lacks(outcome(folder), arguments.tokens):
                 measure_one(engine, label, folder, arguments)
                 print(f"{folder.name}: {time.monotonic() - began:.0f} s, {_short(outcome(folder))}", flush=True)
     for path in arguments.out.glob("*/profile.json") if arguments.ship else ():
@@ -180,6 +180,13 @@ def main() -> None:
     print(text)
     if arguments.write:
         replace_section(arguments.write, text)
+
+
+def _lacks(found: SkewProfile | str | None, tokens: int) -> bool:
+    """Whether there is something left to measure."""
+    if isinstance(found, SkewProfile):
+        return found.provenance.tokens + int(getattr(found.provenance, "dropped", 0)) < tokens
+    return found is None
 
 
 def _short(found: SkewProfile | str | None) -> str:

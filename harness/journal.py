@@ -4,7 +4,8 @@
 sequence, appended once it is scored: the format of `skewsim.skew.sequences`, and beside it `id`, `prompt_id`,
 `square_mass` and, where the sampler truncates, `kept_mass`. A last line that is cut off is ignored. At the end,
 ``tokens.npz`` and ``sequences.jsonl`` are made from the lines, in the order of their ids, each whole or absent, and
-``unfinished.jsonl`` is removed.
+``unfinished.jsonl`` is removed. A whole measurement of which more tokens are asked goes on: its ``sequences.jsonl``
+becomes ``unfinished.jsonl`` again.
 
 One process at a time measures into a folder: it holds the operating system's lock on the journal, which ends with it.
 """
@@ -38,18 +39,20 @@ ATTEMPTS, BETWEEN_S = 20, 0.1
 class Journal:
     """The journal of one measurement in `folder`. Nothing is written before `begin`.
 
-    Raises UserError if the folder holds another measurement, or this one and `resume` is not set.
+    Raises UserError if the folder holds another measurement, or more of this one, or this one and `resume` is not set.
     """
 
     def __init__(self, folder: Path | str, asked: Mapping[str, Any], *, resume: bool = False) -> None:
         self.folder = Path(folder)
         self.lines, self.table_path = self.folder / LINES, self.folder / TABLE
-        self.done: set[int] = set()
-        """Ids of the sequences that it has."""
+        self.done: dict[int, int] = {}
+        """The tokens of each sequence that it has, by the sequence's id."""
         self.meta: dict[str, Any] = {}
         """Provenance of all rows, as the process wrote it that began the measurement."""
         self.finished = False
         self._asked = json.loads(json.dumps(asked))
+        self._more = False
+        """More tokens are asked for than by the process before."""
         self._file: int | None = None
         self._end = 0
         self._places: dict[int, tuple[int, int]] = {}
@@ -61,16 +64,18 @@ class Journal:
             _compare({"engine_version": self.meta.get("engine_version")}, meta, ("engine_version",), self.folder)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            if self.done and self._file is None:  # it was whole
+                os.replace(self.folder / SEQUENCES, self.lines)
             self._open()
             remove_leftovers(self.folder, (ASKED, TABLE, SEQUENCES, PROFILE))
             os.truncate(self.lines, self._end)
         except OSError as error:
             raise UserError(f"{self.folder} cannot be written: {error.strerror}") from None
-        if not self.meta:
-            document = {"format": FORMAT, "schema_version": SCHEMA_VERSION, "asked": self._asked, "meta": dict(meta)}
+        if not self.meta or self._more:
+            self.meta = self.meta or dict(meta)
+            document = {"format": FORMAT, "schema_version": SCHEMA_VERSION, "asked": self._asked, "meta": self.meta}
             with atomic_writer(self.folder / ASKED) as handle:
                 handle.write(json.dumps(document, indent=1).encode() + b"\n")
-            self.meta = dict(meta)
 
     def append(self, lines: Iterable[Mapping[str, Any]]) -> None:
         """Append sequences; once this returns, the operating system has them, and killing this process loses none."""
@@ -82,7 +87,7 @@ class Journal:
                 data = data[os.write(self._file, data) :]
         except OSError as error:
             raise UserError(f"{self.lines} cannot be written: {error.strerror}; {self.kept}") from None
-        self.done.update(line["id"] for line in found)
+        self._count(found)
 
     @property
     def kept(self) -> str:
@@ -144,6 +149,9 @@ class Journal:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _count(self, lines: Iterable[Mapping[str, Any]]) -> None:
+        self.done.update((line["id"], len(line["token_ids"])) for line in lines)
+
     def _look(self, resume: bool) -> None:
         if self.folder.exists() and not self.folder.is_dir():
             raise UserError(f"--out {self.folder} is a file; allowed is a folder")
@@ -159,18 +167,36 @@ class Journal:
                 return  # killed in its first moment
             raise UserError(f"--resume: {self.folder / ASKED} is missing, which says what was measured")
         document = _read_document(self.folder / ASKED)
-        _compare(_with_defaults(document["asked"], self._asked), self._asked, tuple(self._asked), self.folder)
+        before = _with_defaults(document["asked"], self._asked)
+        self._more = self._asks_more(before)
+        _compare(before, self._asked, [key for key in self._asked if key != "num_tokens"], self.folder)
         self.meta = document["meta"]
-        if not self.lines.exists():
-            self.finished = self.table_path.exists()
-            return
+        path = self.lines
+        if not path.exists():
+            self.finished = self.table_path.exists() and not self._more
+            if self.finished or not self.table_path.exists():
+                return
+            path = self.folder / SEQUENCES
         try:
-            self._open()
+            if path == self.lines:
+                self._open()
+            for _, end, line in read_lines(path):
+                self._end = end
+                self._count([line])
         except OSError as error:
-            raise UserError(f"{self.lines} cannot be opened: {error.strerror}") from None
-        for _, end, line in read_lines(self.lines):
-            self._end = end
-            self.done.add(line["id"])
+            raise UserError(f"{path} cannot be opened: {error.strerror}") from None
+
+    def _asks_more(self, before: Mapping[str, Any]) -> bool:
+        """Whether more tokens are asked for than `before`. UserError if they are fewer."""
+        old, new = before.get("num_tokens"), self._asked.get("num_tokens")
+        if old == new:
+            return False
+        if not (isinstance(old, int) and isinstance(new, int) and new > old):
+            raise UserError(
+                f"--resume: num_tokens={new}, but {self.folder} was begun with {old}; "
+                f"allowed: at least {old}, or another --out"
+            )
+        return True
 
     def _open(self) -> None:
         if self._file is None:

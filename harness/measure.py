@@ -22,7 +22,7 @@ import numpy as np
 from harness.journal import PROFILE, SEQUENCES, TABLE, Journal
 from harness.plan import Plan, Prompts, make_plan
 from harness.protocols import RealChoice, Session
-from harness.requests import Request, Row, Size, check_ids
+from harness.requests import Row, Size, check_ids
 from harness.scorer import Processing, TokenScores, TrainerScorer, TrainerSide
 from skewsim.errors import EngineError, UserError
 from skewsim.machine import check_room, cpu_features, free_memory, size
@@ -93,14 +93,13 @@ def measure(
     resume: bool = False,
     progress: Progress | None = None,
 ) -> Measurement:
-    """Measure `num_tokens` tokens and write table, sequences and profile into the folder `out`.
+    """Measure at least `num_tokens` tokens and write table, sequences and profile into the folder `out`.
 
-    They are fewer where responses end before they are as long as they may be.
     `engine` is what `harness.engines.choose` makes of a name; a server must have the same model. `model_folder` is a
     Hugging Face folder, or ``base`` or ``base_moe`` (what ships for the first task, on its own prompts).
     `chat_template`: whether prompts that are texts go through the model's; None: where it has one. `batch_tokens`
-    bounds what the trainer's side computes at once. `resume` goes on with what `out` holds; sequences that are there
-    are not asked for again.
+    bounds what the trainer's side computes at once. `resume` goes on with what `out` holds, whole or not, to as many
+    tokens as are asked for now; sequences that are there are not asked for again.
 
     Raises UserError before anything is written, EngineError with the rows received kept.
     """
@@ -120,11 +119,10 @@ def measure(
     asked = plan.asked(engine.name, settings, asdict(trainer))
     seconds = {"start": 0.0, "engine": 0.0, "scorer": 0.0}
     with Journal(out, asked, resume=resume) as journal:
-        rest = [] if journal.finished else [r for r in plan.requests() if r.id not in journal.done]
         info = dict(journal.meta.get("settings", {}).get("actual", {}))
-        if rest:
+        if not journal.finished and plan.requests(journal.done):
             engine.require()
-            work = _Work(journal, plan, settings, trainer, batch_tokens, rest, say)
+            work = _Work(journal, plan, settings, trainer, batch_tokens, say)
             try:
                 info = work.run(engine)
             except EngineError as error:
@@ -198,14 +196,12 @@ class _Work:
         settings: EngineSettings,
         trainer: TrainerSide,
         batch_tokens: int | None,
-        requests: list[Request],
         say: Progress,
     ) -> None:
-        self._journal, self._plan, self._requests, self._say = journal, plan, requests, say
+        self._journal, self._plan, self._say = journal, plan, say
         self._settings, self._processing = settings, Processing.of(settings, renormalize=trainer.renormalize)
-        self._done = min((plan.count - len(requests)) * plan.max_tokens, plan.num_tokens)
         threading.Thread(target=import_module, args=("skewsim.skew.fitting",), daemon=True).start()  # needed at the end
-        say(self._done, plan.num_tokens, "loading the trainer's model")
+        self._tell("loading the trainer's model")
         self._scorer = TrainerScorer.of(plan.folder, trainer, batch_tokens=batch_tokens)
         self._sampler = {n: getattr(settings, n) for n in ("temperature", "top_p", "top_k", "min_p")}
         self._truncates = settings.truncates
@@ -214,16 +210,17 @@ class _Work:
     def run(self, engine: RealChoice) -> dict[str, Any]:
         """Go on until every request is answered; returns what the engine said of itself."""
         began, plan = time.monotonic(), self._plan
-        self._say(self._done, plan.num_tokens, f"starting {engine.name}")
+        self._tell(f"starting {engine.name}")
         size = Size(plan.prompt_tokens, plan.max_tokens, min(SEQUENCES_AT_ONCE, plan.count))
         with engine.session(plan.folder, self._settings, size=size) as session:
             self.seconds["start"] = time.monotonic() - began
             if not_known := session.info.get("not_known"):
-                self._say(self._done, plan.num_tokens, f"{engine.name} does not tell its {', '.join(not_known)}")
+                self._tell(f"{engine.name} does not tell its {', '.join(not_known)}")
             self._journal.begin(provenance(plan, self._settings, self._scorer, engine.package, session))
-            for start in range(0, len(self._requests), REQUESTS_AT_ONCE):
-                asked = self._requests[start : start + REQUESTS_AT_ONCE]
-                rows = session.generate(asked, self._settings, max_tokens=plan.max_tokens, stop=plan.stop)
+            while requests := plan.requests(self._journal.done):
+                rows = session.generate(
+                    requests[:REQUESTS_AT_ONCE], self._settings, max_tokens=plan.max_tokens, stop=plan.stop
+                )
                 for batch in _batched(rows, plan.prompt_tokens):
                     self._take(batch)
                 self.seconds["engine"] += session.stats["seconds"]
@@ -236,8 +233,10 @@ class _Work:
         scores = self._scorer.score(prompts, [row.tokens for row in rows], self._processing)
         self.seconds["scorer"] += time.monotonic() - began
         self._journal.append(map(self._line, rows, numbers, prompts, scores))
-        self._done += sum(len(row.tokens) for row in rows)
-        self._say(min(self._done, self._plan.num_tokens), self._plan.num_tokens, "measuring")
+        self._tell("measuring")
+
+    def _tell(self, what: str) -> None:
+        self._say(min(sum(self._journal.done.values()), self._plan.num_tokens), self._plan.num_tokens, what)
 
     def _line(self, row: Row, number: int, prompt: list[int], scores: TokenScores) -> dict[str, Any]:
         record = SequenceRecord(

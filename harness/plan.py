@@ -61,11 +61,30 @@ class Plan:
     def prompt_id(self, request: int) -> int:
         return request // self.num_generations % len(self.prompts)
 
-    def requests(self) -> list[Request]:
-        """All of them; the seed of each depends on nothing but the plan's seed and its id."""
-        stream = generator(self.seed, step=0, purpose=Purpose.SAMPLING)
-        seeds = torch.randint(2**31, (self.count,), generator=stream).tolist()
-        return [Request(i, self.prompts[self.prompt_id(i)], seed) for i, seed in enumerate(seeds)]
+    def requests(self, answered: Mapping[int, int] | None = None) -> list[Request]:
+        """Those that are still needed; `answered` has the tokens of each answer so far, by its request's id.
+
+        The seed of each depends on nothing but the plan's seed and its id.
+        """
+        answered, stream = answered or {}, generator(self.seed, step=0, purpose=Purpose.SAMPLING)
+        seeds = torch.randint(2**31, (self._needed(answered),), generator=stream).tolist()
+        return [Request(i, self.prompts[self.prompt_id(i)], s) for i, s in enumerate(seeds) if i not in answered]
+
+    def _needed(self, answered: Mapping[int, int]) -> int:
+        """How many requests give the tokens asked for, as far as the answers tell.
+
+        Where answers end early, the first `count` requests give fewer. Then come rounds of as many more as the rest
+        takes at the mean length so far. A round's size depends on the rounds before it alone, so an interrupted
+        measurement ends with the requests of one that was not.
+        """
+        count = self.count
+        while all(i in answered for i in range(count)):
+            tokens = sum(answered[i] for i in range(count))
+            if not 0 < tokens < self.num_tokens:
+                break
+            more = (self.num_tokens - tokens) * count / tokens
+            count += self.num_generations * math.ceil(more / self.num_generations)
+        return count
 
     def asked(self, engine: str, settings: EngineSettings, trainer: Mapping[str, Any]) -> dict[str, Any]:
         """Everything that decides what is in the table, as plain JSON."""

@@ -51,7 +51,7 @@ class Processed:
 
 def process(logits: Tensor, settings: EngineSettings) -> Processed:
     """Apply temperature, min-p, top-k and top-p, in this order (vLLM's), to logits (..., V)."""
-    scaled = logits / settings.temperature
+    scaled = logits if settings.temperature == 1 else logits / settings.temperature
     if not settings.truncates:
         return Processed(scaled.log_softmax(-1), None, None)
     support = torch.ones_like(scaled, dtype=torch.bool)

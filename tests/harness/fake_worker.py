@@ -75,12 +75,13 @@ def generate(message: dict[str, object], how: str) -> None:
     requests = message.get("requests") or [{"id": 0}, {"id": 1}]
     assert isinstance(requests, list)
     for number, request in enumerate(requests):
-        logprobs = [-0.5, float("nan") if how == "nan" else -0.25]
+        early = bool(os.environ.get("FAKE_EARLY")) and request["id"] % 3 == 0
+        length = 1 if early else 2
         row = {
             "id": request["id"],
-            "tokens": [1, 2 + request["id"] % 50],
-            "logprobs": logprobs,
-            "versions": [0, 0],
+            "tokens": [1, 2 + request["id"] % 50][:length],
+            "logprobs": [-0.5, float("nan") if how == "nan" else -0.25][:length],
+            "versions": [0] * length,
             "finish": "length",
         }
         if number == GOOD_ROWS:

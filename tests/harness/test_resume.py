@@ -84,6 +84,77 @@ def test_a_resumed_measurement_is_the_undisturbed_one_and_asks_only_for_the_rest
     assert again.profile == found.profile
 
 
+@pytest.mark.parametrize("rows", [None, "0", "31"])
+def test_answers_that_end_early_are_followed_by_more_until_the_tokens_are_there(
+    run: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: str | None
+) -> None:
+    monkeypatch.setenv("FAKE_EARLY", "1")  # every third answer has one token
+    if rows is not None:
+        monkeypatch.setenv("FAKE", "die")
+        monkeypatch.setenv("FAKE_ROWS", rows)
+        with pytest.raises(EngineError):
+            run("out")
+        monkeypatch.setenv("FAKE", "well")
+        (tmp_path / "asked").unlink()
+    found = run("out", resume=True)
+    assert len(found.table) == 81
+    assert sorted(np.unique(found.table.sequence)) == list(range(49)), "40 answers have 66"
+    asked = [int(row.split()[0]) for row in (tmp_path / "asked").read_text().splitlines()]
+    assert asked == list(range(int(rows or 0), 49)), "none twice"
+
+
+@given(
+    lengths=st.lists(st.integers(1, 8), min_size=8, max_size=8),
+    wanted=st.integers(1, 300),
+    generations=st.integers(1, 5),
+    kept=st.sets(st.integers(0, 400)),
+)
+def test_an_interrupted_measurement_ends_with_the_requests_of_one_that_was_not(
+    tiny_model: Path, lengths: list[int], wanted: int, generations: int, kept: set[int]
+) -> None:
+    plan = make_plan(tiny_model, [[1]], num_tokens=wanted, max_tokens=8, num_generations=generations)
+
+    def whole(answered: dict[int, int]) -> dict[int, int]:
+        while requests := plan.requests(answered):
+            answered |= {r.id: lengths[r.id % 8] for r in requests}
+        return answered
+
+    undisturbed = whole({})
+    assert whole({i: n for i, n in undisturbed.items() if i in kept}) == undisturbed
+    assert sorted(undisturbed) == list(range(len(undisturbed)))
+    assert len(undisturbed) % generations == 0
+    assert sum(undisturbed.values()) >= wanted
+
+
+def test_a_whole_measurement_goes_on_to_more_tokens_and_never_to_fewer(
+    run: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = run("at once", num_tokens=160)
+    run("out")
+    (tmp_path / "asked").unlink()
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    monkeypatch.setenv("FAKE", "die")
+    monkeypatch.setenv("FAKE_ROWS", "3")
+    with pytest.raises(EngineError, match="43 sequences are kept"):
+        run("out", num_tokens=160, resume=True)
+    assert load_profile(tmp_path / "out" / "profile.json").provenance.tokens == 80, (
+        "the old one, until the new is whole"
+    )
+    monkeypatch.setenv("FAKE", "well")
+    (tmp_path / "asked").unlink()
+    found = run("out", num_tokens=160, resume=True)
+    asked = [int(row.split()[0]) for row in (tmp_path / "asked").read_text().splitlines()]
+    assert asked == list(range(43, 80)), "none twice"
+    same(found.table, expected.table)
+    assert found.profile.provenance.tokens == 160
+    assert {path.name for path in (tmp_path / "out").iterdir()} == before.keys()
+    with pytest.raises(UserError, match=r"^--resume: num_tokens=80, but .* was begun with 160; allowed: at least 160"):
+        run("out", resume=True)
+    (tmp_path / "out" / "sequences.jsonl").unlink()
+    with pytest.raises(UserError, match=r"sequences\.jsonl cannot be opened"):
+        run("out", num_tokens=200, resume=True)
+
+
 def test_the_sequences_hold_the_table_and_the_prompts(run: Callable[..., Any], tmp_path: Path) -> None:
     prompts = [[1, 5, 3], [1, 6, 7, 3]]
     found = run("out", prompts=prompts, num_generations=2)
@@ -119,7 +190,7 @@ def test_the_first_requests_are_the_same_whatever_their_number(tiny_model: Path)
     ("values", "said"),
     [
         ({"seed": 1}, "seed=1, but"),
-        ({"num_tokens": 90}, "num_tokens=90, but"),
+        ({"num_tokens": 70}, "num_tokens=70, but"),
         ({"settings": EngineSettings(temperature=0.7)}, r"settings\.temperature=0\.7, but"),
         ({"trainer": TrainerSide("bfloat16")}, r"trainer\.dtype='bfloat16', but"),
         ({"prompts": [[1, 2]]}, "prompts="),
@@ -176,7 +247,7 @@ def test_a_journal_cut_off_at_any_byte_loses_no_whole_line_and_ends_the_same(
     path.write_bytes(data[: int(len(data) * cut)])
     whole = path.read_bytes().count(b"\n")
     with Journal(folder / "b", ASKED, resume=True) as journal:
-        assert journal.done == set(order[:whole])
+        assert journal.done == {n: len(line(n)["token_ids"]) for n in order[:whole]}
         journal.begin(META)
         journal.append(line(n) for n in order if n not in journal.done)
         table, left_out = journal.table()
@@ -228,18 +299,19 @@ def until(step: int, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return calls
 
 
-def concluded(folder: Path, *, resume: bool) -> None:
+def concluded(folder: Path, *, resume: bool, count: int = 40) -> None:
     """A measurement of which the engine's part takes no time."""
-    with Journal(folder, ASKED, resume=resume) as journal:
-        rest = [] if journal.finished else [n for n in range(40) if n not in journal.done]
+    with Journal(folder, ASKED | {"num_tokens": count}, resume=resume) as journal:
+        rest = [] if journal.finished else [n for n in range(count) if n not in journal.done]
         if rest:
             journal.begin(META)
             journal.append(line(n) for n in rest)
         _conclude(journal, name="x")
 
 
+@pytest.mark.parametrize("begun_with", [0, 30])
 def test_a_measurement_killed_at_any_step_of_its_writing_resumes_to_the_same_files_and_nothing_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begun_with: int
 ) -> None:
     concluded(tmp_path / "whole", resume=False)
     profile = load_profile(tmp_path / "whole" / "profile.json")
@@ -247,10 +319,12 @@ def test_a_measurement_killed_at_any_step_of_its_writing_resumes_to_the_same_fil
     whole = {path.name: path.read_bytes() for path in (tmp_path / "whole").iterdir()}
     for step in itertools.count():
         folder = tmp_path / str(step)
+        if begun_with:
+            concluded(folder, resume=False, count=begun_with)
         with pytest.MonkeyPatch.context() as patch:
             calls = until(step, patch)
             with suppress(Killed):
-                concluded(folder, resume=False)
+                concluded(folder, resume=bool(begun_with))
         if len(calls) < step:
             break
         concluded(folder, resume=True)
@@ -266,7 +340,7 @@ def test_a_measurement_begun_before_a_setting_existed_goes_on_with_its_default(t
         journal.append([line(0)])
     later = {"dtype": "float32", "enable_return_routed_experts": False}
     with Journal(tmp_path, ASKED | {"settings": later}, resume=True) as journal:
-        assert journal.done == {0}
+        assert journal.done == {0: 1}
     with pytest.raises(UserError, match="enable_return_routed_experts=True"):
         Journal(tmp_path, ASKED | {"settings": later | {"enable_return_routed_experts": True}}, resume=True)
 
