@@ -37,8 +37,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from skewsim.learn.base_policy import starting_policy
+from skewsim.learn.batch import Batch
 from skewsim.learn.objectives import compute_advantages
-from skewsim.learn.trainer import Trainer, _Batch
+from skewsim.learn.trainer import Trainer
 from skewsim.scenarios import find_scenario
 from skewsim.settings import Scenario
 
@@ -72,14 +73,14 @@ def main() -> None:
         )
 
 
-def our_batch(scenario: Scenario, members: int) -> tuple[Trainer, _Batch]:
+def our_batch(scenario: Scenario, members: int) -> tuple[Trainer, Batch]:
     """A trainer at its start and one rollout of its engine, ready to learn from."""
     trainer = Trainer(scenario, seeds=range(members))
     rollouts = trainer.engine.generate(trainer._request(0))
     rewards = trainer.task.score(rollouts.prompt_ids, rollouts.tokens, rollouts.mask)
     group_ids = torch.arange(rollouts.tokens.shape[1]) // scenario.trainer.num_generations
     advantages = compute_advantages(rewards.exact, group_ids, scenario.trainer)
-    return trainer, _Batch(rollouts, rollouts.engine_logprobs, advantages, group_ids, rollouts.mask)
+    return trainer, Batch(rollouts, rollouts.engine_logprobs, advantages, group_ids, rollouts.mask)
 
 
 def our_step(scenario: Scenario, *, members: int) -> Step:

@@ -29,19 +29,19 @@ from skewsim.engine.simulated import SimEngine
 from skewsim.errors import UserError
 from skewsim.learn.adam import Adam
 from skewsim.learn.base_policy import starting_policy
+from skewsim.learn.batch import Batch, some
 from skewsim.learn.look import Look, take
 from skewsim.learn.losses import LossInputs
 from skewsim.learn.memory import StepSize, check_memory, free_on
 from skewsim.learn.objectives import compute_loss
-from skewsim.learn.routing import decisions_differ, routing_metrics
+from skewsim.learn.rollout_metrics import merge, rollout_metrics
 from skewsim.learn.scoring import Graded, Pass, Scored, grade, old_routes, score_rollouts
 from skewsim.machine import keep_freed
 from skewsim.model.dropout import Dropout
 from skewsim.model.policy import Policy
 from skewsim.records import StepRecord
 from skewsim.settings import Scenario, changes
-from skewsim.skew import metrics
-from skewsim.task import Scores, Task
+from skewsim.task import Task
 
 
 @dataclass(frozen=True)
@@ -122,11 +122,11 @@ class Trainer:
             before = self._score(rollouts)
             reference = score_rollouts(self._start(), rollouts, scenario).logprobs if trainer.beta else None
         old = rollouts.engine_logprobs if trainer.old_logprobs == "rollout" else before.logprobs
-        record = _rollout_metrics(rollouts, scores, before, version=k)
+        record = rollout_metrics(rollouts, scores, before, version=k)
         self._done = _Done(k, scenario, rollouts, before, graded, reference)
         mask = self._loss_mask(rollouts)
         replayed = {"R2": before.routed_experts, "R3": rollouts.routed_experts}.get(trainer.router_replay)
-        record |= self._learn(_Batch(rollouts, old, graded.advantages, graded.group_ids, mask, reference, replayed))
+        record |= self._learn(Batch(rollouts, old, graded.advantages, graded.group_ids, mask, reference, replayed))
         self.step_number = k + 1
         self._publish()
         record["time/step_s"] = torch.full((len(self.seeds),), time.perf_counter() - began)
@@ -141,13 +141,13 @@ class Trainer:
             routes = old_routes(rollouts, scenario)
             return score_rollouts(self.policy, rollouts, scenario, dropout=self._dropout, replayed=routes)
         with torch.enable_grad():
-            self._ahead = score_rollouts(self.policy, _some(rollouts, slice(size)), scenario)
+            self._ahead = score_rollouts(self.policy, some(rollouts, slice(size)), scenario)
         if size == sequences:
             return self._ahead.detached()
-        rest = score_rollouts(self.policy, _some(rollouts, slice(size, None)), scenario)
+        rest = score_rollouts(self.policy, some(rollouts, slice(size, None)), scenario)
         return self._ahead.detached().followed_by(rest)
 
-    def _learn(self, batch: _Batch) -> dict[str, Tensor]:
+    def _learn(self, batch: Batch) -> dict[str, Tensor]:
         """All optimiser steps on one rollout; the metrics' means over them."""
         trainer = self.scenario.trainer
         seen: list[dict[str, Tensor]] = []
@@ -157,7 +157,7 @@ class Trainer:
         means = {key: merge(torch.stack([s[key] for s in seen]), key) for key in seen[-1]}
         return seen[0] | means  # the cosine is computed at the first step only
 
-    def _optimise(self, part: _Batch, *, first: bool) -> dict[str, Tensor]:
+    def _optimise(self, part: Batch, *, first: bool) -> dict[str, Tensor]:
         """One optimiser step."""
         trainer = self.scenario.trainer
         scored, self._ahead = self._ahead, None
@@ -185,7 +185,7 @@ class Trainer:
         (gradient,) = torch.autograd.grad(loss.sum(), self.policy.flat, retain_graph=keep_graph)
         return gradient
 
-    def _cosine(self, used: Tensor, truth: Tensor, part: _Batch, inputs: LossInputs) -> Tensor:
+    def _cosine(self, used: Tensor, truth: Tensor, part: Batch, inputs: LossInputs) -> Tensor:
         """Cosine (E,) between the gradient used and the one with the logprobs that were really sampled from."""
         if torch.equal(truth, part.rollouts.engine_logprobs):
             return torch.ones(len(used), device=used.device)
@@ -383,98 +383,11 @@ class _Done:
         )
 
 
-@dataclass(frozen=True)
-class _Batch:
-    """A rollout, or some of its prompts, with everything that the loss needs."""
-
-    rollouts: Rollouts
-    old: Tensor
-    advantages: Tensor
-    group_ids: Tensor
-    mask: Tensor
-    reference: Tensor | None = None
-    replayed: Tensor | None = None
-    """Experts that the update uses, as `Rollouts.routed_experts`; None: those that its routers choose."""
-
-    def loss_inputs(self, trainer_logprobs: Tensor) -> LossInputs:
-        return LossInputs(
-            trainer_logprobs=trainer_logprobs,
-            old_logprobs=self.old,
-            engine_logprobs=self.rollouts.engine_logprobs,
-            mask=self.mask,
-            advantages=self.advantages,
-            group_ids=self.group_ids,
-            reference_logprobs=self.reference,
-        )
-
-    def minibatches(self, count: int) -> list[_Batch]:
-        """Split the batch into equal numbers of whole groups, in order (prompts were drawn at random)."""
-        size = self.old.shape[1] // count
-        return [self._rows(slice(i * size, (i + 1) * size)) for i in range(count)]
-
-    def _rows(self, rows: slice) -> _Batch:
-        reference, replayed = (None if x is None else x[:, rows] for x in (self.reference, self.replayed))
-        return _Batch(
-            _some(self.rollouts, rows),
-            self.old[:, rows],
-            self.advantages[:, rows],
-            self.group_ids[rows],
-            self.mask[:, rows],
-            reference,
-            replayed,
-        )
-
-
-def _some(rollouts: Rollouts, rows: slice) -> Rollouts:
-    """Some sequences of a rollout."""
-    parts: dict[str, Any] = {name: None if t is None else t[:, rows] for name, t in vars(rollouts).items()}
-    return Rollouts(**parts)
-
-
 def _passes_agree(scenario: Scenario, minibatch: int) -> bool:
     """Whether the update's first pass over `minibatch` sequences computes what the pass before it does: with dropout no
     two passes agree, replayed routes may be others, and sequences have to be packed in the same rows."""
     trainer, how = scenario.trainer, Pass.of(scenario)
     return not trainer.dropout and trainer.router_replay == "disabled" and minibatch % how.pack_size == 0
-
-
-def _rollout_metrics(rollouts: Rollouts, rewards: Scores, scored: Scored, *, version: int) -> dict[str, Tensor]:
-    """Metrics (E,) of a rollout under the trainer's weights before it learns from the rollout."""
-    mask = rollouts.mask
-    tokens = mask.sum((1, 2)).clamp_min(1)
-    lag = (version - rollouts.weight_versions) * mask
-    found = {"reward/mean": rewards.exact.mean(1), "reward/partial": rewards.partial.mean(1)}
-    for name, value in metrics.batched_skew_metrics(scored.logprobs, rollouts.engine_logprobs, mask).items():
-        found[metrics.SKEW_KEYS[name]] = value
-    found["skew/kl_k3_lag0"] = _fresh_k3(scored.logprobs - rollouts.engine_logprobs, (mask > 0) & (lag == 0))
-    known = rollouts.true_routes if rollouts.true_routes is not None else rollouts.routed_experts
-    if scored.routed_experts is not None and known is not None:
-        differ = decisions_differ(scored.routed_experts, known, mask.shape[2])
-        found |= routing_metrics(differ, scored.logprobs - rollouts.engine_logprobs, mask)
-    return found | {
-        "policy/entropy": (scored.entropy * mask).sum((1, 2)) / tokens,
-        "lag/mean": lag.sum((1, 2)) / tokens,
-        "lag/max": lag.amax((1, 2)),
-        "response/length": mask.sum(2).mean(1),
-        "response/aborted": (rollouts.finish_reasons == FINISH_ABORT).float().mean(1),
-    }
-
-
-def _fresh_k3(skew: Tensor, fresh: Tensor) -> Tensor:
-    """k3 (E,) of the tokens without lag, from the skew (E, N, T); NaN for a member that has none."""
-    d = skew.double()
-    counted = fresh & d.isfinite()
-    terms = torch.where(counted, torch.expm1(d) - d, 0.0)
-    return terms.sum((1, 2)) / counted.sum((1, 2))  # 0 / 0 is NaN
-
-
-def merge(values: Tensor, key: str) -> Tensor:
-    """Merge a metric of the optimiser steps (steps, E) into (E,): the minimum, maximum or mean, by key; skips NaN."""
-    if key.endswith("_min"):
-        return torch.where(values.isnan(), torch.inf, values).amin(0)
-    if key.endswith("_max"):
-        return torch.where(values.isnan(), -torch.inf, values).amax(0)
-    return values.nanmean(0)
 
 
 def sources(scenario: Scenario) -> dict[str, str]:
