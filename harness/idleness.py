@@ -3,6 +3,9 @@
 A worker that computes either runs or queues for a core, on however busy a machine; one that loads a model reads, or
 waits for a disk. One that does none of this for seconds waits for something that will not come: a lock, a pipe, another
 process.
+
+On a virtual machine whose host gives a core to others, a thread runs for seconds and no time is counted. It is told
+from one that waits by its state.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import math
 import os
 import time
 from collections import deque
+from collections.abc import Iterator
 from pathlib import Path
 
 _PROC = Path("/proc")
@@ -23,6 +27,9 @@ _READ = 1 << 16
 """Bytes read that count as work."""
 _EVERY_S = 0.5
 """Seconds between two looks."""
+_GLANCES, _GLANCE_S = 3, 0.05
+"""Looks at the states of threads, and seconds between two: in all of them a thread that works is running, and hardly
+ever one that polls."""
 
 
 class Idleness:
@@ -61,7 +68,18 @@ class Idleness:
             self._seen.popleft()
             self._others.clear()  # a process number may be used again
         began, ran_before, read_before = self._seen[0]
-        return now - began >= seconds and ran - ran_before < _BUSY * (now - began) and read - read_before < _READ
+        if now - began < seconds or ran - ran_before >= _BUSY * (now - began) or read - read_before >= _READ:
+            return False
+        if any(not self._running() for _ in range(_GLANCES)):
+            return True
+        self._seen.clear()
+        return False
+
+    def _running(self) -> bool:
+        """Whether some thread runs or could run, a moment from now."""
+        time.sleep(_GLANCE_S)
+        stats = (stat for process, _ in self._processes() for stat in process.glob("task/*/stat"))
+        return any(_stat(stat)[:1] == ["R"] for stat in stats)
 
     def _look(self) -> dict[Path, float]:
         """Seconds that each thread ran or queued, and bytes that each process read.
@@ -71,17 +89,10 @@ class Idleness:
         `/proc/PID/task/TID/schedstat` begins with the nanoseconds on a core and in the queue for one (Linux).
         """
         found: dict[Path, float] = {}
-        for number in os.listdir(_PROC) if _PROC.is_dir() else ():
-            if number in self._others or not number.isdecimal():
-                continue
-            process = _PROC / number
+        for process, state in self._processes():
+            if state == "D":
+                return {}
             with contextlib.suppress(OSError, ValueError, IndexError):  # the process has ended meanwhile
-                state, *fields = (process / "stat").read_text().rpartition(")")[2].split()
-                if int(fields[2]) != self._session:
-                    self._others.add(number)
-                    continue
-                if state == "D":
-                    return {}
                 for stat in process.glob("task/*/schedstat"):
                     with contextlib.suppress(OSError):
                         running, queued, _ = stat.read_text().split()
@@ -89,3 +100,22 @@ class Idleness:
                 found[process / "io"] = float((process / "io").read_text().split()[1])
         told = any(seconds for path, seconds in found.items() if path.name == "schedstat")
         return found if told else {}
+
+    def _processes(self) -> Iterator[tuple[Path, str]]:
+        """The session's processes, each with its state."""
+        for number in os.listdir(_PROC) if _PROC.is_dir() else ():
+            if number in self._others or not number.isdecimal():
+                continue
+            fields = _stat(_PROC / number / "stat")
+            if fields[3:4] == [str(self._session)]:
+                yield _PROC / number, fields[0]
+            elif fields:
+                self._others.add(number)
+
+
+def _stat(path: Path) -> list[str]:
+    """What a process or thread tells of itself from its state on (proc_pid_stat(5)); nothing if it has ended."""
+    try:
+        return path.read_text().rpartition(")")[2].split()
+    except OSError:
+        return []

@@ -147,6 +147,10 @@ def test_where_the_system_does_not_say_what_threads_ran_nothing_is_idle(
     assert idle(7, seconds=0.6, clock=clock)
     (tmp_path / "7" / "stat").write_text("7 (python) D 1 7 7 0")
     assert not idle(7, seconds=0.6, clock=clock)
+    (tmp_path / "7" / "stat").write_text("7 (python) S 1 7 7 0")
+    assert idle(7, seconds=0.6, clock=clock)
+    (tmp_path / "8" / "task" / "8" / "stat").write_text("8 (a (b) c) R 7 7 7 0")
+    assert not idle(7, seconds=0.6, clock=clock), "it runs on a core that the host of this machine has taken away"
     monkeypatch.setattr("harness.idleness._PROC", tmp_path / "none")
     assert not idle(7, seconds=0.6, clock=clock)
 
