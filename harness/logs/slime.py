@@ -3,7 +3,9 @@
 - slime: `--dump-details D`, or `--save-debug-rollout-data` and `--save-debug-train-data`: .pt files of `samples` with
   `tokens`, `response_length(s)`, `loss_mask(s)`, `rollout_log_probs` (engine), `log_probs` (trainer, train dump only),
   `weight_versions`, `group_index` (rollout dump only), `data_parallel_rank` (train dump only); a train sample names its
-  place in the rollout dump in `rollout_position` (slime/observability/train_data_utils.py, slime/utils/types.py).
+  place in the rollout dump in `rollout_position` (slime/observability/train_data_utils.py, slime/utils/types.py). With
+  `--use-rollout-routing-replay` the rollout dump has `rollout_routed_experts`: (tokens - 1, layers, k), zeros in layers
+  that are no mixtures.
 - Miles: the train dump is a file for each rank: columns under `rollout_data`, of which the logprobs may be this rank's
   share of a sequence under context parallelism (miles/utils/train_dump_utils.py; the shares as in
   miles/backends/training_utils/cp_utils.py); `dashboard_columns/rollout_N.parquet` has the engine's numbers only
@@ -28,6 +30,8 @@ from skewsim.skew.sequences import SequenceRecord
 MOST_RANKS = 4096
 SHARED_OUT = ("rollout_log_probs", "log_probs")
 """What context parallelism shares out among ranks."""
+OF_ROLLOUT = ("group_index", "weight_versions", "rollout_routed_experts")
+"""What only the rollout dump says of a sequence."""
 
 
 def read(row: Row, context: Context) -> Iterator[SequenceRecord]:
@@ -54,6 +58,7 @@ def read(row: Row, context: Context) -> Iterator[SequenceRecord]:
         prompt_key=row.get("group_index"),
         settings=settings(row),
         places=places(row, step=row.get("rollout_id")),
+        engine_routes=row.get("rollout_routed_experts"),
     )
 
 
@@ -116,7 +121,7 @@ def _rollout_of(file: Path, row: Row, of_index: Mapping[int, Row], in_order: lis
         raise FileFormatError(
             f"slime log {file}: sequence {index}: the rollout dump and the train dump hold other tokens"
         )
-    return {name: found[name] for name in ("group_index", "weight_versions") if name in found}
+    return {name: found[name] for name in OF_ROLLOUT if name in found}
 
 
 def _whole(rows: list[tuple[Path, Row]]) -> dict[str, Any]:

@@ -97,6 +97,7 @@ def _diagnose(rows: Rows, scored: Models | None, notes: list[str]) -> Diagnosis:
             rows, model = replace(rows, trainer=model), None
         else:
             rows = replace(rows, trainer=np.where(replaced | odd.bad, rows.trainer, model))
+        rows = routes.with_routes_of(scored, rows, notes)
     kept = ~odd.bad & np.isfinite(rows.skew)
     left_out = int((~kept & ~odd.bad).sum())
     if left_out:

@@ -140,6 +140,17 @@ class ModelScorer:
         parts = [Ties.of(self._choices(each, "float32"), self._choices(each, dtype)) for each in chosen]
         return Ties.joined(parts, tokens_of(records, batches))
 
+    @torch.inference_mode()
+    def experts(self, records: Sequence[SequenceRecord]) -> Ints | None:
+        """(sampled tokens of all records, L, k) the experts that the model chooses, in record order. None if the model
+        is no mixture of experts."""
+        if not _routers(self.model):
+            return None
+        batches = _batches(records, None, self.batch_tokens)
+        parts = [self._choices([records[index] for index in batch], "float32").chosen for batch in batches]
+        found: Ints = np.concatenate(parts)[np.argsort(tokens_of(records, batches))]
+        return found
+
     def _choices(self, records: Sequence[SequenceRecord], dtype: str) -> Choices:
         """What the routers make of the rows that predict the sampled tokens of one batch."""
         ids, body, told = _padded(records), self._cast(dtype), list[tuple[torch.Tensor, ...]]()

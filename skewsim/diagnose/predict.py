@@ -185,6 +185,22 @@ class Models:
         found = self._ties[weights, dtype]
         return None if found is None else found.select(rows.index)
 
+    def routes_differ(self, rows: Rows) -> Ints | None:
+        """In how many layers the newest model chooses other experts for each row's token than the engine of the log
+        did; -1 where the log does not say, or says it of other layers than the model has. None where it never says, or
+        the model has no routers."""
+        scorer = self.scorers[0]
+        if not hasattr(scorer, "experts") or all(record.engine_routes is None for record in self.records):
+            return None
+        parts: list[Ints] = []
+        for chosen in self._pieces:
+            records = [self.records[number] for number in chosen]
+            if (own := scorer.experts(records)) is None:
+                return None
+            ends = np.cumsum([int(record.sampled.sum()) for record in records])[:-1]
+            parts += [_differ(*each) for each in zip(records, np.split(own, ends), strict=True)]
+        return np.concatenate(parts)[rows.index]
+
     @property
     def routed(self) -> bool:
         """Whether a model was found to have routers."""
@@ -331,3 +347,16 @@ def prepare(scorers: Sequence[Scorer], log: SequenceLog, progress: Progress | No
             for odd in ids[(ids < 0) | (ids >= vocab)]:
                 raise UserError(f"token id {odd} is outside the vocabulary of {scorers[0].name} ({vocab})")
     return Models(scorers, log, progress)
+
+
+def _differ(record: SequenceRecord, own: Ints) -> Ints:
+    """In how many layers the engine's experts differ from `own` (sampled tokens, L, k); -1 where they are not known."""
+    given = record.engine_routes
+    if given is not None:
+        given = given[record.sampled]
+        if given.shape[1] > own.shape[1]:
+            given = given[:, (given != 0).any((0, 2))]  # slime's have zeros for layers that are no mixtures
+    if given is None or given.shape != own.shape:
+        return np.full(len(own), -1)
+    differ: Ints = (np.sort(given, -1) != np.sort(own, -1)).any(-1).sum(-1)
+    return differ

@@ -3,6 +3,8 @@
 Rounding moves every token a little; another expert moves one token a lot. Without routes the two are told apart by the
 tail (`precision`); with them no tail is needed, and where the routes are the same, a tail is no routing.
 
+Where the log has the engine's routes only, a model's own choices stand for the trainer's.
+
 Without routes, but with the model, the model's own near ties take their place (`ties`). Whether there is routing in the
 skew is asked of the tokens that the model itself sends to other experts when it is rounded: they stand out if the
 engine did so too. How much there is, is counted over all near ties, as an engine rounds otherwise than the model does
@@ -12,7 +14,7 @@ here: what these have above the level of the tokens that no rounding can send el
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -45,6 +47,23 @@ def known(rows: Rows) -> bool:
     return differ is not None and bool((differ >= 0).mean() > 0.5)
 
 
+def with_routes_of(models: Models, rows: Rows, notes: list[str]) -> Rows:
+    """The rows with what the engine's routes in the log differ from the newest model's own, if only these are known."""
+    if known(rows) or (differ := models.routes_differ(rows)) is None:
+        return rows
+    name = models.scorers[0].name
+    if not (differ >= 0).any():
+        notes.append(
+            f"the engine's routes in the log have other layers, or more experts for a token, than {name}: not compared"
+        )
+        return rows
+    return replace(rows, places=rows.places | {"routes_differ": differ}, meta=rows.meta | {ROUTES_OF: name})
+
+
+ROUTES_OF = "routes_of"
+"""Entry of the rows' meta: the model whose routes stand for the trainer's."""
+
+
 def name_routing(findings: Findings) -> None:
     """`moe_routing` for the skew of tokens routed otherwise above the others' level; they are taken out."""
     rows, rest = findings.rows, findings.rest
@@ -65,7 +84,7 @@ def name_routing(findings: Findings) -> None:
         "moe_routing",
         share,
         f"proven by the routes in the log: {int(other.sum())} of {len(rows)} tokens ({other.mean():.2%}) went to other "
-        f"experts in the trainer than in the engine: rms {inside:.3g} in them, {outside:.3g} in the others, {ratio:.1f} "
+        f"experts in {rows.meta.get(ROUTES_OF, 'the trainer')} than in the engine: rms {inside:.3g} in them, {outside:.3g} in the others, {ratio:.1f} "
         f"times as much at equal probability (z {z:.1f}); what both sides route alike is not routing",
     )
     findings.placed.append(rest[other])
@@ -141,7 +160,8 @@ def _near_ties(models: Models, weights: int, dtype: str, rows: Rows, skew: Float
 def _no_routes(findings: Findings, other: Bools) -> None:
     share = float((findings.rest[other] ** 2).sum()) / max(findings.total, 1e-30)
     findings.notes.append(
-        f"{other.mean():.0%} of the tokens have other experts in the trainer than the engine returned, which no rounding does: the "
+        f"{other.mean():.0%} of the tokens have other experts in {findings.rows.meta.get(ROUTES_OF, 'the trainer')} than the engine "
+        "returned, which no rounding does: the "
         f"engine's routes are zeros, those of padding, or shifted; replaying them would explain {share:.0%} of the skew"
     )
     rms = float(np.sqrt((findings.rest**2).mean()))

@@ -7,9 +7,9 @@ engine, 0 for a tool's answer), `prompt_id`, `temperature`, `top_p`, `top_k`, `m
 `turn`, `pack_index`, `routes_differ`: a whole number for the sequence, or one for each of its tokens. The experts that
 a mixture of experts chose may be given as they are, `engine_routed_experts` (vLLM's and SGLang's `routed_experts`) and
 `trainer_routed_experts`: for each token of prompt and response but the last, or of the response only, L lists of k
-experts; `routes_differ` is counted from them. A log-probability that is unknown
-or not finite is null. Every line has its `schema_version`; a line without one is read as version 1, so that other
-programs can write the format easily.
+experts; `routes_differ` is counted from them. The engine's alone are kept, to be compared with a model's own. A
+log-probability that is unknown or not finite is null. Every line has its `schema_version`; a line without one is read
+as version 1, so that other programs can write the format easily.
 """
 
 from __future__ import annotations
@@ -53,6 +53,9 @@ class SequenceRecord:
     """temperature, top_p, top_k, min_p of the request."""
     places: Mapping[str, int | Column] = field(default_factory=dict)
     """Any of `tokens.PLACES`: a whole number for the sequence, or one for each token."""
+    engine_routes: Column | None = None
+    """(tokens, L, k) the experts that the engine chose for the row before each token, where the trainer's are not
+    known. Rows before the response may come first; they are left out."""
 
     def __post_init__(self) -> None:
         for name, dtype in _TYPES.items():
@@ -67,6 +70,9 @@ class SequenceRecord:
         if not isinstance(self.prompt_key, str | int | float | np.integer | None):
             raise ValueError(f"the prompt's id is {reprlib.repr(self.prompt_key)}; allowed: text or a number")
         object.__setattr__(self, "places", {name: self._place(name, value) for name, value in self.places.items()})
+        if self.engine_routes is not None:
+            routes = _routes("engine_routed_experts", self.engine_routes, len(self.tokens))
+            object.__setattr__(self, "engine_routes", routes.copy())
 
     def _place(self, name: str, value: Any) -> int | Column:
         if name not in PLACES:
@@ -105,6 +111,8 @@ class SequenceRecord:
             line["mask"] = self.mask.astype(int).tolist()
         if isinstance(self.prompt_key, str | int):
             line["prompt_id"] = self.prompt_key
+        if self.engine_routes is not None:
+            line["engine_routed_experts"] = self.engine_routes.tolist()
         places = {name: value if isinstance(value, int) else value.tolist() for name, value in self.places.items()}
         return line | dict(self.settings) | places | {"schema_version": SCHEMA_VERSION}
 
@@ -271,6 +279,7 @@ def parse_record(row: Mapping[str, Any]) -> SequenceRecord:
         prompt_key=row.get("prompt_id"),
         settings={name: finite_number(name, row[name]) for name in SETTINGS if row.get(name) is not None},
         places={name: row[name] for name in PLACES if row.get(name) is not None} | _counted(row),
+        engine_routes=row.get("engine_routed_experts") if row.get("trainer_routed_experts") is None else None,
     )
 
 

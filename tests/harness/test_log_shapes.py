@@ -379,6 +379,18 @@ def test_the_two_dumps_of_a_rollout_are_one_log_with_what_each_knows(tmp_path: P
     assert table.step.tolist() == [5] * 5
 
 
+def test_the_engines_routes_of_a_rollout_dump_are_kept_with_what_the_train_dump_says(tmp_path: Path) -> None:
+    """slime with --use-rollout-routing-replay: (tokens - 1, layers, k) for each sample."""
+    dump, routes = slime_rollout(), []
+    for sample in dump["samples"]:
+        routes.append(torch.randint(8, (len(sample["tokens"]) - 1, 3, 2), dtype=torch.int32))
+        sample["rollout_routed_experts"] = routes[-1]
+    saved(tmp_path / "rollout_data" / "5.pt", dump)
+    saved(tmp_path / "train_data" / "5.pt", slime_train())
+    for record, given in zip(import_sequences(tmp_path), routes, strict=True):
+        np.testing.assert_array_equal(record.engine_routes, given[-len(record.tokens) :])
+
+
 def test_dumps_that_disagree_on_a_sequence_are_one_line(tmp_path: Path) -> None:
     other = slime_rollout()
     other["samples"][1]["tokens"][-1] = 99

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from benchmarks.simulated_cases import make_simulated_case
-from skewsim.diagnose import diagnose
+from skewsim.diagnose import Diagnosis, diagnose, load_models
+from skewsim.diagnose.models import ModelScorer
+from skewsim.diagnose.predict import Models
+from skewsim.diagnose.rows import Rows
 from skewsim.errors import UserError
+from skewsim.learn.base_policy import model_folder
+from skewsim.learn.trainer import Trainer
+from skewsim.settings import Scenario
 from skewsim.skew.sequences import SequenceLog, load_sequences
 from skewsim.skew.tokens import TokenTable
 
@@ -127,3 +134,73 @@ def test_experts_of_another_shape_are_one_line(engine: object, trainer: object, 
     with pytest.raises(UserError, match=said) as raised:
         read(tmp_path / "log.jsonl", line(engine_routed_experts=engine, trainer_routed_experts=trainer))
     assert "\n" not in str(raised.value)
+
+
+SIMULATED = {
+    "policy": "base_moe",
+    "engine.enable_return_routed_experts": True,
+    "engine.lag": 0,
+    "engine.update_at_token": None,
+    "trainer.learning_rate": 0.0,
+    "trainer.num_minibatches": 1,
+    "task.pool_size": 4096,
+}
+BFLOAT16 = {"engine.dtype": "bfloat16"}
+
+
+def simulated(prompts: int = 16, **values: object) -> tuple[SequenceLog, SequenceLog]:
+    """A step's log with what both sides' routes differ in, and with the routes that the engine returned instead."""
+    trainer = Trainer(Scenario().with_values(SIMULATED | {"trainer.num_prompts": prompts} | values))
+    trainer.step()
+    both, routes = trainer.look().sequences, trainer._done.rollouts.routed_experts[0].numpy()  # type: ignore[union-attr, index]
+    trainer.close()
+    alone = [replace(r, places={}, engine_routes=own) for r, own in zip(both.records, routes, strict=True)]
+    return both, SequenceLog(tuple(alone))
+
+
+def by_model(log: SequenceLog) -> Diagnosis:
+    return diagnose(log, models=load_models([model_folder("base_moe")]))
+
+
+def test_the_engines_routes_alone_prove_routing_beside_the_models_own(tmp_path: Path) -> None:
+    both, alone = simulated(**BFLOAT16)
+    alone.save(tmp_path / "log.jsonl")
+    proven, found = diagnose(both), by_model(load_sequences(tmp_path / "log.jsonl"))
+    (of_both,), (of_model,) = ([c for c in each.causes if c.name == "moe_routing"] for each in (proven, found))
+    assert of_model.explained == pytest.approx(of_both.explained, abs=0.01)
+    counted = int((both.table().routes_differ > 0).sum())
+    assert f"proven by the routes in the log: {counted} of" in of_model.evidence
+    assert f"experts in {model_folder('base_moe').name} than in the engine" in of_model.evidence
+
+
+@pytest.mark.parametrize("fault", ["zeros", "shifted"])
+def test_routes_that_an_engine_returned_wrongly_are_seen_beside_the_models_own(fault: str) -> None:
+    """zeros: nothing was captured; shifted: those of the row before. No rounding sends so many tokens elsewhere."""
+    _, alone = simulated(4, **BFLOAT16, **{"engine.routed_experts_fault": fault})
+    found = by_model(alone)
+    said = " ".join((*found.notes, *(cause.evidence for cause in found.causes)))
+    assert "the engine's routes are zeros, those of padding, or shifted" in said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("values", [{"trainer.router_replay": "R3"}, {"engine.dtype": "float32"}])
+def test_beside_the_models_own_routes_replayed_ones_and_those_of_float32_are_no_cause(
+    values: dict[str, object],
+) -> None:
+    _, alone = simulated(**BFLOAT16 | values)
+    assert "moe_routing" not in [cause.name for cause in by_model(alone).causes]
+
+
+def test_layers_without_experts_are_left_out_and_routes_of_another_model_are_not_compared() -> None:
+    """slime returns a row for every layer, with zeros where there is one MLP for all tokens."""
+    _, alone = simulated(2, **BFLOAT16)
+    wide = [np.insert(r.engine_routes, 1, 0, axis=1) for r in alone.records]  # type: ignore[arg-type]
+    between = SequenceLog(tuple(replace(r, engine_routes=w) for r, w in zip(alone.records, wide, strict=True)))
+    (model,) = load_models([model_folder("base_moe")])
+    counts = [Models([model], each).routes_differ(Rows.from_log(each)) for each in (alone, between)]
+    assert counts[0].max() > 0  # type: ignore[union-attr]
+    np.testing.assert_array_equal(*counts)
+    other = SequenceLog(tuple(replace(r, engine_routes=r.engine_routes[:, :, :1]) for r in alone.records))  # type: ignore[index]
+    assert "not compared" in " ".join(by_model(other).notes)
+    dense = diagnose(alone, models=[ModelScorer.from_folder(model_folder("base"))])
+    assert "moe_routing" not in [cause.name for cause in dense.causes]
