@@ -46,6 +46,7 @@ class RolloutLog:
         prompt_mask: Any = None,
         weight_versions: Any = None,
         prompt_ids: Any = None,
+        routed_experts: Any = None,
         temperature: float | None = None,
         **places: int,
     ) -> int:
@@ -53,7 +54,9 @@ class RolloutLog:
 
         `tokens`, both logprobs and `mask` (1 where the engine sampled the token) are tensors or arrays of shape (N, T),
         padded on the right; `prompts` and `prompt_mask` of shape (N, P); `weight_versions` and `prompt_ids` (what tells
-        prompts apart) of shape (N,). `places` are whole numbers: step, rank, replica. ValueError if shapes differ.
+        prompts apart) of shape (N,); `routed_experts` of shape (N, P + T, L, k), verl's: the experts that the engine
+        sent each token of `prompts` and `tokens` to. `places` are whole numbers: step, rank, replica. ValueError if
+        shapes differ.
         """
         columns = {
             "tokens": _rows(tokens),
@@ -61,9 +64,11 @@ class RolloutLog:
             "trainer_logprobs": _rows(trainer_logprobs),
             "mask": _rows(mask),
         }
-        given, allowed = _rows(prompts), _rows(prompt_mask)
+        given, allowed, routes = _rows(prompts), _rows(prompt_mask), _rows(routed_experts)
+        if routes is not None:
+            routes = _predicting(routes, given, columns["tokens"])
         lines = []
-        for number, row in enumerate(_by_sequence(columns)):
+        for number, row in _by_sequence(columns):
             prompt = None if given is None else given[number]
             if prompt is not None and allowed is not None:
                 prompt = prompt[allowed[number].astype(bool)]
@@ -76,6 +81,7 @@ class RolloutLog:
                 prompt_key=key if isinstance(key, str) or key is None else int(key),
                 settings={} if temperature is None else {"temperature": float(temperature)},
                 places=places,
+                engine_routes=None if routes is None else routes[number, : len(row["tokens"])],
             )
             lines.append(json.dumps(record.to_json(), separators=(",", ":")) + "\n")
         with open(self.path, "a", encoding="utf-8") as file:
@@ -155,8 +161,18 @@ def _rows(values: Any) -> Rows | None:
     return np.asarray(values)
 
 
-def _by_sequence(columns: dict[str, Rows | None]) -> Iterator[dict[str, Any]]:
-    """Each sequence's columns, cut after its last sampled token; sequences without one are skipped."""
+def _predicting(routes: Rows, prompts: Rows | None, tokens: Rows | None) -> Rows:
+    """The experts (N, T, L, k) of the row before each token."""
+    before = None if prompts is None else prompts.shape[1] - 1
+    if before is None or tokens is None or routes.shape[:2] != (len(tokens), before + 1 + tokens.shape[1]):
+        raise ValueError(
+            f"routed_experts has shape {routes.shape}; allowed: (N, P + T, L, k), with prompts of shape (N, P)"
+        )
+    return routes[:, before : before + tokens.shape[1]]
+
+
+def _by_sequence(columns: dict[str, Rows | None]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Each sequence's number and columns, cut after its last sampled token; sequences without one are skipped."""
     tokens, mask = columns["tokens"], columns["mask"]
     assert tokens is not None
     for name, column in columns.items():
@@ -166,4 +182,5 @@ def _by_sequence(columns: dict[str, Rows | None]) -> Iterator[dict[str, Any]]:
         sampled = np.ones(tokens.shape[1], dtype=bool) if mask is None else mask[number].astype(bool)
         length = int(np.flatnonzero(sampled)[-1]) + 1 if sampled.any() else 0
         if length:
-            yield {name: None if column is None else column[number, :length] for name, column in columns.items()}
+            cut = {name: None if column is None else column[number, :length] for name, column in columns.items()}
+            yield number, cut

@@ -45,6 +45,43 @@ def test_a_batch_of_tensors_comes_back_token_by_token(tmp_path: Path) -> None:
         log.write(tokens=tokens, engine_logprobs=engine[:, :2])
 
 
+def test_a_sequence_without_a_sampled_token_is_skipped_and_the_others_keep_their_prompts(tmp_path: Path) -> None:
+    path = tmp_path / "rollouts.jsonl"
+    RolloutLog(path).write(
+        tokens=np.array([[5, 6], [0, 0], [8, 9]]),
+        engine_logprobs=-np.ones((3, 2)),
+        mask=np.array([[1, 1], [0, 0], [1, 1]]),
+        prompts=np.array([[1], [2], [3]]),
+        prompt_ids=["a", "b", "c"],
+        weight_versions=[1, 2, 3],
+    )
+    records = load_sequences(path).records
+    assert [record.prompt_tokens.tolist() for record in records] == [[1], [3]]
+    assert [(record.prompt_key, record.weight_versions.tolist()) for record in records] == [
+        ("a", [1, 1]),
+        ("c", [3, 3]),
+    ]
+
+
+def test_the_engines_experts_come_back_for_the_row_before_each_token(tmp_path: Path) -> None:
+    """verl's `routed_experts`: a row for each token of the padded prompt and response, zeros behind the response."""
+    path, routes = tmp_path / "rollouts.jsonl", torch.arange(2 * 5 * 3 * 2).reshape(2, 5, 3, 2).to(torch.uint8)
+    batch = {
+        "tokens": torch.tensor([[5, 6, 7], [8, 9, 0]]),
+        "engine_logprobs": -torch.ones(2, 3),
+        "mask": torch.tensor([[1, 1, 1], [1, 1, 0]]),
+    }
+    RolloutLog(path).write(**batch, prompts=torch.tensor([[0, 1], [1, 2]]), routed_experts=routes)
+    for record, given, length in zip(load_sequences(path).records, routes, (3, 2), strict=True):
+        np.testing.assert_array_equal(record.engine_routes, given[1 : 1 + length])
+    for wrong in (
+        {"routed_experts": routes},
+        {"routed_experts": routes[:, 1:], "prompts": torch.tensor([[0, 1], [1, 2]])},
+    ):
+        with pytest.raises(ValueError, match="routed_experts has shape"):
+            RolloutLog(path).write(**batch, **wrong)
+
+
 def test_importing_the_callbacks_loads_neither_torch_nor_transformers() -> None:
     code = "import sys, skewsim.callbacks; sys.exit(bool({'torch', 'transformers', 'trl'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
