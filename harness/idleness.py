@@ -78,8 +78,11 @@ class Idleness:
     def _running(self) -> bool:
         """Whether some thread runs or could run, a moment from now."""
         time.sleep(_GLANCE_S)
-        stats = (stat for process, _ in self._processes() for stat in process.glob("task/*/stat"))
-        return any(_stat(stat)[:1] == ["R"] for stat in stats)
+        for process, _ in self._processes():
+            with contextlib.suppress(OSError):  # the process has ended meanwhile
+                if any(_stat(stat)[:1] == ["R"] for stat in process.glob("task/*/stat")):
+                    return True
+        return False
 
     def _look(self) -> dict[Path, float]:
         """Seconds that each thread ran or queued, and bytes that each process read.
@@ -116,6 +119,6 @@ class Idleness:
 def _stat(path: Path) -> list[str]:
     """What a process or thread tells of itself from its state on (proc_pid_stat(5)); nothing if it has ended."""
     try:
-        return path.read_text().rpartition(")")[2].split()
+        return path.read_text(errors="replace").rpartition(")")[2].split()
     except OSError:
         return []

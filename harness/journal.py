@@ -4,8 +4,8 @@
 sequence, appended once it is scored: the format of `skewsim.skew.sequences`, and beside it `id`, `prompt_id`,
 `square_mass` and, where the sampler truncates, `kept_mass`. A last line that is cut off is ignored. At the end,
 ``tokens.npz`` and ``sequences.jsonl`` are made from the lines, in the order of their ids, each whole or absent, and
-``unfinished.jsonl`` is removed. A whole measurement of which more tokens are asked goes on: its ``sequences.jsonl``
-becomes ``unfinished.jsonl`` again.
+``unfinished.jsonl`` is removed. A whole measurement that is to have more sequences goes on: its ``sequences.jsonl``
+becomes ``unfinished.jsonl`` again. How many tokens are asked for may change from process to process.
 
 One process at a time measures into a folder: it holds the operating system's lock on the journal, which ends with it.
 """
@@ -32,6 +32,8 @@ from skewsim.skew.tokens import TokenTable
 FORMAT, SCHEMA_VERSION = "skewsim-measurement", 1
 ASKED, LINES = "measurement.json", "unfinished.jsonl"
 TABLE, SEQUENCES, PROFILE = "tokens.npz", "sequences.jsonl", "profile.json"
+SAME = ("engine_version", "trainer", "machine", "cpu_features")
+"""What of the provenance must be the same for all rows."""
 ATTEMPTS, BETWEEN_S = 20, 0.1
 """How often a lock is tried, and seconds between."""
 
@@ -39,7 +41,7 @@ ATTEMPTS, BETWEEN_S = 20, 0.1
 class Journal:
     """The journal of one measurement in `folder`. Nothing is written before `begin`.
 
-    Raises UserError if the folder holds another measurement, or more of this one, or this one and `resume` is not set.
+    Raises UserError if the folder holds another measurement, or this one and `resume` is not set.
     """
 
     def __init__(self, folder: Path | str, asked: Mapping[str, Any], *, resume: bool = False) -> None:
@@ -49,29 +51,33 @@ class Journal:
         """The tokens of each sequence that it has, by the sequence's id."""
         self.meta: dict[str, Any] = {}
         """Provenance of all rows, as the process wrote it that began the measurement."""
-        self.finished = False
+        self.whole = False
+        """The files that stay are there, and no lines besides."""
         self._asked = json.loads(json.dumps(asked))
-        self._more = False
-        """More tokens are asked for than by the process before."""
+        self._written: Any = None
+        """What was asked, as the file says it."""
         self._file: int | None = None
         self._end = 0
         self._places: dict[int, tuple[int, int]] = {}
         self._look(resume)
 
     def begin(self, meta: Mapping[str, Any]) -> None:
-        """Open for appending. `meta` is written if there is none yet; else its engine version must be the same."""
+        """Open for appending. `meta` is written if there is none yet; else what computes must be the same."""
         if self.meta:
-            _compare({"engine_version": self.meta.get("engine_version")}, meta, ("engine_version",), self.folder)
+            _compare(self.meta, meta, SAME, self.folder)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            if self.done and self._file is None:  # it was whole
+            if self.whole:
                 os.replace(self.folder / SEQUENCES, self.lines)
             self._open()
+            if self.whole and self.lines.stat().st_size != self._end:
+                raise UserError(f"--out {self.folder}: another process has measured into it meanwhile")
+            self.whole = False
             remove_leftovers(self.folder, (ASKED, TABLE, SEQUENCES, PROFILE))
             os.truncate(self.lines, self._end)
         except OSError as error:
             raise UserError(f"{self.folder} cannot be written: {error.strerror}") from None
-        if not self.meta or self._more:
+        if self._written != self._asked:
             self.meta = self.meta or dict(meta)
             document = {"format": FORMAT, "schema_version": SCHEMA_VERSION, "asked": self._asked, "meta": self.meta}
             with atomic_writer(self.folder / ASKED) as handle:
@@ -135,7 +141,7 @@ class Journal:
     def remove(self) -> None:
         """Remove the journal's lines; the measurement is whole."""
         self.lines.unlink()
-        self.finished = True
+        self.whole = True
 
     def close(self) -> None:
         if self._file is not None:
@@ -167,36 +173,19 @@ class Journal:
                 return  # killed in its first moment
             raise UserError(f"--resume: {self.folder / ASKED} is missing, which says what was measured")
         document = _read_document(self.folder / ASKED)
-        before = _with_defaults(document["asked"], self._asked)
-        self._more = self._asks_more(before)
+        self._written, self.meta = document["asked"], document["meta"]
+        before = _with_defaults(self._written, self._asked)
         _compare(before, self._asked, [key for key in self._asked if key != "num_tokens"], self.folder)
-        self.meta = document["meta"]
-        path = self.lines
-        if not path.exists():
-            self.finished = self.table_path.exists() and not self._more
-            if self.finished or not self.table_path.exists():
-                return
-            path = self.folder / SEQUENCES
+        self.whole = self.table_path.exists() and not self.lines.exists()
+        path = self.folder / SEQUENCES if self.whole else self.lines
         try:
-            if path == self.lines:
+            if not self.whole:
                 self._open()
             for _, end, line in read_lines(path):
                 self._end = end
                 self._count([line])
         except OSError as error:
             raise UserError(f"{path} cannot be opened: {error.strerror}") from None
-
-    def _asks_more(self, before: Mapping[str, Any]) -> bool:
-        """Whether more tokens are asked for than `before`. UserError if they are fewer."""
-        old, new = before.get("num_tokens"), self._asked.get("num_tokens")
-        if old == new:
-            return False
-        if not (isinstance(old, int) and isinstance(new, int) and new > old):
-            raise UserError(
-                f"--resume: num_tokens={new}, but {self.folder} was begun with {old}; "
-                f"allowed: at least {old}, or another --out"
-            )
-        return True
 
     def _open(self) -> None:
         if self._file is None:

@@ -93,13 +93,14 @@ def measure(
     resume: bool = False,
     progress: Progress | None = None,
 ) -> Measurement:
-    """Measure at least `num_tokens` tokens and write table, sequences and profile into the folder `out`.
+    """Measure `num_tokens` tokens, or a few more, and write table, sequences and profile into the folder `out`.
 
     `engine` is what `harness.engines.choose` makes of a name; a server must have the same model. `model_folder` is a
     Hugging Face folder, or ``base`` or ``base_moe`` (what ships for the first task, on its own prompts).
     `chat_template`: whether prompts that are texts go through the model's; None: where it has one. `batch_tokens`
-    bounds what the trainer's side computes at once. `resume` goes on with what `out` holds, whole or not, to as many
-    tokens as are asked for now; sequences that are there are not asked for again.
+    bounds what the trainer's side computes at once. `resume` goes on with what `out` holds, whole or not, until it has
+    as many tokens as are asked for now; sequences that are there are not asked for again. Tokens that are left out
+    since a logprob is not finite count as measured.
 
     Raises UserError before anything is written, EngineError with the rows received kept.
     """
@@ -120,7 +121,7 @@ def measure(
     seconds = {"start": 0.0, "engine": 0.0, "scorer": 0.0}
     with Journal(out, asked, resume=resume) as journal:
         info = dict(journal.meta.get("settings", {}).get("actual", {}))
-        if not journal.finished and plan.requests(journal.done):
+        if plan.requests(journal.done):
             engine.require()
             work = _Work(journal, plan, settings, trainer, batch_tokens, say)
             try:
@@ -153,7 +154,7 @@ def check_machine(plan: Plan, folder: Path) -> None:
 def _conclude(journal: Journal, *, name: str) -> tuple[TokenTable, SkewProfile]:
     """Write table, sequences and profile of a journal that holds every sequence, or read what was written before."""
     path = journal.folder / PROFILE
-    if journal.finished:
+    if journal.whole:
         return TokenTable.load(journal.table_path), load_profile(path)
     table, dropped = journal.table()
     kept = {key: table.meta[key] for key in KEPT if key in table.meta}

@@ -29,6 +29,8 @@ from skewsim.task import Task
 Prompts = Sequence[Sequence[int]] | Path | str | None
 """Token ids, a file (see `harness.prompts`), or None for a built-in set."""
 
+FIRST_FEW = 64
+"""Requests by which a smaller number may grow in one round."""
 MOST_TOKENS = 100_000_000
 """Tokens of a measurement: a hundred times what a profile of the rarest bins takes."""
 
@@ -74,15 +76,16 @@ class Plan:
         """How many requests give the tokens asked for, as far as the answers tell.
 
         Where answers end early, the first `count` requests give fewer. Then come rounds of as many more as the rest
-        takes at the mean length so far. A round's size depends on the rounds before it alone, so an interrupted
-        measurement ends with the requests of one that was not.
+        takes at the mean length so far, but at most as many as there are, since few answers tell little of that mean. A
+        round's size depends on the rounds before it alone, so an interrupted measurement ends with the requests of one
+        that was not.
         """
         count = self.count
         while all(i in answered for i in range(count)):
             tokens = sum(answered[i] for i in range(count))
             if not 0 < tokens < self.num_tokens:
                 break
-            more = (self.num_tokens - tokens) * count / tokens
+            more = min((self.num_tokens - tokens) * count / tokens, max(count, FIRST_FEW))
             count += self.num_generations * math.ceil(more / self.num_generations)
         return count
 

@@ -58,8 +58,17 @@ def read(row: Row, context: Context) -> Iterator[SequenceRecord]:
         prompt_key=row.get("group_index"),
         settings=settings(row),
         places=places(row, step=row.get("rollout_id")),
-        engine_routes=row.get("rollout_routed_experts"),
+        engine_routes=_routes(row, int(length), context),
     )
+
+
+def _routes(row: Row, tokens: int, context: Context) -> Any:
+    """The engine's routes, if there are those of all the response's tokens."""
+    routes = row.get("rollout_routed_experts")
+    if routes is None or (np.ndim(routes) == 3 and len(routes) >= tokens):
+        return routes
+    context.notes.say("rollout_routed_experts of another shape than (tokens - 1, layers, experts of a token): left out")
+    return None
 
 
 def join(files: list[Path]) -> Iterator[tuple[Path, Any]]:

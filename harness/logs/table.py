@@ -20,7 +20,7 @@ from skewsim.skew.tokens import PLACES, TYPE_OF_COLUMN, TokenTable
 
 SEVERAL = {"token": "token_ids", "engine_logprob": "engine_logprobs", "trainer_logprob": "trainer_logprobs", "weight_version": "weight_versions"}  # fmt: skip
 """Names of a column with a token per row, and of the same with a sequence per row; each is understood for both."""
-WIDE = ("token_ids", "engine_logprobs", "trainer_logprobs", "weight_versions", "mask", "prompt_token_ids", "prompt_id", *SETTINGS, *PLACES)  # fmt: skip
+WIDE = ("token_ids", "engine_logprobs", "trainer_logprobs", "weight_versions", "mask", "prompt_token_ids", "prompt_id", "engine_routed_experts", "trainer_routed_experts", *SETTINGS, *PLACES)  # fmt: skip
 LONG = (frozenset({"engine_logprob", "trainer_logprob"}), frozenset({"sequence", "engine_logprob"}))
 """Fields by which a table with a token per row is known without `columns`."""
 

@@ -189,16 +189,19 @@ class Models:
         """In how many layers the newest model chooses other experts for each row's token than the engine of the log
         did; -1 where the log does not say, or says it of other layers than the model has. None where it never says, or
         the model has no routers."""
-        scorer = self.scorers[0]
-        if not hasattr(scorer, "experts") or all(record.engine_routes is None for record in self.records):
+        scorer, given = self.scorers[0], [r.engine_routes for r in self.records if r.engine_routes is not None]
+        if not hasattr(scorer, "experts") or not given:
             return None
         parts: list[Ints] = []
         for chosen in self._pieces:
+            if self.progress is not None and not self.whole:
+                self.progress(int(chosen[0]), len(self.records), f"scoring with {scorer.name}, its routes")
             records = [self.records[number] for number in chosen]
             if (own := scorer.experts(records)) is None:
                 return None
+            layers = _routed_layers(given, own.shape[1])
             ends = np.cumsum([int(record.sampled.sum()) for record in records])[:-1]
-            parts += [_differ(*each) for each in zip(records, np.split(own, ends), strict=True)]
+            parts += [_differ(record, layers, each) for record, each in zip(records, np.split(own, ends), strict=True)]
         return np.concatenate(parts)[rows.index]
 
     @property
@@ -349,14 +352,26 @@ def prepare(scorers: Sequence[Scorer], log: SequenceLog, progress: Progress | No
     return Models(scorers, log, progress)
 
 
-def _differ(record: SequenceRecord, own: Ints) -> Ints:
+def _routed_layers(given: Sequence[Ints], count: int) -> Ints:
+    """Which layers of an engine's routes are those of a model with `count` mixtures.
+
+    slime's routes have all layers, with zeros for those that are no mixtures. If all are zeros, nothing was captured.
+    """
+    wide = [routes for routes in given if routes.shape[1] > count]
+    used = np.flatnonzero(np.any([(routes != 0).any((0, 2)) for routes in wide], axis=0)) if _alike(wide) else ()
+    return np.asarray(used) if len(used) else np.arange(count)
+
+
+def _alike(given: Sequence[Ints]) -> bool:
+    return len({routes.shape[1] for routes in given}) == 1
+
+
+def _differ(record: SequenceRecord, layers: Ints, own: Ints) -> Ints:
     """In how many layers the engine's experts differ from `own` (sampled tokens, L, k); -1 where they are not known."""
     given = record.engine_routes
-    if given is not None:
-        given = given[record.sampled]
-        if given.shape[1] > own.shape[1]:
-            given = given[:, (given != 0).any((0, 2))]  # slime's have zeros for layers that are no mixtures
-    if given is None or given.shape != own.shape:
+    if given is not None and given.shape[1] > own.shape[1]:
+        given = given[:, layers]
+    if given is None or given.shape[1:] != own.shape[1:]:
         return np.full(len(own), -1)
-    differ: Ints = (np.sort(given, -1) != np.sort(own, -1)).any(-1).sum(-1)
+    differ: Ints = (np.sort(given[record.sampled], -1) != np.sort(own, -1)).any(-1).sum(-1)
     return differ

@@ -71,8 +71,7 @@ class SequenceRecord:
             raise ValueError(f"the prompt's id is {reprlib.repr(self.prompt_key)}; allowed: text or a number")
         object.__setattr__(self, "places", {name: self._place(name, value) for name, value in self.places.items()})
         if self.engine_routes is not None:
-            routes = _routes("engine_routed_experts", self.engine_routes, len(self.tokens))
-            object.__setattr__(self, "engine_routes", routes.copy())
+            object.__setattr__(self, "engine_routes", self._own_routes())
 
     def _place(self, name: str, value: Any) -> int | Column:
         if name not in PLACES:
@@ -85,6 +84,14 @@ class SequenceRecord:
         if not whole or array.shape not in ((), (len(self.tokens),)):
             raise ValueError(f"{name} is neither a whole number nor one for each of the {len(self.tokens)} tokens")
         return array if array.ndim else int(array)
+
+    def _own_routes(self) -> Column | None:
+        """The engine's routes in the smallest type that holds them; None for a response without tokens."""
+        if not len(self.tokens):
+            return None
+        routes = _routes("engine_routed_experts", self.engine_routes, len(self.tokens))
+        ends = (np.min_scalar_type(int(end)) for end in (routes.min(initial=0), routes.max(initial=0)))
+        return routes.astype(np.result_type(*ends))
 
     @property
     def sampled(self) -> Column:
@@ -151,11 +158,11 @@ _CHECKS: dict[Any, Callable[[Column], bool]] = {np.int64: _are_ids, bool: _are_f
 def routes_differ(row: Mapping[str, Any], tokens: int) -> Column | None:
     """In how many layers the two sides of a line chose other experts for the row before each of `tokens` tokens.
 
-    None if the line does not have both sides' experts. Raises ValueError for experts that are no whole numbers of
-    shape (rows, L, k), or have fewer rows than there are tokens.
+    None if the line does not have both sides' experts, or no tokens. Raises ValueError for experts that are no whole
+    numbers of shape (rows, L, k), or have fewer rows than there are tokens.
     """
     names = ("engine_routed_experts", "trainer_routed_experts")
-    if any(row.get(name) is None for name in names):
+    if not tokens or any(row.get(name) is None for name in names):
         return None
     engine, trainer = (_routes(name, row[name], tokens) for name in names)
     if engine.shape != trainer.shape:

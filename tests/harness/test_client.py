@@ -151,6 +151,15 @@ def test_where_the_system_does_not_say_what_threads_ran_nothing_is_idle(
     assert idle(7, seconds=0.6, clock=clock)
     (tmp_path / "8" / "task" / "8" / "stat").write_text("8 (a (b) c) R 7 7 7 0")
     assert not idle(7, seconds=0.6, clock=clock), "it runs on a core that the host of this machine has taken away"
+    thread, glances = tmp_path / "8" / "task" / "8" / "stat", iter(["R", "R", "S"])
+
+    def glance(seconds: float) -> None:
+        if seconds < 0.1:  # between two looks at the states
+            thread.write_text(f"8 (python) {next(glances, 'S')} 7 7 7 0")
+        clock.now += seconds
+
+    monkeypatch.setattr(clock, "sleep", glance)
+    assert idle(7, seconds=0.6, clock=clock), "it only polls"
     monkeypatch.setattr("harness.idleness._PROC", tmp_path / "none")
     assert not idle(7, seconds=0.6, clock=clock)
 
