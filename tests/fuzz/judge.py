@@ -71,7 +71,7 @@ def run(
     from tests.fuzz.oracle import misread
 
     words = KINDS[kind](rng_of(kind, number, seed), folder)
-    before = listing(folder)
+    before, held = listing(folder), most_held()
     out, err = io.StringIO(), io.StringIO()
     status, hung = 0, False
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
@@ -81,13 +81,18 @@ def run(
         except Hang:
             hung = True
     found = wrong(status, out.getvalue(), err.getvalue(), left=listing(folder) != before) + ["hangs"] * hung
-    if resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 > BYTES:
+    if most_held() > max(BYTES, held):  # what other tests of this process held before is not this input's
         found.append("memory")
     wrongly = "" if hung else misread(kind, words, folder, status, out.getvalue())
     found += ["misread"] * bool(wrongly)
     told = f"{wrongly} exit code {status}: {err.getvalue()[-300:]!r} of skewsim {' '.join(words)[:200]!r}"
     said = told.strip() if found else ""
     return {"number": number, "status": status, "wrong": found, "said": said}
+
+
+def most_held() -> int:
+    """Bytes of memory that this process has held at most."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 @contextlib.contextmanager

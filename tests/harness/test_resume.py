@@ -84,7 +84,7 @@ def test_a_resumed_measurement_is_the_undisturbed_one_and_asks_only_for_the_rest
     assert again.profile == found.profile
 
 
-@pytest.mark.parametrize("rows", [None, "0", "31"])
+@pytest.mark.parametrize("rows", [None, pytest.param("0", marks=pytest.mark.slow), "31"])
 def test_answers_that_end_early_are_followed_by_more_until_the_tokens_are_there(
     run: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: str | None
 ) -> None:
@@ -346,7 +346,7 @@ def concluded(folder: Path, *, resume: bool, count: int = 40) -> None:
         _conclude(journal, name="x")
 
 
-@pytest.mark.parametrize("begun_with", [0, 30])
+@pytest.mark.parametrize("begun_with", [0, pytest.param(30, marks=pytest.mark.slow)])
 def test_a_measurement_killed_at_any_step_of_its_writing_resumes_to_the_same_files_and_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begun_with: int
 ) -> None:

@@ -74,7 +74,7 @@ def test_where_both_sides_route_alike_a_heavy_tail_is_no_routing() -> None:
     assert diagnose(tail).verdict == "moe_routing"
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)])
 def test_where_nearly_every_token_meets_a_flip_in_some_layer_that_is_routing_and_not_missing_routes(seed: int) -> None:
     """As published of a large mixture: 94 % of the tokens, in 6 of 48 layers on average."""
     made, rng = table(seed, flipped=0.94, flip=0.2), np.random.default_rng(seed)
@@ -224,7 +224,10 @@ def with_routes(log: SequenceLog, change: Callable[[np.ndarray], np.ndarray | No
     return SequenceLog(tuple(changed))
 
 
-@pytest.mark.parametrize(("fault", "dense"), [("zeros", False), ("zeros", True), ("shifted", False)])
+@pytest.mark.parametrize(
+    ("fault", "dense"),
+    [("zeros", True), *(pytest.param(fault, False, marks=pytest.mark.slow) for fault in ("zeros", "shifted"))],
+)
 def test_routes_that_an_engine_returned_wrongly_are_seen_beside_the_models_own(fault: str, dense: bool) -> None:
     """zeros: nothing was captured; shifted: those of the row before. No rounding turns so many decisions round."""
     _, alone = simulated(4, **BFLOAT16, **{"engine.routed_experts_fault": fault})
