@@ -234,7 +234,7 @@ def measure(
         raise UserError("--resume needs --out: the folder to go on with")
     if prompts is not None and prompt_ids:
         raise UserError("--prompts and --prompt-ids: allowed is one of them")
-    scenario = Scenario().with_values(parse_assignments(assignments or []) | {"seed": seed})
+    scenario = Scenario().with_values({"seed": seed} | parse_assignments(assignments or []))
     import harness.legs
     import harness.measure
     from harness.engines import choose, choose_local

@@ -178,6 +178,8 @@ class Journal:
         _compare(before, self._asked, [key for key in self._asked if key != "num_tokens"], self.folder)
         self.whole = self.table_path.exists() and not self.lines.exists()
         path = self.folder / SEQUENCES if self.whole else self.lines
+        if not self.whole and not path.exists():
+            return  # killed before its first sequence
         try:
             if not self.whole:
                 self._open()

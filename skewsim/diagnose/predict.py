@@ -193,13 +193,14 @@ class Models:
         if not hasattr(scorer, "experts") or not given:
             return None
         parts: list[Ints] = []
+        layers: Ints | None = None
         for chosen in self._pieces:
             if self.progress is not None and not self.whole:
                 self.progress(int(chosen[0]), len(self.records), f"scoring with {scorer.name}, its routes")
             records = [self.records[number] for number in chosen]
             if (own := scorer.experts(records)) is None:
                 return None
-            layers = _routed_layers(given, own.shape[1])
+            layers = _routed_layers(given, own.shape[1]) if layers is None else layers
             ends = np.cumsum([int(record.sampled.sum()) for record in records])[:-1]
             parts += [_differ(record, layers, each) for record, each in zip(records, np.split(own, ends), strict=True)]
         return np.concatenate(parts)[rows.index]

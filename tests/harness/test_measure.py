@@ -14,6 +14,7 @@ from harness.client import Limits
 from harness.engines import choose
 from harness.measure import measure
 from harness.scorer import TrainerScorer
+from skewsim.cli.main import main
 from skewsim.errors import EngineError, UserError
 from skewsim.model.policy import Policy
 from skewsim.settings import EngineSettings, Scenario
@@ -117,6 +118,26 @@ def test_a_mistake_is_one_line_and_nothing_is_written(
         run(fake_root, tiny_model, tmp_path / "out", **values)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_seed_among_the_settings_is_heeded(
+    fake_root: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SKEWSIM_ENGINES", str(fake_root))
+    words = [
+        "measure",
+        str(tiny_model),
+        "--engine",
+        NAME,
+        "--tokens",
+        "80",
+        "--max-tokens",
+        "2",
+        "--out",
+        str(tmp_path / "o"),
+    ]
+    assert main([*words, "--set", "seed=3"]) == 0
+    assert json.loads((tmp_path / "o" / "measurement.json").read_text())["asked"]["seed"] == 3
 
 
 def test_a_folder_that_is_no_model_or_an_engine_that_is_not_there_writes_nothing(

@@ -151,6 +151,15 @@ def test_a_measurement_that_another_process_enlarged_meanwhile_is_left_as_it_is(
         assert [json.loads(each)["id"] for each in lines] == list(range(50))
 
 
+def test_looking_into_a_folder_that_has_no_sequence_yet_writes_nothing(tmp_path: Path) -> None:
+    with Journal(tmp_path, ASKED) as journal:
+        journal.begin(META)
+    (tmp_path / LINES).unlink()
+    with Journal(tmp_path, ASKED, resume=True) as journal:
+        assert not journal.done
+        assert not (tmp_path / LINES).exists()
+
+
 @pytest.mark.parametrize("key", ["trainer", "machine", "cpu_features"])
 def test_rows_of_another_trainer_or_machine_are_not_put_beside_the_first(tmp_path: Path, key: str) -> None:
     with Journal(tmp_path, ASKED) as journal:
